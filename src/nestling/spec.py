@@ -1,0 +1,128 @@
+"""What a model is for, said once: tasks, roles, prefixes, dimensions.
+
+Knows nothing of files or engines. The prefixes are those of the jina-embeddings-v4 model card: `Query: ` and
+`Passage: `, except that text-matching is symmetric and puts `Query: ` in front of both sides.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Self
+
+from nestling.errors import FileFormatError, UsageError
+
+
+class Task(StrEnum):
+    """What the vectors are compared for; each task has its own adapter."""
+
+    RETRIEVAL = "retrieval"
+    TEXT_MATCHING = "text-matching"
+    CODE = "code"
+
+    @property
+    def stem(self) -> str:
+        """The task's word in published file names: text-matching is written `matching` there."""
+        return "matching" if self is Task.TEXT_MATCHING else self.value
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read a task's name; `matching`, `retrieval.query` and the like are not tasks but `matching` is an alias."""
+        try:
+            return cls("text-matching" if text == "matching" else text)
+        except ValueError:
+            raise UsageError(f"task={text!r}: this is one of {', '.join(cls)}", param="task") from None
+
+
+class Role(StrEnum):
+    """Which side of a comparison a text is on; `raw` adds no prefix."""
+
+    QUERY = "query"
+    PASSAGE = "passage"
+    RAW = "raw"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read a role's name; `document` is read as `passage`."""
+        try:
+            return cls("passage" if text == "document" else text)
+        except ValueError:
+            raise UsageError(f"prompt_name={text!r}: this is one of {', '.join(cls)}", param="prompt_name") from None
+
+
+class Pooling(StrEnum):
+    """How the hidden states of a text become one vector; the values of llama.cpp's `pooling_type`."""
+
+    MEAN = "mean"
+    LAST = "last"
+
+    @property
+    def gguf_value(self) -> int:
+        """llama.cpp's number for it (`enum llama_pooling_type`)."""
+        return {Pooling.MEAN: 1, Pooling.LAST: 3}[self]
+
+
+def prefixes_for(task: Task) -> dict[str, str]:
+    """The published prefix of each role of a task."""
+    passage = "Query: " if task is Task.TEXT_MATCHING else "Passage: "
+    return {Role.QUERY.value: "Query: ", Role.PASSAGE.value: passage}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """One task model: everything about it that its weights do not say.
+
+    `dimensions` are the trained Matryoshka sizes in ascending order, the last one the full width.
+    `source` names the checkpoint and its revision or content hash.
+    """
+
+    family: str
+    task: Task
+    dimensions: tuple[int, ...]
+    max_tokens: int
+    prefixes: dict[str, str] = field(default_factory=dict)
+    pooling: Pooling = Pooling.MEAN
+    source: str = ""
+
+    @property
+    def name(self) -> str:
+        """`family-task`, the reference under which the store knows the model."""
+        return f"{self.family}-{self.task}"
+
+    def prefix(self, role: Role) -> str:
+        """The text that goes in front of a text of this role, before tokenizing."""
+        return "" if role is Role.RAW else self.prefixes[role]
+
+    def dimension(self, wanted: int | None) -> int:
+        """The vector size to answer with: `wanted` if it was trained, the full width for None; else UsageError."""
+        if wanted is None:
+            return self.dimensions[-1]
+        if wanted not in self.dimensions or isinstance(wanted, bool):
+            sizes = ", ".join(map(str, self.dimensions))
+            raise UsageError(f"dimensions={wanted}: this model is trained for {sizes}", param="dimensions")
+        return wanted
+
+    def to_json(self) -> str:
+        """Compact JSON with sorted keys: equal specs give equal bytes."""
+        return json.dumps(asdict(self), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read what `to_json` wrote; anything else is a FileFormatError."""
+        try:
+            raw = json.loads(text)
+            prefixes = {str(Role(role)): str(prefix) for role, prefix in raw["prefixes"].items()}
+            dimensions = tuple(sorted(int(size) for size in raw["dimensions"]))
+            spec = cls(
+                family=str(raw["family"]),
+                task=Task(raw["task"]),
+                dimensions=dimensions,
+                max_tokens=int(raw["max_tokens"]),
+                prefixes=prefixes,
+                pooling=Pooling(raw["pooling"]),
+                source=str(raw["source"]),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise FileFormatError(f"nestling.spec: not a model specification ({error})") from None
+        if not dimensions or dimensions[0] < 1 or spec.max_tokens < 1 or not {"query", "passage"} <= prefixes.keys():
+            raise FileFormatError("nestling.spec: dimensions, max_tokens or prefixes are missing")
+        return spec

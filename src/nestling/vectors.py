@@ -1,0 +1,56 @@
+"""Arithmetic on vectors: pool, normalise, truncate, compare. Pure numpy, no knowledge of models.
+
+The order for one text is mean, normalise, truncate, normalise (the original's `encode`).
+"""
+
+import base64
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nestling.errors import EngineError
+
+Floats = NDArray[np.float32]
+
+
+def mean_pool(states: Floats, lengths: NDArray[np.int64]) -> Floats:
+    """Average each text's hidden states: (N, D) rows of B texts one after another, (B,) lengths -> (B, D)."""
+    starts = np.concatenate(([0], np.cumsum(lengths)[:-1]))
+    sums = np.add.reduceat(states, starts, axis=0, dtype=np.float64)
+    return (sums / lengths[:, None]).astype(np.float32)
+
+
+def normalise(rows: Floats) -> Floats:
+    """Scale every row to unit length: (B, D) -> (B, D). A zero or non-finite row is an EngineError, never an answer."""
+    norms = np.linalg.norm(rows.astype(np.float64), axis=-1, keepdims=True)
+    bad = ~(np.isfinite(norms) & (norms > 0))
+    if bad.any():
+        raise EngineError(
+            f"vector {int(np.flatnonzero(bad)[0])} is zero or not finite: there is no direction to return"
+        )
+    unit: Floats = (rows / norms).astype(np.float32)
+    return unit
+
+
+def finish(pooled: Floats, dimension: int) -> Floats:
+    """Pooled means to answers: (B, D) -> (B, dimension), unit rows; normalise, truncate, normalise."""
+    return normalise(normalise(pooled)[:, :dimension])
+
+
+def cosine(left: Floats, right: Floats) -> NDArray[np.float64]:
+    """Cosine of every row of `left` with every row of `right`: (A, D), (B, D) -> (A, B), in float64."""
+    a, b = left.astype(np.float64), right.astype(np.float64)
+    a /= np.linalg.norm(a, axis=1, keepdims=True)
+    b /= np.linalg.norm(b, axis=1, keepdims=True)
+    return np.asarray(a @ b.T)
+
+
+def paired_cosine(left: Floats, right: Floats) -> NDArray[np.float64]:
+    """Cosine of each row with its counterpart: (B, D), (B, D) -> (B,), in float64."""
+    a, b = left.astype(np.float64), right.astype(np.float64)
+    return np.asarray((a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)))
+
+
+def to_base64(vector: Floats) -> str:
+    """Little-endian float32 bytes in base64, as the OpenAI API's `encoding_format: base64`."""
+    return base64.b64encode(vector.astype("<f4").tobytes()).decode("ascii")

@@ -2,6 +2,17 @@
 
 from nestling.gguf_io.fields import Field, ValueKind
 from nestling.gguf_io.reader import GGUFFile, TensorInfo
-from nestling.gguf_io.writer import TensorPlan, write_gguf
+from nestling.gguf_io.writer import GGUFWriter, TensorHead, TensorPlan, file_size, open_writer, write_gguf
 
-__all__ = ["Field", "GGUFFile", "TensorInfo", "TensorPlan", "ValueKind", "write_gguf"]
+__all__ = [
+    "Field",
+    "GGUFFile",
+    "GGUFWriter",
+    "TensorHead",
+    "TensorInfo",
+    "TensorPlan",
+    "ValueKind",
+    "file_size",
+    "open_writer",
+    "write_gguf",
+]

@@ -4,6 +4,7 @@ Tensor bytes stay in the memory-mapped file. Does not know what a model is: see 
 A file that lies about a length, an offset or a count is a GGUFError naming the field and the byte offset.
 """
 
+import mmap
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,6 +77,14 @@ class GGUFFile:
         info = self.tensors[name]
         row = info.kind.row_bytes(info.shape[-1])
         return self.data[info.offset : info.offset + info.size_bytes].reshape(-1, row)
+
+    def forget(self, rows: NDArray[np.uint8]) -> None:
+        """Let the kernel take back the memory of a piece of `raw`; it is read from the file again when touched."""
+        page = mmap.PAGESIZE
+        first = rows.ctypes.data - self.data.ctypes.data
+        start, end = first // page * page, first + rows.nbytes
+        mapped: Any = self.data.base
+        mapped.madvise(mmap.MADV_DONTNEED, start, end - start)
 
 
 @dataclass(slots=True)

@@ -1,11 +1,12 @@
 """Write a GGUF file (version 3, little-endian): equal input gives equal bytes, and no half file has the final name.
 
-Tensors are streamed: the writer asks for one tensor's bytes a piece at a time and keeps none.
+Tensors are streamed a piece at a time and none is kept: `write_gguf` asks for pieces, `open_writer` is handed them.
 """
 
 import hashlib
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,13 +24,12 @@ Piece = bytes | NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
-class TensorPlan:
-    """A tensor to be written: `shape` in numpy order (rows, width), and a callable that yields its bytes in pieces."""
+class TensorHead:
+    """A tensor as the header describes it: `shape` in numpy order (rows, width)."""
 
     name: str
     shape: tuple[int, ...]
     kind: QuantType
-    pieces: Callable[[], Iterable[Piece]]
 
     @property
     def size_bytes(self) -> int:
@@ -37,49 +37,97 @@ class TensorPlan:
         return self.kind.size_bytes(self.shape)
 
 
-class _Sink:
-    """A file that counts and hashes what is written to it."""
+@dataclass(frozen=True, slots=True)
+class TensorPlan(TensorHead):
+    """A tensor to be written, with a callable that yields its bytes in pieces."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file, self._hash, self.size_bytes = file, hashlib.sha256(), 0
+    pieces: Callable[[], Iterable[Piece]]
+
+
+class GGUFWriter:
+    """Takes the tensors' bytes in the order of their heads, a piece at a time; counts and hashes what it writes."""
+
+    def __init__(self, path: Path, file: BinaryIO, tensors: Sequence[TensorHead]) -> None:
+        self._path, self._file, self._hash = path, file, hashlib.sha256()
+        self._heads = iter(tensors)
+        self._head: TensorHead | None = None
+        self._missing = self.size_bytes = 0
 
     def write(self, piece: Piece) -> None:
+        """Append a piece of the current tensor; the piece that completes it is followed by padding."""
+        if self._missing == 0:
+            self._head = next(self._heads)
+            self._missing = self._head.size_bytes
         view = np.ascontiguousarray(piece).data if isinstance(piece, np.ndarray) else memoryview(piece)
-        self._file.write(view)
+        assert view.nbytes <= self._missing, f"{self._head}: {view.nbytes - self._missing} bytes too many"
+        self._put(view)
+        self._missing -= view.nbytes
+        if self._missing == 0:
+            self._pad()
+
+    def put_header(self, header: bytes) -> None:
+        """Write what stands before the tensors."""
+        self._put(memoryview(header))
+        self._pad()
+
+    def finish(self) -> None:
+        """Check that every tensor is there."""
+        assert self._missing == 0, f"{self._head}: {self._missing} bytes are missing"
+        assert next(self._heads, None) is None, "tensors are missing"
+
+    @property
+    def sha256(self) -> str:
+        """The SHA-256 of what was written so far, in hex."""
+        return self._hash.hexdigest()
+
+    def _put(self, view: memoryview) -> None:
+        try:
+            self._file.write(view)
+        except OSError as error:
+            raise _unwritable(self._path, error) from error
         self._hash.update(view)
         self.size_bytes += view.nbytes
 
-    def pad(self) -> None:
-        self.write(b"\0" * (-self.size_bytes % ALIGNMENT))
+    def _pad(self) -> None:
+        self._put(memoryview(b"\0" * (-self.size_bytes % ALIGNMENT)))
 
-    def hexdigest(self) -> str:
-        return self._hash.hexdigest()
+
+@contextmanager
+def open_writer(path: Path, metadata: Mapping[str, Field], tensors: Sequence[TensorHead]) -> Iterator[GGUFWriter]:
+    """Write the file whole or not at all: the block hands the writer every tensor. A full disk is a BuildError."""
+    try:
+        with atomic_write(path) as file:
+            writer = GGUFWriter(path, file, tensors)
+            writer.put_header(_header(metadata, tensors))
+            yield writer
+            writer.finish()
+    except OSError as error:
+        raise _unwritable(path, error) from error
 
 
 def write_gguf(path: Path, metadata: Mapping[str, Field], tensors: Sequence[TensorPlan]) -> str:
     """Write the file whole or not at all; returns its SHA-256 in hex. A full disk is a BuildError."""
-    try:
-        with atomic_write(path) as file:
-            sink = _Sink(file)
-            sink.write(_header(metadata, tensors))
-            sink.pad()
-            for tensor in tensors:
-                _write_tensor(sink, tensor)
-            return sink.hexdigest()
-    except OSError as error:
-        raise BuildError(f"{path}: cannot be written: {error.strerror or error}") from error
+    with open_writer(path, metadata, tensors) as writer:
+        for tensor in tensors:
+            for piece in tensor.pieces():
+                writer.write(piece)
+    return writer.sha256
 
 
-def _write_tensor(sink: _Sink, tensor: TensorPlan) -> None:
-    start = sink.size_bytes
-    for piece in tensor.pieces():
-        sink.write(piece)
-    written = sink.size_bytes - start
-    assert written == tensor.size_bytes, f"{tensor.name}: {written} bytes instead of {tensor.size_bytes}"
-    sink.pad()
+def file_size(metadata: Mapping[str, Field], tensors: Sequence[TensorHead]) -> int:
+    """Bytes that the file will have."""
+    return _padded(len(_header(metadata, tensors))) + sum(_padded(tensor.size_bytes) for tensor in tensors)
 
 
-def _header(metadata: Mapping[str, Field], tensors: Sequence[TensorPlan]) -> bytes:
+def _padded(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def _unwritable(path: Path, error: OSError) -> BuildError:
+    return BuildError(f"{path}: cannot be written: {error.strerror or error}")
+
+
+def _header(metadata: Mapping[str, Field], tensors: Sequence[TensorHead]) -> bytes:
     parts = [b"GGUF", struct.pack("<IQQ", 3, len(tensors), len(metadata))]
     for key, field in metadata.items():
         parts += [_string(key), struct.pack("<I", field.kind), _value(field)]
@@ -88,7 +136,7 @@ def _header(metadata: Mapping[str, Field], tensors: Sequence[TensorPlan]) -> byt
         sizes = tuple(reversed(tensor.shape))
         parts.append(_string(tensor.name) + struct.pack(f"<I{len(sizes)}Q", len(sizes), *sizes))
         parts.append(struct.pack("<IQ", tensor.kind.ggml_id, offset))
-        offset += -(-tensor.size_bytes // ALIGNMENT) * ALIGNMENT
+        offset += _padded(tensor.size_bytes)
     return b"".join(parts)
 
 

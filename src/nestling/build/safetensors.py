@@ -1,0 +1,165 @@
+"""Read safetensors files lazily, checking every length before it is used.
+
+A file's header is read when it is opened; rows are read when they are asked for, and no page of the file stays in
+memory afterwards. Knows nothing of models. The format, and the limit of 100 MB on its header, are those of the
+safetensors project: 8 bytes of header length, a JSON header, then the tensors without holes.
+"""
+
+import json
+import os
+import struct
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nestling.errors import CheckpointError
+
+Floats = NDArray[np.float32]
+
+MAX_HEADER_BYTES = 100_000_000
+MAX_DIMENSIONS = 8
+ITEM_BYTES = {"BF16": 2, "F16": 2, "F32": 4}
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor's place in a file: `name` as the file has it, `offset` in bytes from the start of the file."""
+
+    path: Path
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def parameters(self) -> int:
+        """How many weights it holds."""
+        return prod(self.shape)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that it takes in the file."""
+        return self.parameters * ITEM_BYTES[self.dtype]
+
+    def read_rows(self, *, start: int = 0, stop: int | None = None) -> Floats:
+        """Rows [start, stop) of the first axis as float32, shape (stop - start, ...).
+
+        A file that has become shorter, or a weight that is NaN or infinite, is a CheckpointError naming the tensor.
+        """
+        stop = self.shape[0] if stop is None else stop
+        assert 0 <= start <= stop <= self.shape[0], f"{self.name}: rows {start} to {stop} of {self.shape[0]}"
+        row_bytes = self.size_bytes // self.shape[0]
+        raw = self._read(self.offset + start * row_bytes, (stop - start) * row_bytes)
+        rows = _to_float32(raw, self.dtype).reshape(stop - start, *self.shape[1:])
+        if not np.isfinite(rows).all():
+            row = start + int(np.flatnonzero(~np.isfinite(rows.reshape(stop - start, -1)).all(1))[0])
+            raise CheckpointError(f"{self.path}: {self.name}: row {row} holds NaN or infinity; weights are finite")
+        return rows
+
+    def _read(self, offset: int, size: int) -> NDArray[np.uint8]:
+        raw = np.empty(size, np.uint8)
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                file.seek(offset)
+                done = 0
+                while done < size and (count := file.readinto(raw[done:].data)):
+                    done += count
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: {self.name}: cannot be read: {error.strerror or error}") from error
+        if done < size:
+            raise CheckpointError(f"{self.path}: {self.name}: the file ends {size - done} bytes early")
+        return raw
+
+
+def _to_float32(raw: NDArray[np.uint8], dtype: str) -> Floats:
+    if dtype != "BF16":
+        return raw.view("<f4" if dtype == "F32" else "<f2").astype(np.float32, copy=False)
+    wide = raw.view("<u2").astype(np.uint32)
+    wide <<= 16
+    return wide.view(np.float32)
+
+
+def read_header(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of a safetensors file by name; CheckpointError when it is not a sound one."""
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            length = _header_length(path, file.read(8), size)
+            raw = file.read(length)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+    header = parse_json(raw, what=f"{path}: header")
+    header.pop("__metadata__", None)
+    tensors = {name: _stored(path, name, entry, 8 + length) for name, entry in header.items()}
+    _check_places(path, tensors, 8 + length, size)
+    return tensors
+
+
+def parse_json(raw: bytes, *, what: str) -> dict[str, Any]:
+    """A JSON object; anything else, a key that stands twice in an object, or nesting without end is refused."""
+    try:
+        value = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{what}: not sound JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{what}: a JSON object is expected, not {type(value).__name__}")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {twice!r} stands twice")
+    return found
+
+
+def _header_length(path: Path, raw: bytes, size: int) -> int:
+    if len(raw) < 8:  # noqa: PLR2004 - the length field
+        raise CheckpointError(f"{path}: {size} bytes are too few for a safetensors file")
+    length: int = struct.unpack("<Q", raw)[0]
+    if length > MAX_HEADER_BYTES:
+        raise CheckpointError(f"{path}: a header of {length} bytes; at most {MAX_HEADER_BYTES} are allowed")
+    if length > size - 8:
+        raise CheckpointError(f"{path}: a header of {length} bytes, but the file has {size} bytes: it is truncated")
+    return length
+
+
+def _stored(path: Path, name: str, entry: object, data_start: int) -> StoredTensor:
+    where = f"{path}: {name}"
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise CheckpointError(f"{where}: an entry has dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if dtype not in ITEM_BYTES:
+        raise CheckpointError(f"{where}: dtype {dtype}: weights are {', '.join(ITEM_BYTES)}")
+    if not _are_counts(shape) or not 1 <= len(shape) <= MAX_DIMENSIONS or min(shape) < 1:
+        raise CheckpointError(f"{where}: shape {shape}: 1 to {MAX_DIMENSIONS} positive sizes are expected")
+    if not _are_counts(offsets) or len(offsets) != 2:  # noqa: PLR2004 - begin and end
+        raise CheckpointError(f"{where}: data_offsets {offsets}: begin and end are expected")
+    tensor = StoredTensor(path, name, dtype, tuple(shape), data_start + offsets[0])
+    if offsets[1] - offsets[0] != tensor.size_bytes:
+        raise CheckpointError(f"{where}: data_offsets {offsets}: {dtype} {shape} takes {tensor.size_bytes} bytes")
+    return tensor
+
+
+def _are_counts(value: object) -> bool:
+    return isinstance(value, list) and all(type(number) is int and number >= 0 for number in value)
+
+
+def _check_places(path: Path, tensors: dict[str, StoredTensor], data_start: int, size: int) -> None:
+    """Every tensor lies in the file, right after the one before it, and the last one ends it."""
+    end = data_start
+    for tensor in sorted(tensors.values(), key=lambda tensor: tensor.offset):
+        if tensor.offset + tensor.size_bytes > size:
+            raise CheckpointError(f"{path}: {tensor.name}: lies past the end of the file, which is truncated")
+        if tensor.offset != end:
+            fault = "overlaps the tensor before it" if tensor.offset < end else "leaves a hole before it"
+            raise CheckpointError(f"{path}: {tensor.name}: {fault}; tensors follow each other")
+        end += tensor.size_bytes
+    if end != size:
+        raise CheckpointError(f"{path}: {size - end} bytes after the last tensor belong to none")

@@ -1,0 +1,65 @@
+"""The card of a built file: where it comes from, how it was made, what it weighs; JSON beside the GGUF file.
+
+A card holds nothing that changes from one build to the next (no times, no paths), so equal builds have equal cards.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+from nestling.errors import FileFormatError
+from nestling.files import atomic_write
+
+SUMS = "SHA256SUMS"
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """Provenance of one GGUF file.
+
+    `tensor_types` counts tensors by type; `made_from` is the SHA-256 of the file that was quantized.
+    """
+
+    file: str
+    sha256: str
+    size_bytes: int
+    bits_per_weight: float
+    parameters: int
+    file_type: str
+    tensor_types: dict[str, int]
+    family: str
+    task: str
+    source: str
+    licence: str
+    made_from: str
+    made_by: str
+
+    def write(self, folder: Path) -> None:
+        """Write `<file's stem>.json` into the folder."""
+        text = json.dumps(asdict(self), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        with atomic_write(card_path(folder / self.file)) as file:
+            file.write(text.encode())
+
+    @classmethod
+    def read(cls, model: Path) -> Self | None:
+        """The card beside a model file; None when there is none, FileFormatError when it cannot be read."""
+        path = card_path(model)
+        if not path.exists():
+            return None
+        try:
+            return cls(**json.loads(path.read_text("utf-8")))
+        except (ValueError, TypeError) as error:
+            raise FileFormatError(f"{path}: not a card of this version ({error}); build the file again") from None
+
+
+def card_path(model: Path) -> Path:
+    """Where a model file's card lies."""
+    return model.with_suffix(".json")
+
+
+def write_sums(folder: Path) -> None:
+    """Write `SHA256SUMS` for every model in the folder that has a card, as `sha256sum --check` reads it."""
+    cards = [card for model in sorted(folder.glob("*.gguf")) if (card := Card.read(model))]
+    with atomic_write(folder / SUMS) as file:
+        file.write("".join(f"{card.sha256}  {card.file}\n" for card in cards).encode())

@@ -1,0 +1,194 @@
+"""The verbs that make, show and check files."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nestling import store
+from nestling.cli.console import Bars, show_table
+from nestling.cli.options import JsonOption, ThreadsOption
+from nestling.quants import FLOAT_FILE_TYPES, parse_file_type
+from nestling.spec import Task
+
+LADDER = "F32,F16,BF16,Q8_0,Q6_K,Q5_K_M,Q4_K_M,Q3_K_M"
+
+
+def build(
+    checkpoint: Annotated[
+        str, typer.Argument(help="A checkpoint folder, or `starter` for the one in the package.")
+    ] = "starter",
+    task: Annotated[
+        list[str] | None, typer.Option("--task", "-t", help="A task, several times; all by default.")
+    ] = None,
+    quant: Annotated[str, typer.Option("--quant", "-q", help="File types, separated by commas.")] = LADDER,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder; the model cache by default.")] = None,
+    family: Annotated[str, typer.Option(help="The name of the files of a checkpoint of your own.")] = "jina-v4",
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Build a checkpoint's task models in every file type asked for; what is already there is kept."""
+    from nestling.build.checkpoint import Checkpoint
+    from nestling.build.pipeline import Pipeline
+    from nestling.engine.loading import usable_threads
+
+    starter = checkpoint == store.STARTER
+    name = store.STARTER if starter else family
+    tasks = [Task.parse(one) for one in task] if task else list(Task)
+    kinds = [parse_file_type(one) for one in quant.split(",")]
+    with Bars() as bars:
+        source = Checkpoint.open(store.starter_checkpoint() if starter else Path(checkpoint))
+        folder = out or store.family_folder(name)
+        built = Pipeline(source, folder, name, threads or usable_threads(), bars.step).build(tasks, kinds)
+    if as_json:
+        typer.echo(json.dumps([_card_json(file.path, file.fresh) for file in built], indent=2))
+        return
+    rows = [
+        [
+            file.path.name,
+            f"{file.card.bits_per_weight:.2f}",
+            f"{file.card.size_bytes / 2**20:.1f}",
+            "built" if file.fresh else "kept",
+        ]
+        for file in built
+    ]
+    show_table(f"{folder}", ["file", "bits per weight", "MiB", ""], rows)
+
+
+def _card_json(path: Path, fresh: bool) -> dict[str, Any]:
+    return {"path": str(path), "fresh": fresh, **json.loads(path.with_suffix(".json").read_text("utf-8"))}
+
+
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint folder.")],
+    task: Annotated[str, typer.Option("--task", "-t", help=f"One of {', '.join(Task)}.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The GGUF file to write.")],
+    quant: Annotated[str, typer.Option("--quant", "-q", help=f"One of {', '.join(FLOAT_FILE_TYPES)}.")] = "F16",
+    family: Annotated[str, typer.Option(help="The family's name in the file.")] = "jina-v4",
+    as_json: JsonOption = False,
+) -> None:
+    """Merge one task's adapter, drop the vision tower and write a float GGUF file."""
+    from nestling.build.checkpoint import Checkpoint
+    from nestling.build.convert import convert as run
+
+    with Bars() as bars:
+        report = run(
+            Checkpoint.open(checkpoint),
+            task=Task.parse(task),
+            out=out,
+            family=family,
+            file_type=parse_file_type(quant),
+            progress=bars.step(out.name),
+        )
+    counts = {name: getattr(report.counts, name) for name in report.counts.__dataclass_fields__}
+    if as_json:
+        typer.echo(
+            json.dumps(
+                {"path": str(out), "sha256": report.sha256, "size_bytes": report.size_bytes, "parameters": counts}
+            )
+        )
+        return
+    typer.echo(f"{out}: {report.size_bytes:,} bytes, sha256 {report.sha256}")
+    typer.echo("parameters: " + ", ".join(f"{name} {value:,}" for name, value in counts.items()))
+
+
+def quantize(
+    model: Annotated[Path, typer.Argument(help="A float GGUF file (F32, F16 or BF16).")],
+    quant: Annotated[str, typer.Argument(help="The file type to make, such as Q4_K_M.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The GGUF file to write.")],
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Quantize a float GGUF file, with llama-quantize's tensor types and ggml's own quantizers."""
+    from nestling.build.plan import Mix
+    from nestling.build.quantize import quantize as run
+
+    with Bars() as bars:
+        report = run(model, out=out, mix=Mix(parse_file_type(quant)), threads=threads, progress=bars.step(out.name))
+    facts = {
+        "path": str(out),
+        "sha256": report.sha256,
+        "size_bytes": report.size_bytes,
+        "bits_per_weight": report.bits_per_weight,
+    }
+    if as_json:
+        typer.echo(json.dumps(facts))
+        return
+    typer.echo(
+        f"{out}: {report.size_bytes:,} bytes, {report.bits_per_weight:.2f} bits per weight, sha256 {report.sha256}"
+    )
+
+
+def inspect(
+    file: Annotated[str, typer.Argument(help="A GGUF file or a model reference.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Show a GGUF file's metadata and tensors."""
+    from nestling.gguf_io import GGUFFile
+
+    found = GGUFFile.open(store.resolve(file))
+    fields = {key: field.value for key, field in found.metadata.items()}
+    tensors = list(found.tensors.values())
+    if as_json:
+        listed = [{**asdict(one), "kind": one.kind.name, "size_bytes": one.size_bytes} for one in tensors]
+        typer.echo(json.dumps({"path": str(found.path), "metadata": fields, "tensors": listed}, ensure_ascii=False))
+        return
+    show_table(str(found.path), ["field", "value"], [[key, _brief(value)] for key, value in fields.items()])
+    rows = [[one.name, " x ".join(map(str, one.shape)), one.kind.name, str(one.size_bytes)] for one in tensors]
+    show_table(f"{len(rows)} tensors", ["tensor", "shape", "type", "bytes"], rows)
+
+
+def _brief(value: object) -> str:
+    if isinstance(value, tuple) and len(value) > 8:  # noqa: PLR2004 - what fits on a line
+        return f"[{len(value)} items] {', '.join(map(repr, value[:4]))}, ..."
+    return str(value)
+
+
+def list_models(as_json: JsonOption = False) -> None:
+    """List the models that are on this machine, and the starter's that are built on first use."""
+    models = store.available()
+    rows = [
+        {
+            "reference": str(store.ModelReference(m.family, m.task, m.quant)),
+            "size_bytes": m.path.stat().st_size if m.path else None,
+            "path": str(m.path) if m.path else None,
+        }
+        for m in models
+    ]
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    cells = [
+        [
+            str(row["reference"]),
+            f"{m.path.stat().st_size / 2**20:.1f} MiB" if m.path else "built on first use",
+            str(row["path"] or ""),
+        ]
+        for row, m in zip(rows, models, strict=True)
+    ]
+    show_table(f"models in {store.cache_folder()}", ["reference", "size", "file"], cells)
+
+
+def verify(
+    file: Annotated[str, typer.Argument(help="A GGUF file or a model reference.")],
+    against: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Another file: report the cosine to its vectors.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a file: structure, hash, finite weights, both engines agree; exit code 1 when a check fails."""
+    from nestling.verify import verify as run
+
+    with Bars() as bars:
+        path = store.resolve(file, steps=bars.step)
+        checks = run(path, against=store.resolve(against, steps=bars.step) if against else None)
+    if as_json:
+        typer.echo(json.dumps([{"check": c.name, "passed": c.passed, "detail": c.detail} for c in checks], indent=2))
+    else:
+        show_table(
+            str(path), ["check", "", "detail"], [[c.name, "ok" if c.passed else "FAILED", c.detail] for c in checks]
+        )
+    if not all(check.passed for check in checks):
+        raise typer.Exit(1)

@@ -1,0 +1,43 @@
+"""The table of verbs."""
+
+from typing import Annotated, Any
+
+import typer
+
+from nestling import __version__
+from nestling.cli import building, embedding
+
+app = typer.Typer(
+    help="jina-embeddings-v4 on your own hardware: build small GGUF files, embed with them, serve them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+_VERBS: dict[str, Any] = {
+    "build": building.build,
+    "convert": building.convert,
+    "quantize": building.quantize,
+    "inspect": building.inspect,
+    "list": building.list_models,
+    "verify": building.verify,
+    "embed": embedding.embed,
+    "similarity": embedding.similarity,
+}
+for _name, _verb in _VERBS.items():
+    app.command(_name)(_verb)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"nestling {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options before the verb."""

@@ -1,0 +1,67 @@
+"""What the commands show: progress bars and tables on standard error and output. Knows no model."""
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from nestling.files import Progress as Told
+
+WIDE = 240
+"""Columns of a table that goes into a file or a pipe."""
+QUIET_S = 2.0
+"""A piece of work that is done sooner shows no bar."""
+
+
+class Bars:
+    """Progress bars on standard error, one a step, for work that takes longer than two seconds.
+
+    There are none when standard error is not a terminal.
+    """
+
+    def __init__(self) -> None:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeRemainingColumn(),
+        )
+        console = Console(stderr=True)
+        self._bars = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._began, self._shown = time.monotonic(), False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        if self._shown:
+            self._bars.stop()
+
+    def step(self, name: str) -> Told:
+        """Begin a step; answers with what is to be told of its progress."""
+        bar = self._bars.add_task(name, total=None)
+
+        def told(done: int, total: int) -> None:
+            if not self._shown and time.monotonic() - self._began > QUIET_S:
+                self._bars.start()
+                self._shown = True
+            self._bars.update(bar, completed=done, total=total, visible=done < total)
+
+        return told
+
+
+def show_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """A table on standard output; columns whose cells are all numbers are set to the right."""
+    table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
+    for place, name in enumerate(columns):
+        numeric = bool(rows) and all(row[place].replace(".", "").replace("-", "").isdigit() for row in rows)
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    terminal = Console()
+    (terminal if terminal.is_terminal else Console(width=WIDE)).print(table)

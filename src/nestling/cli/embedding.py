@@ -1,0 +1,121 @@
+"""The verbs that embed."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from nestling import store
+from nestling.cli.console import Bars, show_table
+from nestling.cli.options import DimensionsOption, EngineOption, JsonOption, ModelOption, PromptOption, TaskOption
+from nestling.cli.output import Embedded, Format, render
+from nestling.embedder import Embedder
+from nestling.engine.base import TokenIds
+from nestling.errors import UsageError
+from nestling.files import Progress, atomic_write
+from nestling.spec import Task
+from nestling.vectors import Floats, cosine
+
+CHUNK_TEXTS = 256
+
+TextsArgument = Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts to embed.")]
+
+
+def embed(
+    texts: TextsArgument = None,
+    file: Annotated[Path | None, typer.Option("--file", "-f", help="One text a line; `-` is standard input.")] = None,
+    model: ModelOption = store.STARTER,
+    task: TaskOption = None,
+    prompt: PromptOption = "query",
+    dimensions: DimensionsOption = None,
+    engine: EngineOption = "auto",
+    form: Annotated[Format, typer.Option("--format", help="How the vectors are written.")] = Format.TEXT,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="A file; standard output by default.")] = None,
+    truncate: Annotated[
+        bool, typer.Option("--truncate", help="Cut texts that are too long, instead of refusing them.")
+    ] = False,
+) -> None:
+    """Embed texts; the task's prefix is put in front of each."""
+    if form is Format.NPY and out is None and sys.stdout.isatty():
+        raise UsageError("--format npy is binary: give --out FILE or send it down a pipe", param="format")
+    rows = _texts(texts, file)
+    reference = store.with_task(model, task, default=Task.RETRIEVAL)
+    with Bars() as bars:
+        embedder = _load(reference, task, engine, bars)
+        ids = embedder.tokenize(rows, prompt_name=prompt, truncate=truncate)
+        vectors = _in_chunks(embedder, ids, dimensions, bars.step("embedding"))
+    content = render(Embedded(rows, vectors, reference, sum(map(len, ids))), form)
+    if out is None:
+        sys.stdout.buffer.write(content)
+        return
+    with atomic_write(out) as target:
+        target.write(content)
+
+
+def _in_chunks(embedder: Embedder, ids: list[TokenIds], dimensions: int | None, told: Progress) -> Floats:
+    """Embed longest texts first, so that the texts of a chunk are of like length: -> (B, D) in the order of `ids`."""
+    order = sorted(range(len(ids)), key=lambda place: -len(ids[place]))
+    vectors = np.empty((len(ids), embedder.spec.dimension(dimensions)), np.float32)
+    for start in range(0, len(ids), CHUNK_TEXTS):
+        places = order[start : start + CHUNK_TEXTS]
+        vectors[places] = embedder.embed_ids([ids[place] for place in places], dimension=dimensions)
+        told(min(start + CHUNK_TEXTS, len(ids)), len(ids))
+    return vectors
+
+
+def _texts(texts: list[str] | None, file: Path | None) -> list[str]:
+    if texts and file:
+        raise UsageError("texts and --file: give one of them", param="file")
+    if texts:
+        return texts
+    if file is None and sys.stdin.isatty():
+        raise UsageError("no texts: give them as arguments, with --file, or on standard input", param="input")
+    raw = sys.stdin.buffer.read() if file is None or str(file) == "-" else _read(file)
+    try:
+        rows = raw.decode("utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise UsageError(f"{file or 'standard input'}: line {line} is not UTF-8", param="file") from None
+    if not rows:
+        raise UsageError(f"{file or 'standard input'}: no texts in it", param="file")
+    return rows
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{file}: cannot be read: {error.strerror}", param="file") from None
+
+
+def _load(reference: str, task: str | None, engine: str, bars: Bars) -> Embedder:
+    path = store.resolve(reference, steps=bars.step)
+    embedder = Embedder.load(path, engine=engine)
+    if task and embedder.spec.task is not Task.parse(task):
+        raise UsageError(f"task={task!r}, but {path} is for {embedder.spec.task}", param="task")
+    return embedder
+
+
+def similarity(
+    texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="Two texts or more.")],
+    model: ModelOption = store.STARTER,
+    task: TaskOption = None,
+    prompt: PromptOption = "query",
+    dimensions: DimensionsOption = None,
+    engine: EngineOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Print the cosine of every pair of texts."""
+    reference = store.with_task(model, task, default=Task.TEXT_MATCHING)
+    with Bars() as bars:
+        embedder = _load(reference, task, engine, bars)
+        vectors = embedder.encode(texts, prompt_name=prompt, truncate_dim=dimensions)
+    matrix = cosine(vectors, vectors)
+    if as_json:
+        typer.echo(json.dumps({"texts": texts, "cosine": matrix.tolist()}, ensure_ascii=False))
+        return
+    rows = [[str(i + 1), *(f"{x:.3f}" for x in row), texts[i]] for i, row in enumerate(matrix.tolist())]
+    show_table("cosine", ["", *(str(i + 1) for i in range(len(texts))), "text"], rows)

@@ -1,0 +1,21 @@
+"""The options that several verbs share."""
+
+from typing import Annotated
+
+import typer
+
+from nestling.spec import Task
+
+ModelOption = Annotated[
+    str, typer.Option("--model", "-m", metavar="REF", help="A path to a GGUF file or name[-task][:QUANT].")
+]
+TaskOption = Annotated[str | None, typer.Option("--task", "-t", help=f"One of {', '.join(Task)}.")]
+PromptOption = Annotated[
+    str, typer.Option("--prompt", "-p", help="query, passage or raw: which prefix is put in front.")
+]
+DimensionsOption = Annotated[
+    int | None, typer.Option("--dimensions", "-d", help="A trained vector size; the full one by default.")
+]
+EngineOption = Annotated[str, typer.Option("--engine", "-e", help="auto, openvino, llamacpp or reference.")]
+ThreadsOption = Annotated[int | None, typer.Option("--threads", help="Threads; all usable processors by default.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]

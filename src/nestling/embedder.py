@@ -1,0 +1,113 @@
+"""Text to vector, the only place: prefix -> tokens -> engine -> normalise -> truncate -> normalise.
+
+Does not know where files come from (`store`) nor how they are run (`engine`). A vector depends on the text, the
+model's file and the prompt, never on the other texts of the call. What cannot be embedded is an error that names the
+text; nothing is cut unless asked.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from nestling import store, vectors
+from nestling.engine.base import Engine, TokenIds
+from nestling.engine.loading import EngineName, load_engine
+from nestling.errors import FileFormatError, TextError, UsageError
+from nestling.gguf_io import GGUFFile
+from nestling.spec import ModelSpec, Role
+from nestling.tokenizer import Tokenizer
+from nestling.vectors import Floats
+
+
+class Embedder:
+    """One task model, loaded. Safe to call from several threads; calls are served one after another."""
+
+    def __init__(self, spec: ModelSpec, tokenizer: Tokenizer, engine: Engine) -> None:
+        self.spec, self.tokenizer, self.engine = spec, tokenizer, engine
+
+    @classmethod
+    def load(cls, reference: str | Path, *, engine: str = "auto", threads: int | None = None) -> Self:
+        """Load a model by reference: a path to a GGUF file or `name-task[:QUANT]`, such as `starter-retrieval:Q8_0`.
+
+        `engine` is `auto`, `openvino`, `llamacpp` or `reference`; `threads` defaults to all usable processors. A
+        reference that leads nowhere is a ModelNotFoundError, a file that is not sound a GGUFError.
+        """
+        name = EngineName.parse(engine)
+        file = GGUFFile.open(store.resolve(reference))
+        return cls(spec_of(file), Tokenizer.from_gguf(file), load_engine(file, name=name, threads=threads))
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        *,
+        prompt_name: str = "query",
+        truncate_dim: int | None = None,
+        truncate: bool = False,
+    ) -> Floats:
+        """Embed texts: -> (B, dim) float32, unit rows in the order of `texts`; (0, dim) for no texts.
+
+        `prompt_name` is `query`, `passage` (or `document`) or `raw`; `truncate_dim` one of the trained sizes, the
+        full width by default. A text of more than `spec.max_tokens` tokens is a TextError unless `truncate`, which
+        cuts it on the right; so is an empty one.
+        """
+        dimension = self.spec.dimension(truncate_dim)
+        return self.embed_ids(self.tokenize(texts, prompt_name=prompt_name, truncate=truncate), dimension=dimension)
+
+    def encode_query(self, texts: Sequence[str], *, truncate_dim: int | None = None, truncate: bool = False) -> Floats:
+        """Embed what is searched with; see `encode`."""
+        return self.encode(texts, prompt_name=Role.QUERY, truncate_dim=truncate_dim, truncate=truncate)
+
+    def encode_document(
+        self, texts: Sequence[str], *, truncate_dim: int | None = None, truncate: bool = False
+    ) -> Floats:
+        """Embed what is searched in; see `encode`."""
+        return self.encode(texts, prompt_name=Role.PASSAGE, truncate_dim=truncate_dim, truncate=truncate)
+
+    def tokenize(self, texts: Sequence[str], *, prompt_name: str = "query", truncate: bool = False) -> list[TokenIds]:
+        """Prefix and tokenize: B texts -> B arrays of ids, each of 1 to `spec.max_tokens`."""
+        if isinstance(texts, str):
+            raise UsageError("texts: a list of texts is expected, this is a single one", param="input")
+        prefix = self.spec.prefix(Role.parse(prompt_name))
+        for index, text in enumerate(texts):
+            _check_text(text, index)
+        ids = self.tokenizer.encode([prefix + text for text in texts])
+        return [self._fitted(one, index, truncate=truncate) for index, one in enumerate(ids)]
+
+    def embed_ids(self, ids: Sequence[TokenIds], *, dimension: int | None = None) -> Floats:
+        """Embed token ids as they are, prefix and all: -> (B, dimension) float32, unit rows."""
+        size = self.spec.dimension(dimension)
+        if not ids:
+            return np.empty((0, size), np.float32)
+        return vectors.finish(self.engine.pool(ids), size)
+
+    def close(self) -> None:
+        """Give the engine's memory back."""
+        self.engine.close()
+
+    def _fitted(self, ids: TokenIds, index: int, *, truncate: bool) -> TokenIds:
+        limit = self.spec.max_tokens
+        if len(ids) > limit and not truncate:
+            raise TextError(f"{len(ids)} tokens, this model takes {limit}; truncate=True cuts the text", index=index)
+        if not len(ids):
+            raise TextError("the text has no tokens", index=index)
+        return ids[:limit]
+
+
+def _check_text(text: object, index: int) -> None:
+    if not isinstance(text, str):
+        raise TextError(f"a text is expected, this is {type(text).__name__}", index=index)
+    if not text.strip():
+        raise TextError("the text is empty", index=index)
+
+
+def spec_of(file: GGUFFile) -> ModelSpec:
+    """What the file says that it is for; a GGUF file without it is a FileFormatError."""
+    if "nestling.spec" not in file.metadata:
+        raise FileFormatError(f"{file.path}: no nestling.spec in it; `nestling build` makes files that carry one")
+    spec = ModelSpec.from_json(str(file.metadata["nestling.spec"].value))
+    width = file.value(f"{file.value('general.architecture')}.embedding_length")
+    if spec.dimensions[-1] != width:
+        raise FileFormatError(f"{file.path}: nestling.spec says {spec.dimensions[-1]} dimensions, the weights {width}")
+    return spec

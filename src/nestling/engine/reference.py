@@ -1,0 +1,87 @@
+"""The oracle: the text tower in plain numpy, one text at a time, every weight expanded to float32.
+
+Slow, small enough to be checked by eye, and the measure of the other engines. Formulas: RMSNorm (Zhang and Sennrich
+2019), rotary positions in the half-split layout (Su et al. 2021, as Qwen2 has them), grouped-query causal attention,
+SwiGLU.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from nestling.engine.base import Shape, TokenIds
+from nestling.engine.weights import embedding_rows, tensor
+from nestling.gguf_io import GGUFFile
+from nestling.vectors import Floats
+
+QUERY_ROWS = 512
+"""Query rows whose attention scores are held at once."""
+
+
+class ReferenceEngine:
+    """A GGUF file run by numpy in float32."""
+
+    name = "reference"
+
+    def __init__(self, file: GGUFFile) -> None:
+        self._file, self._shape = file, Shape.of(file)
+        self._weights = {name: tensor(file, name) for name in self._shape.tensors() if name != "token_embd.weight"}
+
+    def pool(self, sequences: Sequence[TokenIds]) -> Floats:
+        """Mean of the final hidden states of each sequence: B sequences -> (B, D)."""
+        return np.stack([self.states(ids).mean(0, dtype=np.float64).astype(np.float32) for ids in sequences])
+
+    def states(self, ids: TokenIds) -> Floats:
+        """Final-norm hidden states of one text: (T,) -> (T, D)."""
+        x = embedding_rows(self._file, ids)
+        for layer in range(self._shape.layers):
+            x = self._layer(x, f"blk.{layer}.")
+        return self._norm(x, "output_norm.weight")
+
+    def close(self) -> None:
+        """Forget the weights."""
+        self._weights.clear()
+
+    def _layer(self, x: Floats, at: str) -> Floats:
+        x = x + self._attention(self._norm(x, at + "attn_norm.weight"), at)
+        y = self._norm(x, at + "ffn_norm.weight")
+        gate, up = y @ self._weights[at + "ffn_gate.weight"].T, y @ self._weights[at + "ffn_up.weight"].T
+        gated: Floats = gate / (1 + np.exp(-gate)) * up
+        return x + gated @ self._weights[at + "ffn_down.weight"].T
+
+    def _norm(self, x: Floats, name: str) -> Floats:
+        scale = np.sqrt((x * x).mean(-1, keepdims=True) + np.float32(self._shape.rms_eps))
+        return np.asarray(x / scale * self._weights[name])
+
+    def _attention(self, y: Floats, at: str) -> Floats:
+        shape = self._shape
+        q, k, v = (y @ self._weights[f"{at}attn_{n}.weight"].T + self._weights[f"{at}attn_{n}.bias"] for n in "qkv")
+        q = _rope(_heads(q, shape.heads), shape.rope_theta)
+        k = _rope(_heads(k, shape.kv_heads), shape.rope_theta)
+        k, v = (np.repeat(part, shape.heads // shape.kv_heads, 0) for part in (k, _heads(v, shape.kv_heads)))
+        rows = [_attend(q, k, v, start) for start in range(0, len(y), QUERY_ROWS)]
+        mixed = np.concatenate(rows, 1).transpose(1, 0, 2).reshape(len(y), -1)
+        return np.asarray(mixed @ self._weights[at + "attn_output.weight"].T)
+
+
+def _heads(flat: Floats, heads: int) -> Floats:
+    """(T, heads * d) -> (heads, T, d)."""
+    return flat.reshape(len(flat), heads, -1).transpose(1, 0, 2)
+
+
+def _rope(x: Floats, theta: float) -> Floats:
+    """Turn each pair (i, i + d/2) of a head by its position's angle: (H, T, d) -> (H, T, d)."""
+    half = x.shape[-1] // 2
+    angles = np.arange(x.shape[1])[:, None] * theta ** (-np.arange(half) / half)
+    cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    a, b = x[..., :half], x[..., half:]
+    return np.concatenate((a * cos - b * sin, b * cos + a * sin), -1)
+
+
+def _attend(q: Floats, k: Floats, v: Floats, start: int) -> Floats:
+    """Causal attention of the query rows from `start` on: -> (H, rows, d)."""
+    stop = min(start + QUERY_ROWS, q.shape[1])
+    scores = q[:, start:stop] @ k[:, :stop].transpose(0, 2, 1) / np.sqrt(np.float32(q.shape[-1]))
+    scores[:, np.arange(start, stop)[:, None] < np.arange(stop)] = -np.inf
+    scores = np.exp(scores - scores.max(-1, keepdims=True))
+    return np.asarray((scores / scores.sum(-1, keepdims=True)) @ v[:, :stop])

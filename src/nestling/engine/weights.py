@@ -1,0 +1,36 @@
+"""Weights of a GGUF file as numpy arrays: whole matrices in float32, or single embedding rows on demand.
+
+Knows nothing of graphs. Quantized tensors are expanded by ggml's own code.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nestling import ggml
+from nestling.gguf_io import GGUFFile
+from nestling.quants import QuantType
+from nestling.vectors import Floats
+
+
+def as_float32(raw: NDArray[np.uint8], kind: QuantType, *, threads: int = 1) -> Floats:
+    """Stored rows to numbers: (R, bytes of a row) -> (R, W) float32."""
+    if kind is QuantType.F32:
+        return raw.view(np.float32)
+    if kind is QuantType.F16:
+        return raw.view(np.float16).astype(np.float32)
+    if kind is QuantType.BF16:
+        return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    return ggml.dequantize_rows(raw, kind, threads=threads)
+
+
+def tensor(file: GGUFFile, name: str, *, threads: int = 1) -> Floats:
+    """A whole tensor in float32, in its own shape; not finite numbers are left for the caller to meet."""
+    info = file.tensors[name]
+    return as_float32(file.raw(name), info.kind, threads=threads).reshape(info.shape)
+
+
+def embedding_rows(file: GGUFFile, ids: NDArray[np.int32]) -> Floats:
+    """The embedding of each id: (N,) -> (N, D) float32, read from the mapped file, each distinct row expanded once."""
+    distinct, places = np.unique(ids, return_inverse=True)
+    info = file.tensors["token_embd.weight"]
+    return as_float32(np.ascontiguousarray(file.raw(info.name)[distinct]), info.kind)[places]

@@ -57,7 +57,16 @@ class JinaEmbeddingsV4:
         ids = model.tokenize(rows, prompt_name=prompt_name or "query", truncate=True)
         return list(model.embed_ids([one[:max_length] for one in ids], dimension=size))
 
-    def encode_image(self, images: object, task: str | None = None) -> list[Floats]:
+    def encode_image(
+        self,
+        images: object,
+        task: str | None = None,
+        batch_size: int = 8,
+        return_multivector: bool = False,  # noqa: FBT001, FBT002 - the original's signature
+        return_numpy: bool = False,  # noqa: FBT001, FBT002 - the original's signature
+        truncate_dim: int | None = None,
+        max_pixels: int | None = None,
+    ) -> list[Floats]:
         """Refused: the files hold the text tower only."""
         raise UsageError(
             "encode_image: these files hold the text tower only; images cannot be embedded", param="images"

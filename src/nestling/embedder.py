@@ -70,15 +70,21 @@ class Embedder:
         if isinstance(texts, str):
             raise UsageError("texts: a list of texts is expected, this is a single one", param="input")
         prefix = self.spec.prefix(Role.parse(prompt_name))
-        for index, text in enumerate(texts):
+        rows = list(texts)  # also what can be gone through only once
+        for index, text in enumerate(rows):
             _check_text(text, index)
-        ids = self.tokenizer.encode([prefix + text for text in texts])
+        ids = self.tokenizer.encode([prefix + text for text in rows])
         return [self._fitted(one, index, truncate=truncate) for index, one in enumerate(ids)]
 
     def embed_ids(self, ids: Sequence[TokenIds], *, dimension: int | None = None) -> Floats:
-        """Embed token ids as they are, prefix and all: -> (B, dimension) float32, unit rows."""
+        """Embed token ids as they are, prefix and all: -> (B, dimension) float32, unit rows.
+
+        No ids, more than `spec.max_tokens` or ids outside the vocabulary are a TextError.
+        """
         size = self.spec.dimension(dimension)
-        if not ids:
+        for index, one in enumerate(ids):
+            self._check_ids(one, index)
+        if not len(ids):
             return np.empty((0, size), np.float32)
         return vectors.finish(self.engine.pool(ids), size)
 
@@ -90,9 +96,13 @@ class Embedder:
         limit = self.spec.max_tokens
         if len(ids) > limit and not truncate:
             raise TextError(f"{len(ids)} tokens, this model takes {limit}; truncate=True cuts the text", index=index)
-        if not len(ids):
-            raise TextError("the text has no tokens", index=index)
         return ids[:limit]
+
+    def _check_ids(self, ids: TokenIds, index: int) -> None:
+        if not 1 <= len(ids) <= self.spec.max_tokens:
+            raise TextError(f"{len(ids)} tokens, this model takes 1 to {self.spec.max_tokens}", index=index)
+        if ids.min() < 0 or ids.max() >= self.tokenizer.size:
+            raise TextError(f"token ids go from 0 to {self.tokenizer.size - 1}", index=index)
 
 
 def _check_text(text: object, index: int) -> None:

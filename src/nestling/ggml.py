@@ -83,7 +83,7 @@ def dequantize_rows(raw: NDArray[np.uint8], kind: QuantType, *, threads: int = 1
 def all_finite(raw: NDArray[np.uint8], kind: QuantType) -> bool:
     """True when every stored scale and float is finite and every block is well formed."""
     raw = np.ascontiguousarray(raw)
-    return bool(_library(kind).ggml_validate_row_data(kind.ggml_id, raw.ctypes.data, raw.nbytes))
+    return bool(_load().ggml_validate_row_data(kind.ggml_id, raw.ctypes.data, raw.nbytes))
 
 
 def _split(count: int, threads: int, convert: Callable[[int, int], None]) -> None:
@@ -101,7 +101,7 @@ def _split(count: int, threads: int, convert: Callable[[int, int], None]) -> Non
 
 @cache
 def _library(kind: QuantType) -> ctypes.CDLL:
-    """The library, its tables for `kind` built: some types keep grids that must stand before threads start."""
+    """The library, its tables for quantizing to `kind` built: seconds for types of 1 and 2 bits, and not in threads."""
     library = _load()
     library.ggml_quantize_init(kind.ggml_id)
     return library

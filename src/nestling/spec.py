@@ -7,9 +7,11 @@ Knows nothing of files or engines. The prefixes are those of the jina-embeddings
 import json
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Self
+from typing import Self, TypeVar
 
 from nestling.errors import FileFormatError, UsageError
+
+_T = TypeVar("_T")
 
 
 class Task(StrEnum):
@@ -99,7 +101,7 @@ class ModelSpec:
         if wanted not in self.dimensions or isinstance(wanted, bool):
             sizes = ", ".join(map(str, self.dimensions))
             raise UsageError(f"dimensions={wanted}: this model is trained for {sizes}", param="dimensions")
-        return wanted
+        return int(wanted)
 
     def to_json(self) -> str:
         """Compact JSON with sorted keys: equal specs give equal bytes."""
@@ -110,19 +112,24 @@ class ModelSpec:
         """Read what `to_json` wrote; anything else is a FileFormatError."""
         try:
             raw = json.loads(text)
-            prefixes = {str(Role(role)): str(prefix) for role, prefix in raw["prefixes"].items()}
-            dimensions = tuple(sorted(int(size) for size in raw["dimensions"]))
             spec = cls(
-                family=str(raw["family"]),
+                family=_typed(raw["family"], str),
                 task=Task(raw["task"]),
-                dimensions=dimensions,
-                max_tokens=int(raw["max_tokens"]),
-                prefixes=prefixes,
+                dimensions=tuple(sorted(_typed(size, int) for size in _typed(raw["dimensions"], list))),
+                max_tokens=_typed(raw["max_tokens"], int),
+                prefixes={Role(role).value: _typed(prefix, str) for role, prefix in raw["prefixes"].items()},
                 pooling=Pooling(raw["pooling"]),
-                source=str(raw["source"]),
+                source=_typed(raw["source"], str),
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise FileFormatError(f"nestling.spec: not a model specification ({error})") from None
-        if not dimensions or dimensions[0] < 1 or spec.max_tokens < 1 or not {"query", "passage"} <= prefixes.keys():
+        sound = spec.dimensions and spec.dimensions[0] >= 1 and spec.max_tokens >= 1
+        if not sound or not {"query", "passage"} <= spec.prefixes.keys():
             raise FileFormatError("nestling.spec: dimensions, max_tokens or prefixes are missing")
         return spec
+
+
+def _typed(value: object, kind: type[_T]) -> _T:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise TypeError(f"{value!r} where {kind.__name__} is expected")
+    return value

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import isfinite
 from typing import Any, Self
 
 from nestling.errors import CheckpointError
 from nestling.spec import Task
 
+MAX_LAYERS = 1000
+MAX_COUNT = 2**31 - 1
 DEFAULT_DIMENSIONS = (128, 256, 512, 1024, 2048)
 
 
@@ -57,6 +58,7 @@ class TextConfig:
 
     def _check(self, path: object) -> None:
         rules = {
+            f"num_hidden_layers={self.layers}: more than {MAX_LAYERS}": self.layers <= MAX_LAYERS,
             f"num_attention_heads={self.heads}: times head_dim={self.head_dim} is not hidden_size={self.hidden}": (
                 self.heads * self.head_dim == self.hidden
             ),
@@ -103,14 +105,14 @@ class _Fields:
     def count(self, name: str, default: int | None = None) -> int:
         value = self.raw.get(name)
         value = default if value is None else value
-        if type(value) is not int or value < 1:
+        if type(value) is not int or not 1 <= value <= MAX_COUNT:
             raise CheckpointError(f"{self.path}: {name}={value!r}: a positive whole number is expected")
         return value
 
     def positive(self, name: str) -> float:
         value = self.raw.get(name)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not isfinite(value) or value <= 0:
-            raise CheckpointError(f"{self.path}: {name}={value!r}: a positive number is expected")
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 1e-30 < value < 1e30:  # noqa: PLR2004
+            raise CheckpointError(f"{self.path}: {name}={value!r}: a positive number that float32 holds is expected")
         return float(value)
 
     def mapping(self, name: str) -> dict[str, Any]:
@@ -148,7 +150,6 @@ def _names(fields: _Fields, name: str, default: tuple[str, ...]) -> tuple[str, .
 _UNSUPPORTED: dict[str, Callable[[Any], bool]] = {
     "hidden_act": lambda value: value == "silu",
     "use_sliding_window": lambda value: not value,
-    "tie_word_embeddings": bool,
 }
 _UNSUPPORTED_ADAPTER: dict[str, Callable[[Any], bool]] = {
     "peft_type": lambda value: value == "LORA",

@@ -16,6 +16,7 @@ from nestling.build.convert import convert
 from nestling.build.plan import Mix
 from nestling.build.quantize import quantize
 from nestling.card import Card, write_sums
+from nestling.errors import FileFormatError
 from nestling.files import Progress, lock, no_progress, sha256_file
 from nestling.gguf_io import GGUFFile
 from nestling.quants import FLOAT_FILE_TYPES
@@ -89,7 +90,11 @@ class Pipeline:
 
     def _kept(self, path: Path, made_from: str) -> Card | None:
         """The card of a file that an earlier run finished from the same checkpoint with this version; else None."""
-        if not path.exists() or (card := Card.read(path)) is None:
+        try:
+            card = Card.read(path) if path.exists() else None
+        except FileFormatError:  # another version's, or spoilt: the file is made again
+            return None
+        if card is None:
             return None
         same = (card.source, card.made_from, card.made_by) == (self.checkpoint.source, made_from, _made_by())
         return card if same and card.sha256 == sha256_file(path) else None

@@ -135,7 +135,7 @@ def _stored(path: Path, name: str, entry: object, data_start: int) -> StoredTens
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise CheckpointError(f"{where}: an entry has dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if dtype not in ITEM_BYTES:
+    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
         raise CheckpointError(f"{where}: dtype {dtype}: weights are {', '.join(ITEM_BYTES)}")
     if not _are_counts(shape) or not 1 <= len(shape) <= MAX_DIMENSIONS or min(shape) < 1:
         raise CheckpointError(f"{where}: shape {shape}: 1 to {MAX_DIMENSIONS} positive sizes are expected")
@@ -153,10 +153,11 @@ def _are_counts(value: object) -> bool:
 
 def _check_places(path: Path, tensors: dict[str, StoredTensor], data_start: int, size: int) -> None:
     """Every tensor lies in the file, right after the one before it, and the last one ends it."""
-    end = data_start
-    for tensor in sorted(tensors.values(), key=lambda tensor: tensor.offset):
+    for tensor in tensors.values():
         if tensor.offset + tensor.size_bytes > size:
             raise CheckpointError(f"{path}: {tensor.name}: lies past the end of the file, which is truncated")
+    end = data_start
+    for tensor in sorted(tensors.values(), key=lambda tensor: tensor.offset):
         if tensor.offset != end:
             fault = "overlaps the tensor before it" if tensor.offset < end else "leaves a hole before it"
             raise CheckpointError(f"{path}: {tensor.name}: {fault}; tensors follow each other")

@@ -23,3 +23,6 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
+    except OSError as error:
+        sys.stderr.write(f"nestling: {error.filename or 'a file'}: {error.strerror or error}\n")
+        sys.exit(1)

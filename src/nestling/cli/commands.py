@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from nestling import __version__
-from nestling.cli import building, embedding
+from nestling.cli import building, embedding, serving
 
 app = typer.Typer(
     help="jina-embeddings-v4 on your own hardware: build small GGUF files, embed with them, serve them.",
@@ -23,6 +23,7 @@ _VERBS: dict[str, Any] = {
     "verify": building.verify,
     "embed": embedding.embed,
     "similarity": embedding.similarity,
+    "serve": serving.serve,
 }
 for _name, _verb in _VERBS.items():
     app.command(_name)(_verb)

@@ -68,6 +68,7 @@ class LlamaCppEngine:
         params.n_ctx = params.n_batch = params.n_ubatch = self._batch_tokens
         params.n_parallel, params.kv_unified = SLOTS, True
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = self._threads
+        params.cpuparams.poll = params.cpuparams_batch.poll = 0  # waiting threads sleep: 1.7 x faster beside other work
         params.warmup, params.verbosity = False, -1
         return params
 

@@ -55,11 +55,14 @@ class GGUFFile:
     @classmethod
     def open(cls, path: Path) -> Self:
         """Map the file and read its header; GGUFError when it is not a sound GGUF file."""
-        if not path.is_file():
-            raise GGUFError(f"{path}: no such file")
-        if path.stat().st_size < 24:  # noqa: PLR2004 - magic, version and two counts
-            raise GGUFError(f"{path}: shorter than a GGUF header")
-        data = np.memmap(path, np.uint8, "r")
+        try:
+            if not path.is_file():
+                raise GGUFError(f"{path}: no such file")
+            if path.stat().st_size < 24:  # noqa: PLR2004 - magic, version and two counts
+                raise GGUFError(f"{path}: shorter than a GGUF header")
+            data = np.memmap(path, np.uint8, "r")
+        except OSError as error:
+            raise GGUFError(f"{path}: cannot be read: {error.strerror}") from None
         cursor = _Cursor(path, data)
         metadata, tensors = _header(cursor)
         return cls(path, metadata, tensors, data)
@@ -205,7 +208,9 @@ def _tensor_info(cursor: _Cursor, name: str) -> TensorInfo:
     kind = QuantType.from_ggml_id(number)
     if kind is None:
         raise cursor.fail(f"{name} has the tensor type {number}, which is not known here")
-    if min(sizes) < 1 or sizes[0] % kind.block:
+    if min(sizes) < 1:
+        raise cursor.fail(f"{name} has a dimension of 0")
+    if sizes[0] % kind.block:
         raise cursor.fail(f"{name}: rows of {sizes[0]} do not divide into {kind.name} blocks of {kind.block}")
     return TensorInfo(name, tuple(reversed(sizes)), kind, cursor.number(ValueKind.UINT64, f"offset of {name}"))
 

@@ -56,7 +56,8 @@ class GGUFWriter:
     def write(self, piece: Piece) -> None:
         """Append a piece of the current tensor; the piece that completes it is followed by padding."""
         if self._missing == 0:
-            self._head = next(self._heads)
+            self._head = next(self._heads, None)
+            assert self._head is not None, "a piece after the last tensor"
             self._missing = self._head.size_bytes
         view = np.ascontiguousarray(piece).data if isinstance(piece, np.ndarray) else memoryview(piece)
         assert view.nbytes <= self._missing, f"{self._head}: {view.nbytes - self._missing} bytes too many"

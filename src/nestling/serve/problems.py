@@ -1,6 +1,7 @@
 """What goes wrong in a request, as the JSON that OpenAI's clients expect: `{"error": {message, type, param, code}}`.
 
-Knows which exception is whose fault: a caller's (4xx), ours (5xx). Messages name fields and places, never texts or keys.
+Knows which exception is whose fault: a caller's (4xx), ours (5xx). Messages name fields and places, never texts or
+keys.
 """
 
 from collections.abc import Mapping
@@ -16,8 +17,8 @@ LONGEST_ECHO = 100
 """Characters of a caller's own value that an error repeats."""
 
 
-@dataclass(frozen=True)
-class Problem(Exception):  # noqa: N818 - a problem is what is answered, not what is raised at a programmer
+@dataclass(eq=False)
+class Problem(Exception):
     """One refused or failed request."""
 
     status: int
@@ -62,20 +63,23 @@ def unavailable(message: str, *, retry_after_s: int = 5) -> Problem:
 
 def problem_of(error: Exception) -> Problem:
     """What to answer for an exception; an unknown one is a 500 that says nothing of its inside."""
-    match error:
-        case Problem():
-            return error
-        case TextError():
-            return invalid(str(error), param="input", code="invalid_input")
-        case UsageError():
-            return invalid(str(error), param=error.param)
-        case ModelNotFoundError():
-            return Problem(404, str(error), "model_not_found", "model")
-        case EngineError():
-            return Problem(500, f"the engine failed: {error}", "engine_error")
-        case NestlingError():
-            return Problem(500, f"the model cannot be used: {error}", "model_error")
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, UsageError):
+        return invalid(str(error), param=error.param, code=_CODES.get(type(error), "invalid_value"))
+    for kind, (status, start, code) in _FAILURES.items():
+        if isinstance(error, kind):
+            return Problem(status, f"{start}{error}", code, "model" if status == NOT_FOUND else None)
     return Problem(500, "internal error; the server's log has its place", "internal_error")
+
+
+NOT_FOUND = 404
+_CODES: dict[type[Exception], str] = {TextError: "invalid_input"}
+_FAILURES: dict[type[Exception], tuple[int, str, str]] = {
+    ModelNotFoundError: (NOT_FOUND, "", "model_not_found"),
+    EngineError: (500, "the engine failed: ", "engine_error"),
+    NestlingError: (500, "the model cannot be used: ", "model_error"),
+}
 
 
 def of_validation(error: ValidationError) -> Problem:

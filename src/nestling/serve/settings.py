@@ -69,7 +69,7 @@ def read_settings(flags: Mapping[str, Any], environ: Mapping[str, str] = os.envi
             given[name] = text
     if unknown := given.keys() - _PARSERS.keys():
         raise UsageError(f"no such setting: {', '.join(sorted(unknown))}")
-    values = {name: _parsed(name, value) for name, value in given.items()}
+    values: dict[str, Any] = {name: _parsed(name, value) for name, value in given.items()}
     if path := values.get("api_key_file"):
         values["api_key"] = (*values.get("api_key", ()), *_keys_of(path))
     return ServeSettings(**values)

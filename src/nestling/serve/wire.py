@@ -1,10 +1,11 @@
 """The bodies that clients send, as models: which fields exist, which values they take.
 
-Follows OpenAI's embeddings API, with the fields of Jina's and vLLM's that clients of those send. A field that is null is absent. Unknown
-fields are kept apart, to be logged once and otherwise left alone; unknown values are refused. Knows nothing of models that are served.
+Follows OpenAI's embeddings API, with the fields of Jina's and vLLM's that clients of those send. A field that is null
+is absent. Unknown fields are kept apart, to be logged once and otherwise left alone; unknown values are refused. Knows
+nothing of models that are served.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Self, TypeVar
 
@@ -88,7 +89,8 @@ class EmbeddingRequest(Request):
     @property
     def form(self) -> Form:
         """The answer's form: an embedding type that is not `float` wins, else `encoding_format`, else float."""
-        wanted = agreed("embedding_type", {"embedding_type": self.embedding_type, "encoding_type": self.encoding_type})
+        said = {"embedding_type": self.embedding_type, "encoding_type": self.encoding_type}
+        wanted = agreed("embedding_type", said)
         if wanted in (None, Form.FLOAT) and self.encoding_format is Encoding.BASE64:
             return Form.BASE64
         return wanted or Form.FLOAT
@@ -112,7 +114,8 @@ class TokenizeRequest(Request):
     @property
     def texts(self) -> str | list[str]:
         """The text or texts."""
-        found = agreed("content", {"content": self.content, "prompt": self.prompt})
+        agreed("content", {"content": self.content, "prompt": self.prompt})
+        found = self.content if self.prompt is None else self.prompt
         if found is None:
             raise invalid("content: a text or a list of texts is expected", param="content")
         return found
@@ -128,7 +131,7 @@ class DetokenizeRequest(Request):
 Value = TypeVar("Value")
 
 
-def agreed(param: str, said: dict[str, Value | None]) -> Value | None:
+def agreed(param: str, said: Mapping[str, Value | None]) -> Value | None:
     """The one value that several fields name, or None if none does; Problem if they contradict each other."""
     values = {name: value for name, value in said.items() if value is not None}
     if any(value != next(iter(values.values())) for value in values.values()):
@@ -178,8 +181,9 @@ def _kind(item: object) -> str:
 def token_input_refused() -> Problem:
     """What LangChain's default gets: the ids are another vocabulary's, and its own setting mends it."""
     return invalid(
-        "input: token ids are refused, because clients send those of OpenAI's vocabulary, which mean other texts here. Send texts: "
-        "LangChain's OpenAIEmbeddings does with check_embedding_ctx_length=False. A server started with --token-input model takes this model's own ids.",
+        "input: token ids are refused, because clients send those of OpenAI's vocabulary, which mean other texts here. "
+        "Send texts: LangChain's OpenAIEmbeddings does with check_embedding_ctx_length=False. "
+        "A server started with --token-input model takes this model's own ids.",
         param="input",
         code="token_input",
     )

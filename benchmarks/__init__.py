@@ -1,0 +1,1 @@
+"""Benchmarks: never gates; each writes its result with machine and commit into `results/`."""

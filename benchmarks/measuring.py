@@ -1,0 +1,97 @@
+"""What every benchmark here records: the machine, the commit, and a child process's time and memory. Linux only."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+SAMPLE_S = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A finished child: wall time, highest resident and highest anonymous memory in bytes, standard output."""
+
+    wall_s: float
+    peak_resident_bytes: int
+    peak_anonymous_bytes: int
+    output: str
+
+
+def run(*command: str) -> Run:
+    """Run a command to its end and watch its memory; a command that fails ends the benchmark with its own words."""
+    began = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        peaks = {"VmHWM": 0, "RssAnon": 0}
+        watcher = threading.Thread(target=_watch, args=(child, peaks))
+        watcher.start()
+        output = child.stdout.read() if child.stdout else ""
+        child.wait()
+        watcher.join()
+    if child.returncode:
+        sys.exit(f"{' '.join(command)}: exit code {child.returncode}")
+    return Run(time.perf_counter() - began, peaks["VmHWM"], peaks["RssAnon"], output)
+
+
+def _watch(child: "subprocess.Popen[str]", peaks: dict[str, int]) -> None:
+    status = Path(f"/proc/{child.pid}/status")
+    while child.poll() is None:
+        try:
+            lines = status.read_text().splitlines()
+        except OSError:
+            return
+        found = {
+            name: int(rest.split()[0]) * 1024
+            for name, _, rest in (line.partition(":") for line in lines)
+            if name in peaks
+        }
+        for name, size in found.items():
+            peaks[name] = max(peaks[name], size)
+        time.sleep(SAMPLE_S)
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, memory and versions, as far as they bear on a figure."""
+    model = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        "",
+    )
+    flags = next(
+        (line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), ""
+    ).split()
+    wanted = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16")
+    return {
+        "processor": model,
+        "cores": len(os.sched_getaffinity(0)),
+        "instructions": [flag for flag in wanted if flag in flags],
+        "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        "python": platform.python_version(),
+        "load_before": os.getloadavg()[0],
+    }
+
+
+def commit() -> str:
+    """The commit that is measured, with `+` when the tree differs from it."""
+    head = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    dirty = subprocess.run(
+        ["git", "status", "--porcelain", "src"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    return head + ("+" if dirty else "")
+
+
+def write(name: str, result: dict[str, Any]) -> Path:
+    """Write a result with the machine, the commit and the command that made it."""
+    path = RESULTS / f"{name}.json"
+    command = "python -m benchmarks." + Path(sys.argv[0]).stem + "".join(f" {one}" for one in sys.argv[1:])
+    whole = {"command": command, "commit": commit(), "machine": machine(), **result}
+    path.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
+    return path

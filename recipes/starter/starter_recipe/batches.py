@@ -1,0 +1,98 @@
+"""Endless streams of training batches of about equal token count.
+
+Groups (source family and language) are drawn with a probability that grows with a power of their size, so that small
+languages are not drowned. Texts are sorted by length within a large draw, so that padding stays small.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from starter_recipe.tokens import Tokens
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+GROUP_POWER = 0.6
+_DRAW = 12_000
+_PREFIX_TOKENS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Texts with the number of their anchor, the row of their English original (-1: none) and their group."""
+
+    tokens: Tokens
+    anchors: NDArray[np.int64]
+    english: NDArray[np.int64]
+    group: NDArray[np.int64]
+    groups: list[str]
+
+    @classmethod
+    def load(cls, work: Path) -> Rows:
+        """Read WORK/rows.npz."""
+        with np.load(work / "rows.npz") as archive:
+            tokens = Tokens(archive["flat"], archive["offsets"])
+            groups = archive["groups"].tolist()
+            return cls(tokens, archive["anchors"], archive["english"], archive["group"], groups)
+
+    @property
+    def translated(self) -> NDArray[np.bool_]:
+        """Tell which rows are translations of an English row."""
+        own = np.array([group.endswith((" en", " python")) for group in self.groups])
+        return (self.english >= 0) & ~own[self.group]
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """Queries, passages and the group of each pair."""
+
+    queries: Tokens
+    passages: Tokens
+    group: NDArray[np.int64]
+
+    @classmethod
+    def load(cls, work: Path, kind: str) -> Pairs:
+        """Read WORK/pairs-KIND.npz."""
+        with np.load(work / f"pairs-{kind}.npz") as archive:
+            queries = Tokens(archive["query_flat"], archive["query_offsets"])
+            return cls(queries, Tokens(archive["passage_flat"], archive["passage_offsets"]), archive["group"])
+
+
+def group_weights(group: NDArray[np.int64], usable: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return each text's probability; unusable texts get none."""
+    sizes = np.bincount(group[usable], minlength=int(group.max()) + 1)
+    share = np.divide(1.0, np.maximum(sizes, 1) ** (1 - GROUP_POWER))
+    weights = np.where(usable, share[group], 0.0)
+    return weights / weights.sum()
+
+
+def length_batches(
+    lengths: NDArray[np.int64],
+    weights: NDArray[np.float64],
+    *,
+    tokens: int,
+    most: int,
+    generator: np.random.Generator,
+) -> Iterator[NDArray[np.int64]]:
+    """Yield index arrays of texts of like length, each worth about `tokens` tokens and at most `most` texts."""
+    candidates = np.flatnonzero(weights)
+    cumulative = np.cumsum(weights[candidates])
+    while True:
+        points = generator.random(_DRAW) * cumulative[-1]
+        drawn = np.unique(candidates[np.searchsorted(cumulative, points, side="right").clip(max=len(candidates) - 1)])
+        drawn = drawn[np.argsort(lengths[drawn] + generator.random(len(drawn)), kind="stable")]
+        batches, start = [], 0
+        while start < len(drawn):
+            widest = int(lengths[drawn[min(start + 64, len(drawn) - 1)]]) + _PREFIX_TOKENS
+            size = int(np.clip(tokens // widest, 16, most))
+            batches.append(drawn[start : start + size])
+            start += size
+        for index in generator.permutation(len(batches)):
+            yield batches[index]

@@ -1,0 +1,105 @@
+"""Step 5: turn 384-dimensional teacher vectors into 256-dimensional targets, most variance first.
+
+From scratch the basis is the teacher's principal components. With --start the space of that checkpoint is kept: the
+components are rotated (orthogonal Procrustes) onto the checkpoint's own vectors of English texts.
+
+Reads  WORK/rows.npz, WORK/teacher*.npy and, with --start, a checkpoint.
+Writes WORK/targets.npz: `targets` (anchors, 256), unit rows, and `usable`, which of them are real.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from starter_recipe.batches import Rows
+from starter_recipe.checkpoint import load_model
+from starter_recipe.model import MATRYOSHKA_DIMS, Embedder, pool
+from starter_recipe.tokens import Collator
+
+SAMPLE = 100_000
+ALIGNED = 6_000
+SEED = 2
+_BATCH = 64
+Vectors = NDArray[np.float32]
+
+
+def principal_components(vectors: Vectors) -> tuple[Vectors, Vectors]:
+    """Return (mean (384,), basis (384, 256)) of teacher vectors, by falling variance."""
+    mean = vectors.mean(0)
+    values, basis = np.linalg.eigh(np.cov((vectors - mean).T))
+    order = np.argsort(values)[::-1][: MATRYOSHKA_DIMS[-1]]
+    print(f"variance kept in {len(order)} dimensions: {values[order].sum() / values.sum():.3f}")
+    return mean, basis[:, order].astype(np.float32)
+
+
+def procrustes(source: Vectors, wanted: Vectors) -> Vectors:
+    """Return the rotation that brings rows of `source` nearest to rows of `wanted`: (N, 256) twice -> (256, 256)."""
+    left, _, right = np.linalg.svd(source.T @ wanted)
+    return (left @ right).astype(np.float32)
+
+
+def unit_rows(vectors: Vectors) -> Vectors:
+    """Scale rows to unit length."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
+
+
+@torch.inference_mode()
+def embed_rows(model: Embedder, collate: Collator, rows: Rows, members: NDArray[np.int64]) -> Vectors:
+    """Embed rows as queries, unit length: (N,) -> (N, 256)."""
+    found = np.zeros((len(members), MATRYOSHKA_DIMS[-1]), np.float32)
+    order = np.argsort(rows.tokens.lengths[members], kind="stable")
+    for places in np.array_split(order, len(order) // _BATCH + 1):
+        ids, mask = collate([rows.tokens[row] for row in members[places].tolist()], ["query"] * len(places))
+        found[places] = pool(model.hidden(ids), mask).numpy()
+    return unit_rows(found)
+
+
+def alignment(source: Vectors, start: Path, rows: Rows, members: NDArray[np.int64]) -> Vectors:
+    """Return the rotation of the components onto a checkpoint's vectors of the same texts."""
+    collate = Collator(Tokenizer.from_file(str(start / "tokenizer.json")))
+    wanted = embed_rows(load_model(start), collate, rows, members)
+    rotation = procrustes(source, wanted)
+    before, after = (float((vectors * wanted).sum(1).mean()) for vectors in (source, source @ rotation))
+    print(f"cosine of targets and starting checkpoint: {before:.3f} unaligned, {after:.3f} aligned")
+    return rotation
+
+
+def make_targets(work: Path, start: Path | None) -> tuple[Vectors, NDArray[np.bool_]]:
+    """Return (targets (anchors, 256), which anchors have one)."""
+    vectors, usable = np.load(work / "teacher.npy", mmap_mode="r"), np.load(work / "teacher_done.npy")
+    generator = np.random.default_rng(SEED)
+    available = np.flatnonzero(usable)
+    sample = np.sort(generator.permutation(available)[:SAMPLE])
+    mean, basis = principal_components(np.asarray(vectors[sample], np.float32))
+    if start is not None:
+        rows = Rows.load(work)
+        members = np.unique(rows.english[(rows.english >= 0) & usable[rows.anchors]])
+        members = np.sort(generator.permutation(members)[:ALIGNED])
+        raw = np.asarray(vectors[rows.anchors[members]], np.float32)
+        basis = basis @ alignment(unit_rows((raw - mean) @ basis), start, rows, members)
+    targets = np.zeros((len(vectors), MATRYOSHKA_DIMS[-1]), np.float32)
+    targets[available] = unit_rows((np.asarray(vectors[available], np.float32) - mean) @ basis)
+    return targets, usable
+
+
+def main() -> None:
+    """Run the step."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--work", type=Path, default=Path("work"))
+    parser.add_argument("--start", type=Path, help="checkpoint to train further")
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    targets, usable = make_targets(options.work, options.start)
+    np.savez(options.work / "targets.npz", targets=targets, usable=usable)
+    print(f"{usable.sum()} of {len(usable)} anchors have a target")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""The verbs that measure: `eval quality` and `eval speed`, and `report`, which draws what they measured."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nestling.cli.console import Bars, show_table
+from nestling.cli.options import JsonOption, ThreadsOption
+from nestling.spec import Task
+
+if TYPE_CHECKING:
+    from nestling.evaluation.tables import Table
+
+app = typer.Typer(help="Measure quality and speed.", no_args_is_help=True)
+
+ModelsArgument = Annotated[
+    list[str],
+    typer.Argument(metavar="MODEL...", help="References, families, GGUF files, folders of them, or URL#MODEL of a server."),
+]
+OutOption = Annotated[Path, typer.Option("--out", "-o", help="The folder for result files.")]
+RESULTS = Path("results")
+
+
+@app.command()
+def quality(
+    models: ModelsArgument,
+    benchmark: Annotated[
+        list[str] | None,
+        typer.Option("--benchmark", "-b", help="A shipped set, a folder, a file of pairs, a hub name, or `all`; several times."),
+    ] = None,
+    dimensions: Annotated[
+        list[int] | None, typer.Option("--dimensions", "-d", help="Vector sizes, several times; all trained by default.")
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(metavar="REF", help="The model to compare with; the largest file of a task by default."),
+    ] = None,
+    engine: Annotated[str, typer.Option("--engine", "-e", help="auto, openvino, llamacpp or reference.")] = "auto",
+    threads: ThreadsOption = None,
+    task: Annotated[str | None, typer.Option("--task", "-t", help="The task of a server's model.")] = None,
+    out: OutOption = RESULTS,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure retrieval and similarity, with uncertainty; results that are already there are kept."""
+    from nestling.evaluation import quality as library
+    from nestling.evaluation import tables
+
+    settings = library.Settings(
+        out=out,
+        benchmarks=tuple(benchmark or ()),
+        dimensions=tuple(dimensions or ()),
+        against=against,
+        engine=engine,
+        threads=threads,
+        task=Task.parse(task) if task else None,
+    )
+    with Bars() as bars:
+        measured = list(library.measure(models, settings, steps=bars.step))
+    if as_json:
+        _print_files([one.path for one in measured])
+        return
+    _show(tables.quality([one.result for one in measured]))
+    kept = sum(not one.fresh for one in measured)
+    typer.echo(f"{len(measured)} result files in {out}" + (f", {kept} of them kept from an earlier run" if kept else ""))
+
+
+@app.command()
+def speed(
+    models: Annotated[list[str] | None, typer.Argument(metavar="[MODEL]...", help="References, GGUF files or folders.")] = None,
+    url: Annotated[
+        list[str] | None, typer.Option(metavar="URL#MODEL", help="An OpenAI-compatible server, several times.")
+    ] = None,
+    engine: Annotated[list[str] | None, typer.Option("--engine", "-e", help="An engine, several times.")] = None,
+    threads: ThreadsOption = None,
+    length: Annotated[list[int] | None, typer.Option(help="Tokens a text, several times.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds that count.")] = 5,
+    pass_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each pass over a length.")] = 4096,
+    clients: Annotated[list[int] | None, typer.Option(help="Clients at once, several times.")] = None,
+    inputs: Annotated[list[int] | None, typer.Option(help="Texts a request, several times.")] = None,
+    cell_s: Annotated[float, typer.Option("--cell-seconds", min=0, help="Seconds of each latency figure a round.")] = 2.0,
+    out: OutOption = RESULTS,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure tokens per second, latency, load time and memory, all sides in turns; wants an idle machine."""
+    from nestling.errors import UsageError
+    from nestling.evaluation import speed as library
+    from nestling.evaluation import tables
+
+    if not models and not url:
+        raise UsageError("nothing to measure: give a MODEL or --url", param="models")
+    settings = library.Settings(
+        out=out,
+        engines=tuple(engine or ("auto",)),
+        threads=threads,
+        lengths=tuple(length or library.LENGTHS),
+        rounds=rounds,
+        pass_tokens=pass_tokens,
+        cell_s=cell_s,
+        clients=tuple(clients or library.CLIENTS),
+        inputs=tuple(inputs or library.INPUTS),
+    )
+    with Bars() as bars:
+        timed = library.measure([*(models or []), *(url or [])], settings, steps=bars.step)
+    if as_json:
+        _print_files([one.path for one in timed])
+        return
+    found = [one.result for one in timed]
+    _show(tables.speed(found))
+    if warning := tables.load_warning(found):
+        typer.echo(f"warning: {warning}", err=True)
+    typer.echo(f"{len(timed)} result files in {out}")
+
+
+def report(
+    results: Annotated[list[Path], typer.Argument(help="Result files, or folders of them.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write the report into.")],
+) -> None:
+    """Write report.md and one self-contained report.html, every number of them from the result files."""
+    from nestling.evaluation import report as library
+    from nestling.evaluation.results import read_all
+
+    for path in library.write(read_all(results), out):
+        typer.echo(str(path))
+
+
+def _show(tables: Sequence["Table"]) -> None:
+    for table in tables:
+        show_table(table.title, list(table.columns), [list(row) for row in table.rows])
+        for note in table.notes:
+            typer.echo(note)
+        typer.echo("")
+
+
+def _print_files(paths: Sequence[Path]) -> None:
+    typer.echo(json.dumps([json.loads(path.read_text("utf-8")) | {"path": str(path)} for path in paths], indent=1))

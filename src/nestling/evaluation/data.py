@@ -1,0 +1,124 @@
+"""Benchmarks: what they hold, and where one is found by name.
+
+A benchmark is a retrieval set (documents, queries, which documents answer which query) or a set of text pairs with
+scores. It is named by a folder or file in one of the layouts of `layouts`, by the name of a set that comes with the
+package, or by a name on the Hugging Face hub. Knows no model.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+from nestling.errors import FileFormatError, ModelNotFoundError
+from nestling.evaluation import hub, layouts
+from nestling.spec import Task
+
+SHIPPED: Mapping[str, tuple[Task, ...]] = {
+    "perlfaq-en": (Task.RETRIEVAL,),
+    "code-docstring": (Task.CODE,),
+    "xling-manpages": (Task.TEXT_MATCHING, Task.RETRIEVAL),
+}
+"""The sets in the package and the tasks that they are for."""
+
+_SETS = Path(__file__).parent / "sets"
+
+
+@dataclass(frozen=True, slots=True)
+class RetrievalSet:
+    """Queries, documents and their relevance: query id -> document id -> grade (0 is judged and irrelevant).
+
+    `tasks` are those that the set is for; none means that it does not say.
+    """
+
+    name: str
+    document_ids: tuple[str, ...]
+    documents: tuple[str, ...]
+    query_ids: tuple[str, ...]
+    queries: tuple[str, ...]
+    relevant: dict[str, dict[str, int]]
+    tasks: tuple[Task, ...] = ()
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the contents: equal sets have equal hashes, wherever they were read from."""
+        return _hash(astuple(self)[1:-1])
+
+
+@dataclass(frozen=True, slots=True)
+class PairSet:
+    """Pairs of texts and how alike they are, on any scale."""
+
+    name: str
+    left: tuple[str, ...]
+    right: tuple[str, ...]
+    scores: tuple[float, ...]
+    tasks: tuple[Task, ...] = (Task.TEXT_MATCHING,)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the contents."""
+        return _hash(astuple(self)[1:-1])
+
+
+Benchmark = RetrievalSet | PairSet
+
+
+def _hash(contents: tuple[object, ...]) -> str:
+    return hashlib.sha256(json.dumps(contents, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
+
+
+def load(name: str) -> Benchmark:
+    """Find and read a benchmark.
+
+    `name` is a folder in BEIR layout, a .jsonl, .tsv or .parquet file of scored pairs, a shipped set, a NanoBEIR set
+    (`NanoSciFact`) or a hub data set in BEIR layout (`org/name`). What is not found is a ModelNotFoundError, what is
+    not sound a FileFormatError with file and line.
+    """
+    path = Path(name)
+    if name in SHIPPED:
+        return read_folder(_SETS / name, name=name, tasks=SHIPPED[name])
+    if path.is_dir():
+        return read_folder(path, name=path.resolve().name)
+    if path.is_file():
+        return read_pairs(path)
+    if repository := hub.repository(name):
+        return read_folder(hub.fetch(repository), name=name, tasks=(Task.RETRIEVAL,))
+    raise ModelNotFoundError(
+        f"benchmark={name!r}: not a folder or file, nor one of {', '.join(SHIPPED)} or the NanoBEIR sets"
+    )
+
+
+def for_task(task: Task | None) -> list[str]:
+    """The shipped sets for a task; all of them for None."""
+    return [name for name, tasks in SHIPPED.items() if task is None or task in tasks]
+
+
+def read_folder(folder: Path, *, name: str, tasks: tuple[Task, ...] = ()) -> RetrievalSet:
+    """Read a folder in BEIR layout; every id must lead somewhere and every query must have a relevant document."""
+    documents = layouts.read_texts(folder, "corpus")
+    queries = layouts.read_texts(folder, "queries")
+    relevant, elsewhere = layouts.read_judgements(folder, documents=documents.texts, queries=queries.texts)
+    kept = [query for query in queries.texts if query in relevant or query not in elsewhere]
+    for query in kept:
+        if not any(grade > 0 for grade in relevant.get(query, {}).values()):
+            raise FileFormatError(f"{queries.place(query)}: the query {query!r} has no relevant document in {folder}/qrels")
+    return RetrievalSet(
+        name=name,
+        document_ids=tuple(documents.texts),
+        documents=tuple(documents.texts.values()),
+        query_ids=tuple(kept),
+        queries=tuple(queries.texts[query] for query in kept),
+        relevant={query: relevant[query] for query in kept},
+        tasks=tasks,
+    )
+
+
+def read_pairs(path: Path) -> PairSet:
+    """Read scored pairs: rows with `sentence1`, `sentence2` and `score`."""
+    rows = list(layouts.read_pairs(path))
+    if len({score for _, _, score in rows}) < 2:  # noqa: PLR2004 - a correlation needs two different scores
+        raise FileFormatError(f"{path}: {len(rows)} pairs; pairs with at least two different scores are expected")
+    left, right, scores = zip(*rows, strict=True)
+    return PairSet(path.stem, left, right, scores)

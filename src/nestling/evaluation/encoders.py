@@ -1,0 +1,162 @@
+"""What quality is measured of: anything that turns texts into vectors. Our embedder, and a server by its URL.
+
+A reference is what the store reads (`starter-retrieval:Q4_K_M`, a GGUF file), or `URL#MODEL` of an OpenAI-compatible
+server, such as `http://localhost:8080/v1#starter/retrieval`. How roles reach a server: a model that ends in `/TASK`
+is asked for as `MODEL.ROLE`, which nestling's server understands; for any other the published prefix goes in front
+of each text here.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from nestling import store
+from nestling.embedder import Embedder
+from nestling.errors import EngineError, ModelNotFoundError, TextError, UsageError
+from nestling.evaluation.remote import Connection
+from nestling.files import Progress, no_progress
+from nestling.spec import Role, Task, prefixes_for
+from nestling.store import ModelReference
+from nestling.vectors import Floats
+
+CHUNK_TEXTS = 64
+
+
+class Encoder(Protocol):
+    """Texts to vectors of full width. `task` is what it is for, None if unknown; `dimensions` its trained sizes."""
+
+    name: str
+    task: Task | None
+    dimensions: tuple[int, ...]
+
+    def encode(self, texts: Sequence[str], *, role: Role) -> Floats:
+        """Embed the texts of one role: -> (B, D) float32."""
+        ...
+
+    def close(self) -> None:
+        """Give back what it holds."""
+        ...
+
+
+class LocalEncoder:
+    """A model file in this process."""
+
+    def __init__(self, embedder: Embedder, *, name: str) -> None:
+        self.name, self._embedder = name, embedder
+        self.task: Task | None = embedder.spec.task
+        self.dimensions = embedder.spec.dimensions
+
+    def encode(self, texts: Sequence[str], *, role: Role) -> Floats:
+        """Embed the texts of one role; see `Embedder.encode`."""
+        return self._embedder.encode(texts, prompt_name=role)
+
+    def close(self) -> None:
+        """Unload the model."""
+        self._embedder.close()
+
+
+class RemoteEncoder:
+    """An OpenAI-compatible server; a failed request is an EngineError in one line."""
+
+    def __init__(self, url: str, *, task: Task | None = None) -> None:
+        address, _, model = url.partition("#")
+        self.name, self._model = url, model
+        self._connection = Connection(address)
+        self._named_task = _task_of(model)
+        self.task = self._named_task or task
+        if self.task is None:
+            raise UsageError(f"{url}: name its task, with --task or as URL#MODEL/TASK", param="task")
+        self.dimensions: tuple[int, ...] = ()
+
+    def encode(self, texts: Sequence[str], *, role: Role) -> Floats:
+        """Embed the texts of one role: one request."""
+        return self._connection.embed(self.body(texts, role=role))
+
+    def body(self, texts: Sequence[str], *, role: Role) -> dict[str, Any]:
+        """The request for some texts."""
+        if self._named_task:
+            return {"input": list(texts), "model": f"{self._model}.{role}"}
+        assert self.task is not None, "checked when it was made"
+        prefix = prefixes_for(self.task)[role]
+        return {"input": [prefix + text for text in texts], "model": self._model}
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+
+def _task_of(model: str) -> Task | None:
+    tail = model.rpartition("/")[2] if "/" in model else ""
+    return Task(tail) if tail in set(Task) else None
+
+
+def is_url(reference: str | Path) -> bool:
+    """True for a reference that means a server."""
+    return str(reference).startswith(("http://", "https://"))
+
+
+def expand(references: Sequence[str]) -> list[str]:
+    """Families to their three models and folders to their GGUF files; each reference once."""
+    return list(dict.fromkeys(one for reference in references for one in _expanded(reference)))
+
+
+def _expanded(reference: str) -> list[str]:
+    if is_url(reference):
+        return [reference]
+    if Path(reference).is_dir():
+        files = sorted(Path(reference).glob("*.gguf"))
+        if not files:
+            raise ModelNotFoundError(f"{reference}: no GGUF files in this folder")
+        return [str(path) for path in files]
+    if store.looks_like_path(reference):
+        return [reference]
+    model = ModelReference.parse(reference)
+    return [str(ModelReference(model.family, task, model.quant)) for task in ([model.task] if model.task else Task)]
+
+
+def open_encoder(
+    reference: str, *, engine: str = "auto", threads: int | None = None, task: Task | None = None
+) -> Encoder:
+    """Open a reference; `task` is for a server whose model does not name one."""
+    if is_url(reference):
+        return RemoteEncoder(reference, task=task)
+    return LocalEncoder(Embedder.load(store.resolve(reference), engine=engine, threads=threads), name=str(reference))
+
+
+def encode_all(
+    encoder: Encoder, texts: Sequence[str], *, role: Role, progress: Progress = no_progress
+) -> Floats:
+    """Embed all texts in chunks of like length: -> (B, D) float32 in the order of `texts`.
+
+    EngineError for a wrong shape, NaN or a zero vector. `progress` is told (texts done, texts in all).
+    """
+    order = sorted(range(len(texts)), key=lambda place: -len(texts[place]))
+    rows: dict[int, Floats] = {}
+    for start in range(0, len(order), CHUNK_TEXTS):
+        places = order[start : start + CHUNK_TEXTS]
+        vectors = checked(_encode(encoder, texts, places, role), len(places), encoder.name)
+        rows.update(zip(places, vectors, strict=True))
+        progress(len(rows), len(texts))
+    if len({len(row) for row in rows.values()}) > 1:
+        raise EngineError(f"{encoder.name}: vectors of different widths for different texts")
+    return np.stack([rows[place] for place in range(len(texts))])
+
+
+def _encode(encoder: Encoder, texts: Sequence[str], places: Sequence[int], role: Role) -> Floats:
+    try:
+        return encoder.encode([texts[place] for place in places], role=role)
+    except TextError as error:
+        place = places[error.index]
+        raise TextError(f"{str(error).partition(': ')[2]} ({role} {texts[place]!r:.60})", index=place) from None
+
+
+def checked(vectors: Floats, count: int, name: str) -> Floats:
+    """The vectors, if they are what `count` texts should get; else an EngineError."""
+    if vectors.ndim != 2 or len(vectors) != count:  # noqa: PLR2004 - a matrix
+        raise EngineError(f"{name}: answered {count} texts with an array of shape {vectors.shape}")
+    norms = np.linalg.norm(vectors, axis=1)
+    if not (np.isfinite(norms) & (norms > 0)).all():
+        raise EngineError(f"{name}: answered with a vector that is zero or not finite")
+    return vectors

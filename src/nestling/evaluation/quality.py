@@ -1,0 +1,282 @@
+"""Measure how well models retrieve and compare: exact search, every query's score, nearness to a reference model.
+
+One result file a model and benchmark, written as soon as it is measured. A file that is already there and was
+measured from the same bytes, benchmark and settings by this version is kept, so that a run that was stopped goes on.
+"""
+
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from nestling import store
+from nestling._version import __version__
+from nestling.build.pipeline import Steps, silent
+from nestling.errors import UsageError
+from nestling.evaluation import data, metrics, results
+from nestling.evaluation.data import Benchmark, PairSet, RetrievalSet
+from nestling.evaluation.encoders import Encoder, encode_all, expand, is_url, open_encoder
+from nestling.evaluation.metrics import SPEARMAN, Interval
+from nestling.evaluation.results import Against, BenchmarkFacts, ModelFacts, QualityResult, Scores
+from nestling.files import Progress
+from nestling.spec import Role, Task
+from nestling.vectors import Floats, finish, paired_cosine
+
+ALL = "all"
+"""Stands for every shipped set."""
+_Key = tuple[str | None, Task | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What to measure. Empty `benchmarks` are those shipped for each model's task, empty `dimensions` the trained ones."""
+
+    out: Path
+    benchmarks: tuple[str, ...] = ()
+    dimensions: tuple[int, ...] = ()
+    against: str | None = None
+    engine: str = "auto"
+    threads: int | None = None
+    task: Task | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A result, its file, and whether an earlier run had made it."""
+
+    result: QualityResult
+    path: Path
+    fresh: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Sides:
+    """The vectors of a benchmark: (Q, D) queries and (N, D) documents, or the two sides of the pairs."""
+
+    queries: Floats
+    documents: Floats
+
+    def at(self, dimensions: int) -> "Sides":
+        """Truncated to a vector size and normalised again."""
+        return Sides(finish(self.queries, dimensions), finish(self.documents, dimensions))
+
+
+@dataclass(slots=True)
+class _Model:
+    """A model that is opened when a vector of it is first wanted."""
+
+    facts: ModelFacts
+    path: Path | None
+    settings: Settings
+    steps: Steps
+    vectors: dict[str, Sides] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    _encoder: Encoder | None = None
+
+    @property
+    def task(self) -> Task | None:
+        return Task(self.facts.task) if self.facts.task else None
+
+    @property
+    def key(self) -> _Key:
+        """Models of one key are compared with each other."""
+        return self.facts.family, self.task
+
+    @property
+    def encoder(self) -> Encoder:
+        if self._encoder is None:
+            reference = str(self.path or self.facts.reference)
+            options = self.settings
+            self._encoder = open_encoder(reference, engine=options.engine, threads=options.threads, task=options.task)
+        return self._encoder
+
+    def sides(self, benchmark: Benchmark) -> Sides:
+        if benchmark.name not in self.vectors:
+            encoder, began = self.encoder, time.perf_counter()
+            told = self.steps(f"{self.facts.label} on {benchmark.name}")
+            self.vectors[benchmark.name] = _embed(encoder, benchmark, told)
+            self.seconds[benchmark.name] = time.perf_counter() - began
+        return self.vectors[benchmark.name]
+
+    def finished(self, *, keep_vectors: bool) -> None:
+        """Unload the model; and forget its vectors unless others are compared with them."""
+        if self._encoder is not None:
+            self._encoder.close()
+            self._encoder = None
+        if not keep_vectors:
+            self.vectors.clear()
+
+
+def measure(references: Sequence[str], settings: Settings, *, steps: Steps = silent) -> Iterator[Measured]:
+    """Measure models on benchmarks, one `Measured` at a time, the models that others are compared with first.
+
+    `references` are the store's, families (their three tasks), folders of GGUF files, or servers' URLs. The reference
+    model is `against`, or of several models of one family and task the one with the most bits a weight; it is
+    measured too. An unknown or unsound benchmark is found before anything is measured.
+    """
+    sets = {name: data.load(name) for name in _named_sets(settings)}
+    models = [_model(reference, settings, steps) for reference in expand(references)]
+    named = [_model(reference, settings, steps) for reference in expand([settings.against] if settings.against else [])]
+    base_of = _named_bases(named, models) if named else _largest(models)
+    bases = list({id(base): base for base in base_of.values()}.values())
+    try:
+        for model in bases + [model for model in models if model.facts.reference not in _references(bases)]:
+            for name in sets or data.for_task(model.task):
+                sets_or_shipped = sets.get(name) or data.load(name)
+                yield _measured(model, sets_or_shipped, base_of.get(model.key))
+            model.finished(keep_vectors=model in bases)
+    finally:
+        for model in models + named:
+            model.finished(keep_vectors=False)
+
+
+def _references(models: Sequence["_Model"]) -> set[str]:
+    return {model.facts.reference for model in models}
+
+
+def difference(ours: Scores, theirs: Scores, measure: str) -> Interval:
+    """How much better one model is than another on the same benchmark, with its paired interval."""
+    left, right = ours.samples, theirs.samples
+    if measure == SPEARMAN:
+        return metrics.spearman_difference(*(np.array(side) for side in (left["score"], left["cosine"], right["cosine"])))
+    return metrics.interval([a - b for a, b in zip(left[measure], right[measure], strict=True)])
+
+
+def headline(result: QualityResult) -> str:
+    """The measure to decide by."""
+    return SPEARMAN if result.benchmark.kind == "pairs" else "nDCG@10"
+
+
+def _named_sets(settings: Settings) -> list[str]:
+    names = [name for one in settings.benchmarks for name in (data.SHIPPED if one == ALL else [one])]
+    return list(dict.fromkeys(names))
+
+
+def _model(reference: str, settings: Settings, steps: Steps) -> _Model:
+    if is_url(reference):
+        with closing(open_encoder(reference, task=settings.task)) as encoder:
+            return _Model(ModelFacts(reference, task=encoder.task), None, settings, steps)
+    path = store.resolve(reference, steps=steps)
+    return _Model(results.model_facts(reference, path), path, settings, steps)
+
+
+def _named_bases(named: Sequence[_Model], models: Sequence[_Model]) -> dict[_Key, _Model]:
+    """The reference model that was asked for, by what it is compared with; UsageError when a task has none."""
+    by_task = {model.task: model for model in named}
+    for model in models:
+        if model.task not in by_task:
+            raise UsageError(f"against: {named[0].facts.label} is not for {model.task}, {model.facts.label} is", param="against")
+    return {model.key: by_task[model.task] for model in [*named, *models]}
+
+
+def _largest(models: Sequence[_Model]) -> dict[_Key, _Model]:
+    """The model with the most bits a weight of each family and task that has several."""
+    groups: dict[_Key, list[_Model]] = {}
+    for model in models:
+        groups.setdefault(model.key, []).append(model)
+    several = {key: group for key, group in groups.items() if len(group) > 1 and key[0]}
+    return {key: max(group, key=lambda model: model.facts.size_bytes or 0) for key, group in several.items()}
+
+
+def _measured(model: _Model, benchmark: Benchmark, base: _Model | None) -> Measured:
+    path = model.settings.out / f"quality-{_slug(model.facts.label)}-{_slug(benchmark.name)}.json"
+    base = None if base is model else base
+    if kept := _kept(path, model, benchmark, base):
+        return Measured(kept, path, fresh=False)
+    sides = model.sides(benchmark)
+    sizes = _sizes(model, sides.queries.shape[1])
+    scores = [score(benchmark, sides.at(size), size) for size in sizes]
+    result = QualityResult(
+        origin=results.origin(),
+        model=model.facts,
+        engine=model.settings.engine,
+        benchmark=facts_of(benchmark),
+        query_ids=[] if isinstance(benchmark, PairSet) else list(benchmark.query_ids),
+        scores=scores,
+        against=_against(base, benchmark, sides, scores[-1]) if base else None,
+        encode_s=round(model.seconds[benchmark.name], 3),
+    )
+    results.write(path, result)
+    return Measured(result, path, fresh=True)
+
+
+def _kept(path: Path, model: _Model, benchmark: Benchmark, base: _Model | None) -> QualityResult | None:
+    """The result of an earlier run of the same file, benchmark, settings, reference and version; else None."""
+    if not path.exists() or model.path is None:
+        return None
+    old = results.read(path)
+    if not isinstance(old, QualityResult):
+        return None
+    same = (old.origin.version, old.model.sha256, old.engine, old.benchmark.sha256) == (
+        __version__, model.facts.sha256, model.settings.engine, benchmark.sha256,
+    )  # fmt: skip
+    same_base = (old.against.model if old.against else None) == (base.facts if base else None)
+    have = {one.dimensions for one in old.scores}
+    return old if same and same_base and have >= set(model.settings.dimensions) else None
+
+
+def _sizes(model: _Model, width: int) -> list[int]:
+    wanted = model.settings.dimensions
+    trained = model.encoder.dimensions or tuple(sorted({*wanted, width}))
+    for size in wanted:
+        if size not in trained or size > width:
+            known = ", ".join(map(str, trained))
+            raise UsageError(f"dimensions={size}: {model.facts.label} is trained for {known}", param="dimensions")
+    return sorted({*wanted, width}) if wanted else list(trained)
+
+
+def _embed(encoder: Encoder, benchmark: Benchmark, told: Progress) -> Sides:
+    if isinstance(benchmark, PairSet):
+        left, right, roles = benchmark.left, benchmark.right, (Role.QUERY, Role.QUERY)
+    else:
+        left, right, roles = benchmark.queries, benchmark.documents, (Role.QUERY, Role.PASSAGE)
+    total = len(left) + len(right)
+    queries = encode_all(encoder, left, role=roles[0], progress=lambda done, _: told(done, total))
+    documents = encode_all(encoder, right, role=roles[1], progress=lambda done, _: told(len(left) + done, total))
+    return Sides(queries, documents)
+
+
+def score(benchmark: Benchmark, sides: Sides, dimensions: int) -> Scores:
+    """Score the vectors of a benchmark at one size."""
+    if isinstance(benchmark, PairSet):
+        gold, cosines = np.array(benchmark.scores), paired_cosine(sides.queries, sides.documents)
+        samples = {"score": gold.tolist(), "cosine": cosines.tolist()}
+        return Scores(dimensions, {SPEARMAN: metrics.spearman_interval(gold, cosines)}, samples)
+    return Scores(dimensions, *_retrieval(benchmark, sides))
+
+
+def _retrieval(benchmark: RetrievalSet, sides: Sides) -> tuple[dict[str, Interval], dict[str, list[float]]]:
+    ranked = metrics.search(sides.queries, sides.documents, benchmark.document_ids)
+    samples = metrics.per_query(benchmark.relevant, dict(zip(benchmark.query_ids, ranked, strict=True)))
+    return {name: metrics.interval(values) for name, values in samples.items()}, samples
+
+
+def _against(base: _Model, benchmark: Benchmark, sides: Sides, full: Scores) -> Against:
+    theirs = base.sides(benchmark)
+    width = sides.queries.shape[1]
+    if theirs.queries.shape[1] != width:
+        raise UsageError(
+            f"{base.facts.label} has {theirs.queries.shape[1]} dimensions, the model {width}: no cosine", param="against"
+        )
+    pairs = ((sides.queries, theirs.queries), (sides.documents, theirs.documents))
+    cosines = np.concatenate([paired_cosine(ours, other) for ours, other in pairs])
+    scores = score(benchmark, theirs.at(width), width)
+    differences = {name: difference(full, scores, name) for name in full.means}
+    return Against(base.facts, float(cosines.mean()), float(cosines.min()), np.round(cosines, 9).tolist(), differences)
+
+
+def facts_of(benchmark: Benchmark) -> BenchmarkFacts:
+    """What a result file says of a benchmark."""
+    tasks = [str(task) for task in benchmark.tasks]
+    if isinstance(benchmark, PairSet):
+        return BenchmarkFacts(benchmark.name, "pairs", tasks, benchmark.sha256, 0, len(benchmark.left))
+    sizes = len(benchmark.documents), len(benchmark.queries)
+    return BenchmarkFacts(benchmark.name, "retrieval", tasks, benchmark.sha256, *sizes)
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", text).strip("-")

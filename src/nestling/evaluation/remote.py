@@ -1,0 +1,103 @@
+"""One keep-alive connection to an OpenAI-compatible server. Knows nothing of prompts, roles and tasks.
+
+Busy servers (429, 503) are asked again after the time that they name. A key, if the server wants one, is read from
+`NESTLING_EVAL_API_KEY`.
+"""
+
+import base64
+import binascii
+import http.client
+import json
+import os
+import re
+import time
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from nestling.errors import EngineError, UsageError
+from nestling.vectors import Floats
+
+KEY_VARIABLE = "NESTLING_EVAL_API_KEY"
+TIMEOUT_S = 600
+ATTEMPTS = 8
+LONGEST_WAIT_S = 30.0
+_STAGE = re.compile(r'^nestling_stage_seconds_sum\{stage="(\w+)"\} ([0-9.e+-]+)$', re.MULTILINE)
+_OK, _BUSY = 200, (429, 503)
+
+
+class Connection:
+    """A server by its base URL, `http://host:port/v1`; use one in one thread."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise UsageError(f"url={url!r}: http://host:port/v1 is expected", param="url")
+        self.url, self._path = url, (parts.path.rstrip("/") or "/v1") + "/embeddings"
+        self._stages_path = parts.path.rstrip("/").removesuffix("/v1") + "/metrics"
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        self._inner = kind(parts.hostname, parts.port, timeout=TIMEOUT_S)
+
+    def embed(self, body: dict[str, Any]) -> Floats:
+        """Post an embeddings request: -> (B, D) float32 in the order of its input."""
+        asked = json.dumps({**body, "encoding_format": "base64"}).encode()
+        return self.vectors(self.post(asked))
+
+    def post(self, body: bytes) -> bytes:
+        """Post a request and answer with the body; EngineError for anything but success."""
+        for attempt in range(1, ATTEMPTS + 1):
+            status, wait, answer = self._once(body)
+            if status == _OK:
+                return answer
+            if status not in _BUSY or attempt == ATTEMPTS:
+                break
+            time.sleep(wait)
+        raise EngineError(f"{self.url}: answered {status}: {' '.join(answer.decode('utf-8', 'replace').split())[:200]}")
+
+    def stages(self) -> dict[str, float]:
+        """Seconds that all requests so far spent in each stage, from nestling's `/metrics`; empty elsewhere."""
+        try:
+            self._inner.request("GET", self._stages_path)
+            text = self._inner.getresponse().read().decode("utf-8", "replace")
+        except (OSError, http.client.HTTPException):
+            self._inner.close()
+            return {}
+        return {stage: float(value) for stage, value in _STAGE.findall(text)}
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._inner.close()
+
+    def vectors(self, answer: bytes) -> Floats:
+        """Read an answer's vectors, floats or base64."""
+        try:
+            items = sorted(json.loads(answer)["data"], key=lambda item: item["index"])
+            return np.stack([_row(item["embedding"]) for item in items])
+        except (ValueError, KeyError, TypeError, binascii.Error) as error:
+            raise EngineError(f"{self.url}: not an embeddings answer ({error})") from None
+
+    def _once(self, body: bytes) -> tuple[int, float, bytes]:
+        headers = {"Content-Type": "application/json"}
+        if key := os.environ.get(KEY_VARIABLE):
+            headers["Authorization"] = f"Bearer {key}"
+        try:
+            self._inner.request("POST", self._path, body, headers)
+            response = self._inner.getresponse()
+            return response.status, _wait(response.getheader("Retry-After")), response.read()
+        except (OSError, http.client.HTTPException) as error:
+            self._inner.close()
+            raise EngineError(f"{self.url}: no answer ({error or type(error).__name__})") from None
+
+
+def _wait(header: str | None) -> float:
+    try:
+        return min(float(header or 1), LONGEST_WAIT_S)
+    except ValueError:
+        return 1.0
+
+
+def _row(embedding: str | list[float]) -> Floats:
+    if isinstance(embedding, str):
+        return np.frombuffer(base64.b64decode(embedding, validate=True), "<f4").astype(np.float32)
+    return np.array(embedding, np.float32)

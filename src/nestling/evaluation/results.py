@@ -1,0 +1,282 @@
+"""Result files: JSON that says what was measured, of which file, by which code on which machine, with every sample.
+
+Reading checks the whole structure; writing is whole or not at all. Knows neither how results are made nor how shown.
+"""
+
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from nestling._version import __version__
+from nestling.card import Card
+from nestling.embedder import spec_of
+from nestling.engine.loading import usable_threads
+from nestling.errors import FileFormatError, ModelNotFoundError
+from nestling.evaluation.metrics import Interval
+from nestling.files import atomic_write, sha256_file
+from nestling.gguf_io import GGUFFile
+
+_PACKAGES = ("numpy", "openvino", "tokenizers", "xllamacpp")
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Where it ran; no names of hosts."""
+
+    system: str
+    processor: str
+    processors: int
+    memory_bytes: int
+    python: str
+    packages: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Which code measured, when (UTC) and where; `commit` is None outside a git checkout, `-dirty` when it had changes."""
+
+    version: str
+    commit: str | None
+    started: str
+    machine: Machine
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What was measured; a server's URL has a reference alone."""
+
+    reference: str
+    file: str | None = None
+    sha256: str | None = None
+    size_bytes: int | None = None
+    bits_per_weight: float | None = None
+    parameters: int | None = None
+    file_type: str | None = None
+    family: str | None = None
+    task: str | None = None
+
+    @property
+    def label(self) -> str:
+        """A short name for tables and plots."""
+        return Path(self.file).stem if self.file else self.reference
+
+
+@dataclass(frozen=True, slots=True)
+class BenchmarkFacts:
+    """What it was measured on; `documents` is 0 for pairs, whose number is `queries`."""
+
+    name: str
+    kind: Literal["retrieval", "pairs"]
+    tasks: list[str]
+    sha256: str
+    documents: int
+    queries: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """One vector size: measure -> mean and interval, and the samples behind them in the order of `query_ids`."""
+
+    dimensions: int
+    means: dict[str, Interval]
+    samples: dict[str, list[float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Against:
+    """Nearness to a reference model at full width: cosine of every vector, paired difference of every measure."""
+
+    model: ModelFacts
+    cosine_mean: float
+    cosine_lowest: float
+    cosines: list[float]
+    differences: dict[str, Interval]
+
+
+@dataclass(frozen=True, slots=True)
+class QualityResult:
+    """One model on one benchmark. `query_ids` is empty for pairs."""
+
+    origin: Origin
+    model: ModelFacts
+    engine: str
+    benchmark: BenchmarkFacts
+    query_ids: list[str]
+    scores: list[Scores]
+    against: Against | None
+    encode_s: float
+    kind: Literal["quality"] = "quality"
+    format: Literal[1] = 1
+
+    @property
+    def full(self) -> Scores:
+        """The scores of the full width."""
+        return self.scores[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """Speed on texts of one length (`tokens` a text; None for the mixed corpus): a pass over all texts a sample.
+
+    `stages_s` has the seconds of each stage, sample by sample, where they can be told apart (in process).
+    """
+
+    name: str
+    tokens: int | None
+    texts: int
+    samples_tokens: list[int]
+    samples_s: list[float]
+    stages_s: dict[str, list[float]]
+    tokens_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Milliseconds from request to answer, one sample a request, and the rate at which tokens went through.
+
+    `clients` ask at once, each with `inputs` texts a request; 0 clients are calls in process. `stages_s` has the
+    seconds that the requests spent in each of the server's stages, where it tells.
+    """
+
+    clients: int
+    inputs: int
+    tokens_per_input: int
+    samples_ms: list[float]
+    p50_ms: float
+    p99_ms: float
+    tokens_per_s: float
+    stages_s: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """The machine's one-minute load while measuring: before the first sample, then once a round."""
+
+    before: float
+    rounds: list[float]
+    idle: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SpeedResult:
+    """One contender: a file in an engine, or a server. `compared_with` were measured in turns with it."""
+
+    origin: Origin
+    model: ModelFacts
+    engine: str
+    settings: dict[str, int | str]
+    compared_with: list[str]
+    load: Load
+    load_time_s: float | None
+    peak_memory_bytes: int | None
+    buckets: list[Bucket] = field(default_factory=list)
+    latencies: list[Latency] = field(default_factory=list)
+    kind: Literal["speed"] = "speed"
+    format: Literal[1] = 1
+
+
+Result = QualityResult | SpeedResult
+_ADAPTER: TypeAdapter[Result] = TypeAdapter(Annotated[Result, Field(discriminator="kind")])
+
+
+def write(path: Path, result: Result) -> None:
+    """Write a result file whole."""
+    with atomic_write(path) as file:
+        file.write(_ADAPTER.dump_json(result, indent=1) + b"\n")
+
+
+def read(path: Path) -> Result:
+    """Read a result file; anything else is a FileFormatError naming the field."""
+    try:
+        return _ADAPTER.validate_json(path.read_bytes())
+    except OSError as error:
+        raise FileFormatError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise FileFormatError(f"{path}: not a result file ({where}: {first['msg']})") from None
+
+
+def read_all(paths: Iterable[Path]) -> list[Result]:
+    """Read files and folders of result files; none at all is a ModelNotFoundError."""
+    files = [file for path in paths for file in (sorted(path.glob("*.json")) if path.is_dir() else [path])]
+    if not files:
+        raise ModelNotFoundError("no result files there; `nestling eval quality` and `eval speed` write them")
+    return [read(file) for file in files]
+
+
+def origin() -> Origin:
+    """This code, now, on this machine."""
+    return Origin(__version__, _commit(), datetime.now(UTC).isoformat(timespec="seconds"), _machine())
+
+
+def model_facts(reference: str, path: Path) -> ModelFacts:
+    """Read a model file's facts: what its card says where it fits the file, its hash from its bytes."""
+    file, sha256 = GGUFFile.open(path), sha256_file(path)
+    spec, card = spec_of(file), Card.read(path)
+    facts = card if card and card.sha256 == sha256 else None
+    return ModelFacts(
+        reference=reference,
+        file=path.name,
+        sha256=sha256,
+        size_bytes=path.stat().st_size,
+        bits_per_weight=facts.bits_per_weight if facts else None,
+        parameters=facts.parameters if facts else None,
+        file_type=facts.file_type if facts else None,
+        family=spec.family,
+        task=spec.task,
+    )
+
+
+@cache
+def _commit() -> str | None:
+    git = shutil.which("git")
+    if git is None:
+        return None
+    folder = str(Path(__file__).parent)
+
+    def ask(*words: str) -> str | None:
+        done = subprocess.run([git, "-C", folder, *words], capture_output=True, text=True, check=False)  # noqa: S603 - fixed words
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    head = ask("rev-parse", "HEAD")
+    return head and head + ("-dirty" if ask("status", "--porcelain", "--untracked-files=no") else "")
+
+
+@cache
+def _machine() -> Machine:
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    versions = {name: metadata.version(name) for name in _PACKAGES if _installed(name)}
+    return Machine(
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        processor=_processor(),
+        processors=usable_threads(),
+        memory_bytes=pages,
+        python=platform.python_version(),
+        packages=versions,
+    )
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text("utf-8").splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

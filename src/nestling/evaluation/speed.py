@@ -1,0 +1,184 @@
+"""Measure how fast contenders are: tokens per second by text length, latency, load time, peak memory.
+
+All contenders are loaded, each in a process of its own, and take turns: in every round each does each bucket once,
+so that a machine that slows down slows all of them. A round's texts are the same for all and new to all. Medians over
+rounds; a first round warms up and is not counted.
+What has been measured is written even when a contender fails.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from nestling import store
+from nestling.build.pipeline import Steps, silent
+from nestling.errors import UsageError
+from nestling.evaluation import results
+from nestling.evaluation.contenders import Cell, Contender, LocalContender, RemoteContender, Volley
+from nestling.evaluation.encoders import expand, is_url
+from nestling.evaluation.results import Bucket, Latency, Load, Origin, SpeedResult
+from nestling.evaluation.texts import LENGTHS, BucketTexts, TextSource
+from nestling.evaluation.worker import Pass
+from nestling.gguf_io import GGUFFile
+from nestling.spec import Task
+from nestling.tokenizer import Tokenizer
+
+IDLE_LOAD = 0.25
+"""One-minute load per processor up to which a machine counts as idle."""
+CLIENTS = (1, 8, 64)
+INPUTS = (1, 16, 256)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How to measure: rounds that count, tokens of a pass over a bucket, seconds of a latency cell a round."""
+
+    out: Path
+    engines: tuple[str, ...] = ("auto",)
+    threads: int | None = None
+    lengths: tuple[int, ...] = LENGTHS
+    rounds: int = 5
+    pass_tokens: int = 4096
+    cell_s: float = 2.0
+    cell_tokens: int = 64
+    clients: tuple[int, ...] = CLIENTS
+    inputs: tuple[int, ...] = INPUTS
+    task: Task = Task.RETRIEVAL
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be measured."""
+        numbers = (*self.lengths, self.rounds, self.pass_tokens, *self.clients, *self.inputs)
+        if min(numbers) < 1 or self.cell_s < 0:
+            raise UsageError("rounds, lengths, pass_tokens, clients and inputs: at least 1", param="rounds")
+
+    def told(self) -> dict[str, int | str]:
+        """What a result file says of them."""
+        threads = self.threads or "all"
+        return {"rounds": self.rounds, "pass_tokens": self.pass_tokens, "threads": threads, "cell_ms": round(1000 * self.cell_s)}
+
+
+@dataclass(slots=True)
+class _Samples:
+    """What one contender has done so far."""
+
+    passes: dict[str, list[tuple[BucketTexts, Pass]]] = field(default_factory=dict)
+    volleys: dict[Cell, list[Volley]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """A result and its file."""
+
+    result: SpeedResult
+    path: Path
+
+
+def measure(references: Sequence[str], settings: Settings, *, steps: Steps = silent) -> list[Timed]:
+    """Measure files (in every engine of the settings) and servers (`URL#MODEL`) side by side; write a file each."""
+    source = TextSource(_tokenizer(references, steps))
+    started, before, rounds = results.origin(), os.getloadavg()[0], []
+    with ExitStack() as stack:
+        sides = [(stack.enter_context(closing(one)), _Samples()) for one in _open(references, settings, steps)]
+        told = steps("rounds")
+        try:
+            for number in range(settings.rounds + 1):
+                buckets = source.buckets(settings.pass_tokens, settings.lengths)
+                for contender, samples in sides:
+                    _round(contender, samples if number else _Samples(), buckets, (source, settings))
+                rounds.append(round(os.getloadavg()[0], 2))
+                told(number + 1, settings.rounds + 1)
+        finally:
+            load = Load(round(before, 2), rounds, idle=before <= IDLE_LOAD * (os.cpu_count() or 1))
+            names = [f"{one.facts.label} ({one.engine})" for one, _ in sides]
+            timed = [
+                _write(side, (settings, started, load), [name for at, name in enumerate(names) if at != number])
+                for number, side in enumerate(sides)
+                if side[1].passes
+            ]
+    return timed
+
+
+def _tokenizer(references: Sequence[str], steps: Steps) -> Tokenizer:
+    """That of the first file: every contender gets the same texts. With servers alone, the starter's."""
+    local = [one for one in expand(references) if not is_url(one)] or [f"{store.STARTER}-{Task.RETRIEVAL}"]
+    return Tokenizer.from_gguf(GGUFFile.open(store.resolve(local[0], steps=steps)))
+
+
+def _open(references: Sequence[str], settings: Settings, steps: Steps) -> Iterator[Contender]:
+    cells = tuple(Cell(clients, inputs) for clients in settings.clients for inputs in settings.inputs)
+    for reference in expand(references):
+        if is_url(reference):
+            yield RemoteContender(reference, task=settings.task, cells=cells)
+            continue
+        path = store.resolve(reference, steps=steps)
+        facts = results.model_facts(reference, path)
+        for engine in settings.engines:
+            yield LocalContender(facts, path, engine=engine, threads=settings.threads)
+
+
+def _round(
+    contender: Contender, samples: _Samples, buckets: Sequence[BucketTexts], way: tuple[TextSource, Settings]
+) -> None:
+    source, settings = way
+    for bucket in buckets:
+        samples.passes.setdefault(bucket.name, []).append((bucket, contender.run(bucket.texts)))
+    for cell in contender.cells:
+        volley = contender.ask(cell, source, tokens=settings.cell_tokens, seconds=settings.cell_s)
+        samples.volleys.setdefault(cell, []).append(volley)
+
+
+def _write(side: tuple[Contender, _Samples], told: tuple[Settings, Origin, Load], others: list[str]) -> Timed:
+    (contender, samples), (settings, started, load) = side, told
+    result = SpeedResult(
+        origin=started,
+        model=contender.facts,
+        engine=contender.engine,
+        settings=settings.told(),
+        compared_with=others,
+        load=load,
+        load_time_s=contender.load_time_s,
+        peak_memory_bytes=contender.peak_memory_bytes(),
+        buckets=[_bucket(done[0][0], [one for _, one in done]) for done in samples.passes.values()],
+        latencies=[_latency(cell, found, settings.cell_tokens) for cell, found in samples.volleys.items()],
+    )
+    path = settings.out / f"speed-{_slug(contender.facts.label)}-{contender.engine}.json"
+    results.write(path, result)
+    return Timed(result, path)
+
+
+def _bucket(bucket: BucketTexts, passes: Sequence[Pass]) -> Bucket:
+    return Bucket(
+        name=bucket.name,
+        tokens=bucket.tokens,
+        texts=len(bucket.texts),
+        samples_tokens=[one.tokens for one in passes],
+        samples_s=[round(one.seconds, 6) for one in passes],
+        stages_s={stage: [round(one.stages_s[stage], 6) for one in passes] for stage in passes[0].stages_s},
+        tokens_per_s=round(median(one.tokens / one.seconds for one in passes), 2),
+    )
+
+
+def _latency(cell: Cell, volleys: Sequence[Volley], tokens: int) -> Latency:
+    samples = [round(one, 3) for volley in volleys for one in volley.samples_ms]
+    stages = {stage: round(sum(volley.stages_s.get(stage, 0.0) for volley in volleys), 6) for stage in volleys[0].stages_s}
+    p50, p99 = np.percentile(samples, [50, 99])
+    return Latency(
+        clients=cell.clients,
+        inputs=cell.inputs,
+        tokens_per_input=tokens,
+        samples_ms=samples,
+        p50_ms=round(float(p50), 3),
+        p99_ms=round(float(p99), 3),
+        tokens_per_s=round(median(volley.tokens / volley.seconds for volley in volleys), 2),
+        stages_s=stages,
+    )
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", text).strip("-")

@@ -1,0 +1,68 @@
+"""Texts to measure speed with: real ones, of a wanted number of tokens, no two alike. Knows no models but a tokenizer.
+
+They are cut from the shipped benchmark sets. Each begins with a number of its own, so that no cache can answer for it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count
+
+import numpy as np
+
+from nestling.evaluation import data
+from nestling.tokenizer import Tokenizer
+
+LENGTHS = (16, 128, 512, 2048)
+MIXED = "mixed"
+_MIXED_RANGE = (8, 1024)
+_SEED = 16
+_PREFIX_TOKENS = 3
+"""About what a role's prefix takes of a text's tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class BucketTexts:
+    """The texts of a bucket: `tokens` each, or of many lengths (None)."""
+
+    name: str
+    tokens: int | None
+    texts: tuple[str, ...]
+
+
+class TextSource:
+    """Cuts texts of wanted lengths from one long stream of tokens, going on where it stopped, round and round."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        sets = [data.load(name) for name in data.SHIPPED]
+        documents = [text for one in sets if isinstance(one, data.RetrievalSet) for text in one.documents]
+        self._tokenizer = tokenizer
+        self._stream = np.concatenate(tokenizer.encode(documents))
+        self._at, self._number = 0, count(1000)
+
+    def text(self, tokens: int) -> str:
+        """A text of about so many tokens, prefix included."""
+        number = f"{next(self._number)} "
+        wanted = max(1, tokens - _PREFIX_TOKENS - len(self._tokenizer.encode([number])[0]))
+        cut = self._stream.take(range(self._at, self._at + wanted), mode="wrap")
+        self._at += wanted
+        return number + self._tokenizer.decode(cut).replace("�", "")
+
+    def batch(self, tokens: int, texts: int) -> list[str]:
+        """Several of them."""
+        return [self.text(tokens) for _ in range(texts)]
+
+    def buckets(self, pass_tokens: int, lengths: Sequence[int] = LENGTHS) -> list[BucketTexts]:
+        """One bucket a length and the mixed one, each of about `pass_tokens` tokens and at least one text."""
+        found = [
+            BucketTexts(str(length), length, tuple(self.batch(length, max(1, pass_tokens // length)))) for length in lengths
+        ]
+        return [*found, BucketTexts(MIXED, None, tuple(self.text(length) for length in _mixed(pass_tokens)))]
+
+
+def _mixed(pass_tokens: int) -> list[int]:
+    """Lengths from a log-uniform distribution that add up to about `pass_tokens`; the same ones every time."""
+    low, high = _MIXED_RANGE
+    draws = np.exp(np.random.default_rng(_SEED).uniform(np.log(low), np.log(high), pass_tokens // low + 1))
+    lengths = [int(length) for length in draws]
+    kept = int(np.searchsorted(np.cumsum(lengths), pass_tokens)) + 1
+    return lengths[:kept]

@@ -1,0 +1,61 @@
+"""Vectors to the bytes of an answer, in every form that clients ask for. Knows nothing of requests and models.
+
+Rows are written one at a time, so that a thread that writes a large answer lets the others run in between.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from pydantic_core import to_json
+
+from nestling import vectors
+from nestling.serve.wire import Form
+from nestling.vectors import Floats
+
+
+def rows(pooled: Floats, dimension: int, *, normalised: bool) -> Floats:
+    """Pooled states to answers: (B, D) -> (B, dimension); unit rows, or cut as they are."""
+    return vectors.finish(pooled, dimension) if normalised else pooled[:, :dimension]
+
+
+def to_int8(row: Floats) -> list[int]:
+    """One vector as whole numbers from -127 to 127, the largest component at an end; compare by cosine."""
+    scaled: list[int] = np.rint(row * (127 / np.abs(row).max())).astype(int).tolist()
+    return scaled
+
+
+def to_ubinary(row: Floats) -> list[int]:
+    """The signs of a vector, eight a byte, first component in the highest bit, 1 for more than zero: D -> D / 8."""
+    packed: list[int] = np.packbits(row > 0).tolist()
+    return packed
+
+
+def to_binary(row: Floats) -> list[int]:
+    """`to_ubinary` as signed bytes: each less 128, as sentence-transformers has it."""
+    return [byte - 128 for byte in to_ubinary(row)]
+
+
+def _to_floats(row: Floats) -> list[float]:
+    numbers: list[float] = row.tolist()
+    return numbers
+
+
+_FORMS: Mapping[Form, Callable[[Floats], Any]] = {
+    Form.FLOAT: _to_floats,
+    Form.BASE64: vectors.to_base64,
+    Form.INT8: to_int8,
+    Form.BINARY: to_binary,
+    Form.UBINARY: to_ubinary,
+}
+
+
+def embeddings(values: Floats, *, form: Form, model: str, tokens: int) -> bytes:
+    """The answer of `/v1/embeddings` for (B, D) vectors: a `list` in the order of the input, and the usage."""
+    write = _FORMS[form]
+    items = [
+        b'{"object":"embedding","index":%d,"embedding":%b}' % (n, to_json(write(row))) for n, row in enumerate(values)
+    ]
+    usage = to_json({"prompt_tokens": tokens, "total_tokens": tokens})
+    head = b'{"object":"list","data":[%b],"model":%b,"usage":%b}'
+    return head % (b",".join(items), to_json(model), usage)

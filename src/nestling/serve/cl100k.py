@@ -1,0 +1,35 @@
+"""Token ids of OpenAI's cl100k vocabulary back to texts, for clients that send them to any model (LangChain's default).
+
+The vocabulary comes with the optional package bpe-openai; without it, such input is refused when the server starts.
+"""
+
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any
+
+from nestling.errors import TextError, UsageError
+
+VOCABULARY = 100_256
+"""Ordinary ids go from 0 to one less; the five special tokens above are no text."""
+
+
+def text_reader() -> Callable[[Sequence[Sequence[int]]], list[str]]:
+    """A function from B lists of ids to B texts; UsageError when the vocabulary is not installed.
+
+    The function raises a TextError for an id that is not an ordinary one. Bytes that are not UTF-8, left where a
+    client cut a text in the middle of a character, become U+FFFD.
+    """
+    try:
+        encoding: Any = import_module("bpe_openai").get_encoding("cl100k_base")
+    except ImportError:
+        raise UsageError(
+            "token_input=cl100k: the vocabulary is missing; pip install 'nestling[cl100k]'", param="token_input"
+        ) from None
+
+    def read(lists: Sequence[Sequence[int]]) -> list[str]:
+        for index, ids in enumerate(lists):
+            if max(ids) >= VOCABULARY:
+                raise TextError(f"cl100k's token ids go from 0 to {VOCABULARY - 1}", index=index)
+        return [bytes(encoding.decode_bytes(list(ids))).decode("utf-8", "replace") for ids in lists]
+
+    return read

@@ -1,0 +1,156 @@
+"""What a request's `model`, `task` and role mean among the models that are served.
+
+A model string is `NAME[/TASK[.ROLE]]`, NAME being `family[-task][:QUANT]`, the name of a served file, or an alias. What
+it leaves open, the request's fields say; what both leave open is retrieval, role query. Two that contradict each other
+are refused. Loads nothing.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nestling import store
+from nestling.errors import UsageError
+from nestling.serve.problems import Problem, shown
+from nestling.serve.wire import agreed
+from nestling.spec import ModelSpec, Role, Task
+from nestling.store import ModelReference
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A model to embed with: `reference` as the store reads it, and the role, None where nobody named one."""
+
+    reference: str
+    role: Role | None
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """One reference that the operator serves; `task` None is the whole family, `quant` None any type that is here."""
+
+    family: str
+    task: Task | None
+    quant: str | None
+    path: str | None = None
+
+    @property
+    def name(self) -> str:
+        """How `/v1/models` calls it."""
+        return Path(self.path).stem if self.path else str(ModelReference(self.family, self.task, self.quant))
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The tasks behind it."""
+        return (self.task,) if self.task else tuple(Task)
+
+    def name_of(self, task: Task) -> str:
+        """How one task of it is called."""
+        return str(ModelReference(self.family, task, self.quant))
+
+    def reference(self, task: Task | None = None, quant: str | None = None) -> str:
+        """The reference of one model of it, its own defaults filling in."""
+        chosen = task or self.task or Task.RETRIEVAL
+        wanted = ModelReference(self.family, chosen, quant or self.quant or store.DEFAULT_QUANT)
+        return self.path or str(wanted)
+
+
+class Catalog:
+    """The served references, in the operator's order; the first one answers for requests without a model."""
+
+    def __init__(
+        self,
+        references: Sequence[str],
+        *,
+        spec_of_file: Callable[[str], ModelSpec],
+        aliases: Mapping[str, str] | None = None,
+    ) -> None:
+        self.offers = [_offer(reference, spec_of_file) for reference in references]
+        self._aliases = dict(aliases or {})
+        for target in self._aliases.values():
+            self.target(target)
+
+    @property
+    def default(self) -> Offer:
+        """What a request without a model gets."""
+        return self.offers[0]
+
+    def target(
+        self, model: str | None, *, task: str | None = None, roles: Mapping[str, str | None] | None = None
+    ) -> Target:
+        """Find the model. Problem 404 for a name that is not served, 400 for parts that contradict each other."""
+        name, in_model = self._split(self._aliases.get(model, model) if model else self.default.name)
+        in_field = _task_and_role("task", task)
+        offer, named = self._find(name, model)
+        in_name = named.task if named else None
+        said = {"model": in_name, "model's end": in_model[0], "task": in_field[0], "served": offer.task}
+        wanted = agreed("task", said)
+        role = agreed("prompt_name", {"model": in_model[1], "task": in_field[1], **_roles(roles or {})})
+        return Target(offer.reference(wanted, named.quant if named else None), role)
+
+    def _split(self, name: str) -> tuple[str, tuple[Task | None, Role | None]]:
+        head, slash, tail = name.rpartition("/")
+        if not slash or any(offer.path == name for offer in self.offers):
+            return name, (None, None)
+        return head, _task_and_role("model", tail)
+
+    def _find(self, name: str, asked: str | None) -> tuple[Offer, ModelReference | None]:
+        for offer in self.offers:
+            if offer.path and name in (offer.path, offer.name, f"{offer.family}-{offer.task}"):
+                return offer, None
+        named = _parsed(name)
+        for offer in self.offers:
+            if named and not offer.path and _answers(offer, named):
+                return offer, named
+        served = ", ".join(offer.name for offer in self.offers)
+        raise Problem(
+            404, f"model={shown(asked)}: not served here; this server has {served}", "model_not_found", "model"
+        )
+
+
+def _offer(reference: str, spec_of_file: Callable[[str], ModelSpec]) -> Offer:
+    if store.looks_like_path(reference):
+        spec = spec_of_file(reference)
+        return Offer(spec.family, spec.task, None, path=reference)
+    named = ModelReference.parse(reference)
+    return Offer(named.family, named.task, named.quant)
+
+
+def _answers(offer: Offer, named: ModelReference) -> bool:
+    fits = offer.family == named.family and named.task in (None, *offer.tasks)
+    return fits and (named.quant in (None, offer.quant) or (offer.quant is None and _is_here(named)))
+
+
+def _is_here(named: ModelReference) -> bool:
+    """True for a file type that a client may choose: one on this machine, or one that is built in seconds."""
+    if named.family == store.STARTER or named.quant == store.DEFAULT_QUANT:
+        return True
+    return any((model.family, model.quant) == (named.family, named.quant) for model in store.available())
+
+
+def _parsed(name: str) -> ModelReference | None:
+    try:
+        return ModelReference.parse(name)
+    except UsageError:
+        return None
+
+
+def _task_and_role(param: str, text: str | None) -> tuple[Task | None, Role | None]:
+    """Read `TASK[.ROLE]`."""
+    if text is None:
+        return None, None
+    task, dot, role = text.partition(".")
+    try:
+        return Task.parse(task), Role.parse(role) if dot else None
+    except UsageError as error:
+        raise UsageError(f"{param}={shown(text)}: {error}", param=param) from None
+
+
+def _roles(fields: Mapping[str, str | None]) -> dict[str, Role | None]:
+    found: dict[str, Role | None] = {}
+    for name, text in fields.items():
+        try:
+            found[name] = None if text is None else Role.parse(text)
+        except UsageError as error:
+            raise UsageError(str(error).replace("prompt_name", name, 1), param=name) from None
+    return found

@@ -1,0 +1,288 @@
+"""Texts of all requests, packed into batches for one engine thread.
+
+Fair by tokens: of all waiting requests, the one whose next text would have finished first had they shared the engine
+evenly goes next (weighted fair queueing, Demers, Keshav and Shenker 1989). So a short query overtakes a bulk request and
+cannot starve it. A batch takes about `BATCH_S` of the engine's measured speed: what a query that comes while one runs
+has to wait for. Knows token ids and vectors only.
+"""
+
+import asyncio
+import heapq
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+
+from nestling.engine.base import TokenIds
+from nestling.errors import EngineError
+from nestling.serve.metrics import Registry
+from nestling.serve.models import Model
+from nestling.serve.problems import busy
+from nestling.vectors import Floats
+
+LOG = logging.getLogger("nestling.serve")
+BATCH_S = 0.2
+SMALLEST_BATCH = 512
+FIRST_BATCH = 2048
+"""Tokens a batch, before the engine's speed is known."""
+TELLING = 256
+"""Tokens from which on a batch tells the engine's speed."""
+
+
+@dataclass(eq=False)
+class Job:
+    """One request's texts on their way through the engine; longest first, so that neighbours are of like length."""
+
+    model: Model
+    sequences: Sequence[TokenIds]
+    future: "asyncio.Future[Floats]"
+    start: float = 0.0
+    cancelled: bool = False
+    queued_at: float = field(default_factory=time.perf_counter)
+    order: list[int] = field(default_factory=list)
+    taken: int = 0
+    rows: dict[int, Floats] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.order = sorted(range(len(self.sequences)), key=lambda index: -len(self.sequences[index]))
+
+    @property
+    def next_tokens(self) -> int:
+        """Length of the next text."""
+        return len(self.sequences[self.order[self.taken]])
+
+    @property
+    def waiting_tokens(self) -> int:
+        """Tokens that no batch has taken yet."""
+        return sum(len(self.sequences[index]) for index in self.order[self.taken :])
+
+    def vectors(self) -> Floats:
+        """All rows, in the order of the sequences: (B, D)."""
+        return np.stack([self.rows[index] for index in range(len(self.sequences))])
+
+
+@dataclass(slots=True)
+class Batch:
+    """What goes through the engine at once: (job, index of its text) pairs of one model."""
+
+    model: Model
+    budget: int
+    parts: list[tuple[Job, int]] = field(default_factory=list)
+    tokens: int = 0
+
+    def fits(self, tokens: int) -> bool:
+        """True if a text of so many tokens may join; the first one always may."""
+        return not self.parts or self.tokens + tokens <= self.budget
+
+    def live(self) -> list[tuple[Job, int]]:
+        """The parts that somebody still waits for."""
+        return [(job, index) for job, index in self.parts if not job.cancelled]
+
+
+class Queue:
+    """The waiting jobs in fair order. Not thread-safe by itself."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, Job]] = []
+        self._count = 0
+        self._clock = 0.0
+        self.tokens = 0
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+    def add(self, job: Job) -> None:
+        """Let a job in, at the present of the virtual clock."""
+        job.start = self._clock
+        self.tokens += job.waiting_tokens
+        self._push(job)
+
+    def take(self, budget_of: Callable[[Model], int]) -> Batch | None:
+        """The next batch, or None when nobody waits."""
+        batch, aside = None, list[Job]()
+        while self._heap:
+            job = heapq.heappop(self._heap)[2]
+            if job.cancelled:
+                self.tokens -= job.waiting_tokens
+                continue
+            batch = batch or Batch(job.model, budget_of(job.model))
+            if job.model is not batch.model or not batch.fits(job.next_tokens):
+                aside.append(job)
+                continue
+            self._clock += job.next_tokens / (len(self._heap) + len(aside) + 1)
+            self._move(job, batch)
+            if batch.tokens >= batch.budget:
+                break
+        for job in aside:
+            self._push(job)
+        return batch
+
+    def _move(self, job: Job, batch: Batch) -> None:
+        tokens = job.next_tokens
+        batch.parts.append((job, job.order[job.taken]))
+        batch.tokens += tokens
+        self.tokens -= tokens
+        job.start += tokens
+        job.taken += 1
+        if job.taken < len(job.order):
+            self._push(job)
+
+    def _push(self, job: Job) -> None:
+        self._count += 1
+        heapq.heappush(self._heap, (job.start + job.next_tokens, self._count, job))
+
+
+class Scheduler:
+    """The queue, its bound, and the thread in which engines run."""
+
+    def __init__(
+        self, *, reset: Callable[[Model], None], metrics: Registry, max_tokens: int, largest_batch: int
+    ) -> None:
+        self._reset, self._metrics, self._max_tokens, self._largest = reset, metrics, max_tokens, largest_batch
+        self._queue, self._ready, self._stopping = Queue(), threading.Condition(), False
+        self._speeds: dict[str, float] = {}
+        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting_tokens(self) -> int:
+        """Tokens in the queue."""
+        return self._queue.tokens
+
+    async def pool(self, model: Model, sequences: Sequence[TokenIds]) -> Floats:
+        """Mean-pooled hidden states of token sequences: B -> (B, D), not normalised, finite, never zero.
+
+        Problem 429 when the queue is full, EngineError when the engine fails twice. Cancelling drops what has not run.
+        """
+        loop = asyncio.get_running_loop()
+        job = Job(model, sequences, loop.create_future())
+        self._admit(job)
+        try:
+            return await job.future
+        except asyncio.CancelledError:
+            job.cancelled = True
+            self._metrics.dropped.add(amount=len(job.order) - job.taken)
+            raise
+
+    def stop(self) -> None:
+        """Finish what waits, then end the thread."""
+        with self._ready:
+            self._stopping = True
+            self._ready.notify()
+        self._thread.join()
+
+    def _admit(self, job: Job) -> None:
+        tokens = job.waiting_tokens
+        with self._ready:
+            if self._queue.tokens and self._queue.tokens + tokens > self._max_tokens:
+                self._metrics.rejected.add("queue")
+                raise busy("the queue is full", retry_after_s=self._drain_time_s(job.model))
+            self._queue.add(job)
+            self._ready.notify()
+
+    def _drain_time_s(self, model: Model) -> int:
+        speed = self._speeds.get(model.reference, FIRST_BATCH / BATCH_S)
+        return min(max(math.ceil(self._queue.tokens / 2 / speed), 1), 60)
+
+    def _work(self) -> None:
+        while (batch := self._next()) is not None:
+            self._run(batch)
+
+    def _next(self) -> Batch | None:
+        with self._ready:
+            while True:
+                if batch := self._queue.take(self._budget):
+                    return batch
+                if self._stopping:
+                    return None
+                self._ready.wait()
+
+    def _budget(self, model: Model) -> int:
+        speed = self._speeds.get(model.reference)
+        wanted = FIRST_BATCH if speed is None else int(speed * BATCH_S)
+        return min(max(wanted, SMALLEST_BATCH), self._largest)
+
+    def _run(self, batch: Batch) -> None:
+        start = time.perf_counter()
+        for job in {job for job, index in batch.parts if index == job.order[0]}:
+            self._metrics.stage.observe(start - job.queued_at, "queue")
+        try:
+            rows = _checked(batch.model, [job.sequences[index] for job, index in batch.parts])
+        except Exception as error:  # noqa: BLE001 - whatever an engine raises, the next request must be served
+            LOG.warning(
+                "batch failed", extra={"fields": {"model": batch.model.reference, "error": type(error).__name__}}
+            )
+            self._rescue(batch)
+            return
+        seconds = time.perf_counter() - start
+        self._learn(batch, seconds)
+        _deliver(batch.parts, rows)
+
+    def _learn(self, batch: Batch, seconds: float) -> None:
+        self._metrics.stage.observe(seconds, "inference")
+        self._metrics.batch_tokens.observe(batch.tokens)
+        self._metrics.batch_fill.observe(batch.tokens / batch.budget)
+        if batch.tokens >= TELLING:
+            now, name = batch.tokens / seconds, batch.model.reference
+            self._speeds[name] = 0.8 * self._speeds.get(name, now) + 0.2 * now
+
+    def _rescue(self, batch: Batch) -> None:
+        """Load the engine anew and try each request by itself, so that only the guilty one fails."""
+        broken = True
+        for job in dict.fromkeys(job for job, _ in batch.live()):
+            parts = [(one, index) for one, index in batch.parts if one is job]
+            try:
+                if broken:
+                    self._metrics.resets.add()
+                    self._reset(batch.model)
+                rows, broken = _checked(batch.model, [job.sequences[index] for _, index in parts]), False
+            except Exception as error:  # noqa: BLE001 - as in _run
+                broken = True
+                _fail(job, error)
+            else:
+                _deliver(parts, rows)
+        if broken and batch.live():
+            self._reset_quietly(batch.model)
+
+    def _reset_quietly(self, model: Model) -> None:
+        try:
+            self._metrics.resets.add()
+            self._reset(model)
+        except Exception:  # noqa: BLE001 - the next request tries again
+            LOG.warning("engine reset failed", extra={"fields": {"model": model.reference}})
+
+
+def _checked(model: Model, sequences: Sequence[TokenIds]) -> Floats:
+    rows = model.embedder.engine.pool(sequences)
+    if not (np.isfinite(rows).all() and rows.any(axis=1).all()):
+        raise EngineError("the engine answered with something that is not a vector")
+    return rows
+
+
+def _deliver(parts: Sequence[tuple[Job, int]], rows: Floats) -> None:
+    for (job, index), row in zip(parts, rows, strict=True):
+        job.rows[index] = row
+    for job in dict.fromkeys(job for job, _ in parts):
+        if len(job.rows) == len(job.sequences):
+            _tell(job.future, partial(job.future.set_result, job.vectors()))
+
+
+def _fail(job: Job, error: Exception) -> None:
+    wrapped = error if isinstance(error, EngineError) else EngineError(f"{type(error).__name__} in the engine")
+    job.cancelled = True  # what it still has in the queue is of no use
+    _tell(job.future, partial(job.future.set_exception, wrapped))
+
+
+def _tell(future: "asyncio.Future[Floats]", act: Callable[[], None]) -> None:
+    def run() -> None:
+        if not future.done():
+            act()
+
+    loop = future.get_loop()
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(run)

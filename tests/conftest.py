@@ -1,0 +1,62 @@
+"""Fixtures of every suite: a cache folder of the session's own, and small models that are made once."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's threads spin while they wait for each other
+
+import pytest
+from hypothesis import settings
+from tests import tiny_gguf
+from tests.tiny import SMALL_VOCAB, write_tiny_checkpoint
+
+from nestling import store
+from nestling.build.plan import Mix
+from nestling.build.quantize import quantize_many
+from nestling.quants import FLOAT_FILE_TYPES
+from nestling.spec import Task
+
+QUANTIZED = ("Q8_0", "Q4_K_M", "Q3_K_M")
+
+# The same examples on every machine, no folder of earlier ones, and no clock: the machine may be busy.
+settings.register_profile("nestling", deadline=None, derandomize=True, database=None)
+settings.load_profile("nestling")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The model cache of this session: no test sees the user's."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(store.CACHE_VARIABLE, str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """File type -> a tiny random GGUF model (`tests.tiny_gguf`); the quantized ones are made from the F32 file."""
+    folder = tmp_path_factory.mktemp("tiny-models")
+    models = {kind: tiny_gguf.write(folder / f"tiny-{kind}.gguf", kind) for kind in FLOAT_FILE_TYPES}
+    mixes = {folder / f"tiny-{kind}.gguf": Mix(kind) for kind in QUANTIZED}
+    quantize_many(models["F32"], mixes, threads=1)
+    return models | dict(zip(QUANTIZED, mixes, strict=True))
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random checkpoint (`tests.tiny`); copy it before changing anything in it."""
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("tiny-checkpoint"))
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a small vocabulary, which reads and converts in a blink; copy it before changing anything in it."""
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("small-checkpoint"), vocab=SMALL_VOCAB)
+
+
+@pytest.fixture(scope="session")
+def starter_q8(cache_folder: Path) -> Path:
+    """The starter's retrieval model as Q8_0, built into the session's cache."""
+    assert cache_folder.is_dir()
+    return store.resolve(f"{store.STARTER}-{Task.RETRIEVAL}:Q8_0")

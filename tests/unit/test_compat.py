@@ -1,0 +1,142 @@
+import inspect
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests import tiny_gguf
+
+from nestling.build.pipeline import model_path
+from nestling.compat import JinaEmbeddingsV4
+from nestling.embedder import Embedder
+from nestling.errors import ModelNotFoundError, TextError, UsageError
+from nestling.spec import Task
+from nestling.store import family_folder
+from nestling.vectors import paired_cosine
+
+# The published signatures of modeling_jina_embeddings_v4.py: name -> default, in order.
+ENCODE_TEXT = {
+    "texts": inspect.Parameter.empty, "task": None, "max_length": 32768, "batch_size": 8, "return_multivector": False,
+    "return_numpy": False, "truncate_dim": None, "prompt_name": None,
+}  # fmt: skip
+ENCODE_IMAGE = {
+    "images": inspect.Parameter.empty, "task": None, "batch_size": 8, "return_multivector": False,
+    "return_numpy": False, "truncate_dim": None, "max_pixels": None,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def family(cache_folder: Path) -> str:
+    """A family of three tiny models of different weights in the cache."""
+    assert cache_folder.is_dir()
+    for seed, task in enumerate(Task):
+        path = model_path(family_folder("kin"), family="kin", task=task, file_type="F32")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tiny_gguf.write(path, task=task, seed=seed)
+    return "kin"
+
+
+@pytest.fixture(scope="module")
+def model(family: str) -> JinaEmbeddingsV4:
+    return JinaEmbeddingsV4.from_pretrained(family, quant="F32", engine="reference")
+
+
+@pytest.mark.parametrize(("name", "expected"), [("encode_text", ENCODE_TEXT), ("encode_image", ENCODE_IMAGE)])
+def test_the_signature_is_the_originals(name: str, expected: dict[str, Any]) -> None:
+    parameters = list(inspect.signature(getattr(JinaEmbeddingsV4, name)).parameters.values())[1:]
+    assert {one.name: one.default for one in parameters} == expected
+    assert [one.name for one in parameters] == list(expected)
+    assert {one.kind for one in parameters} == {inspect.Parameter.POSITIONAL_OR_KEYWORD}
+
+
+@pytest.mark.parametrize("task", Task)
+@pytest.mark.parametrize("prompt", [None, "query", "passage"])
+def test_each_task_answers_as_its_embedder(model: JinaEmbeddingsV4, task: Task, prompt: str | None) -> None:
+    embedder = Embedder.load(f"kin-{task}:F32", engine="reference")
+    found = model.encode_text(["a beach", "the sea"], task=task.value, prompt_name=prompt)
+    assert isinstance(found, list)
+    assert [(row.shape, row.dtype) for row in found] == [((256,), np.dtype(np.float32))] * 2
+    np.testing.assert_array_equal(found, embedder.encode(["a beach", "the sea"], prompt_name=prompt or "query"))
+
+
+def test_the_tasks_are_different_models(model: JinaEmbeddingsV4) -> None:
+    rows = [model.encode_text("a beach", task=task.value)[0] for task in Task]
+    assert paired_cosine(np.stack(rows), np.stack(rows[1:] + rows[:1])).max() < 0.9
+
+
+@pytest.mark.parametrize("given", ["argument", "attribute"])
+def test_text_matching_puts_query_on_both_sides_whatever_way_it_is_given(family: str, given: str) -> None:
+    model = JinaEmbeddingsV4.from_pretrained(family, quant="F32", engine="reference")
+    model.task = Task.TEXT_MATCHING.value if given == "attribute" else None
+    task = None if given == "attribute" else Task.TEXT_MATCHING.value
+    query, passage = (model.encode_text(["a"], task=task, prompt_name=name)[0] for name in ("query", "passage"))
+    np.testing.assert_array_equal(query, passage)
+    other = (model.encode_text(["a"], task="retrieval", prompt_name=name)[0] for name in ("query", "passage"))
+    assert not np.array_equal(*other)
+
+
+def test_a_single_text_is_a_list_of_one(model: JinaEmbeddingsV4) -> None:
+    np.testing.assert_array_equal(model.encode_text("a", task="code"), model.encode_text(["a"], task="code"))
+
+
+def test_no_texts(model: JinaEmbeddingsV4) -> None:
+    assert model.encode_text([], task="code") == []
+
+
+def test_what_changes_nothing_changes_nothing(model: JinaEmbeddingsV4) -> None:
+    texts = ["a", "b c", "d"]
+    plain = model.encode_text(texts, task="code")
+    np.testing.assert_array_equal(model.encode_text(texts, task="code", batch_size=1, return_numpy=True), plain)
+
+
+def test_truncate_dim(model: JinaEmbeddingsV4) -> None:
+    row = model.encode_text("a", task="code", truncate_dim=64)[0]
+    assert row.shape == (64,)
+    assert np.linalg.norm(row) == pytest.approx(1, abs=1e-6)
+    with pytest.raises(UsageError, match="trained for 32, 64, 128, 256"):
+        model.encode_text("a", task="code", truncate_dim=100)
+
+
+def test_max_length_cuts_on_the_right(model: JinaEmbeddingsV4) -> None:
+    """Like the original, and counted with the prefix."""
+    long, longer = "x" * 50, "x" * 99
+    np.testing.assert_array_equal(
+        model.encode_text(long, task="code", max_length=20), model.encode_text(longer, task="code", max_length=20)
+    )
+    assert not np.array_equal(model.encode_text(long, task="code"), model.encode_text(longer, task="code"))
+
+
+def test_a_text_longer_than_the_model_is_cut(model: JinaEmbeddingsV4) -> None:
+    assert len(model.encode_text("x y " * tiny_gguf.CONTEXT, task="code", max_length=64)) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "task: name one of retrieval, text-matching, code"),
+        ({"task": "clustering"}, "retrieval, text-matching, code"),
+        ({"task": "code", "prompt_name": "answer"}, "query, passage, raw"),
+        ({"task": "code", "return_multivector": True}, "single vectors only"),
+        ({"task": "code", "max_length": 0}, "max_length=0"),
+        ({"task": "code", "batch_size": 0}, "batch_size=0"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused(model: JinaEmbeddingsV4, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        model.encode_text(["a"], **arguments)
+
+
+def test_an_empty_text_is_named(model: JinaEmbeddingsV4) -> None:
+    with pytest.raises(TextError, match="input 1: the text is empty"):
+        model.encode_text(["a", ""], task="code")
+
+
+def test_images_are_refused(model: JinaEmbeddingsV4) -> None:
+    with pytest.raises(UsageError, match="images cannot be embedded"):
+        model.encode_image(["a.png"], task="retrieval", batch_size=2, max_pixels=602112)
+
+
+def test_an_absent_family_is_named_when_it_is_used() -> None:
+    model = JinaEmbeddingsV4.from_pretrained("nobody")
+    with pytest.raises(ModelNotFoundError, match="nobody-code:Q8_0: not on this machine"):
+        model.encode_text(["a"], task="code")

@@ -1,0 +1,312 @@
+"""Every engine against the numpy oracle, and a text's vector against itself in other company.
+
+Tolerances are the product's promises: 0.9999 for float files (float32 sums in another order differ by about 1e-6;
+llama.cpp multiplies F16 and BF16 weights with activations rounded to that type), 0.999 for quantized ones, where
+both engines may round activations to 8 bits. The oracle expands the same quantized file to float32.
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests import tiny_gguf
+
+from nestling import store
+from nestling.engine import graph, loading
+from nestling.engine.base import Engine, Shape, TokenIds
+from nestling.engine.llamacpp import SMALLEST_BATCH
+from nestling.engine.loading import EngineName, load_engine, usable_threads
+from nestling.engine.openvino import TOKEN_BUDGET
+from nestling.engine.reference import ReferenceEngine
+from nestling.engine.weights import embedding_rows, tensor
+from nestling.errors import EngineError, GGUFError, UsageError
+from nestling.gguf_io import Field, GGUFFile, TensorPlan, write_gguf
+from nestling.quants import FLOAT_FILE_TYPES, QuantType
+from nestling.tokenizer import Tokenizer
+from nestling.vectors import Floats, paired_cosine
+
+FLOAT, QUANTIZED, SAME = 0.9999, 0.999, 0.9999
+FAST = (EngineName.OPENVINO, EngineName.LLAMACPP)
+FILE_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_K_M", "Q3_K_M")
+LENGTHS = (1, 2, 5, 31, 60, SMALLEST_BATCH + 8)
+THREADS = {EngineName.OPENVINO: 2, EngineName.LLAMACPP: 1, EngineName.REFERENCE: 1}
+
+
+def needed(file_type: str) -> float:
+    return FLOAT if file_type in FLOAT_FILE_TYPES else QUANTIZED
+
+
+def random_ids(length: int, seed: int = 0) -> TokenIds:
+    return np.random.default_rng(seed).integers(0, len(tiny_gguf.tokens()), length).astype(np.int32)
+
+
+TEXTS = [random_ids(length, length) for length in LENGTHS]
+
+
+def pooled(path: Path, name: EngineName, texts: Sequence[TokenIds]) -> Floats:
+    engine = load_engine(GGUFFile.open(path), name=name, threads=THREADS[name])
+    try:
+        return engine.pool(texts)
+    finally:
+        engine.close()
+
+
+@pytest.fixture(scope="module")
+def oracle(tiny_models: dict[str, Path]) -> dict[str, Floats]:
+    return {kind: pooled(tiny_models[kind], EngineName.REFERENCE, TEXTS) for kind in FILE_TYPES}
+
+
+@pytest.mark.parametrize("file_type", FILE_TYPES)
+@pytest.mark.parametrize("name", FAST)
+def test_every_file_type_agrees_with_the_oracle(
+    tiny_models: dict[str, Path], oracle: dict[str, Floats], name: EngineName, file_type: str
+) -> None:
+    found = pooled(tiny_models[file_type], name, TEXTS)
+    assert (found.dtype, found.shape) == (np.float32, (len(TEXTS), tiny_gguf.HIDDEN))
+    assert paired_cosine(found, oracle[file_type]).min() >= needed(file_type)
+
+
+def test_the_texts_are_told_apart(oracle: dict[str, Floats]) -> None:
+    """Or else the cosines above would prove nothing."""
+    first = np.repeat(oracle["F32"][:1], len(TEXTS) - 1, axis=0)
+    assert paired_cosine(first, oracle["F32"][1:]).max() < 0.9
+
+
+def test_quantizing_changes_the_oracle_a_little(oracle: dict[str, Floats]) -> None:
+    """The oracle runs the quantized weights, not the float ones."""
+    for kind, nearest in (("Q8_0", 0.99999), ("Q3_K_M", 0.998)):
+        cosines = paired_cosine(oracle[kind], oracle["F32"])
+        assert cosines.min() > 0.9
+        assert cosines.max() < nearest + 1e-5
+        assert not np.array_equal(oracle[kind], oracle["F32"])
+
+
+@pytest.mark.parametrize("file_type", ["F32", "Q8_0"])
+def test_two_thousand_tokens(tiny_models: dict[str, Path], file_type: str) -> None:
+    """Longer than a micro-batch of either engine, and than the oracle's blocks of rows."""
+    texts = [random_ids(TOKEN_BUDGET + 52), random_ids(3)]
+    expected = pooled(tiny_models[file_type], EngineName.REFERENCE, texts)
+    for name in FAST:
+        cosines = paired_cosine(pooled(tiny_models[file_type], name, texts), expected)
+        assert cosines.min() >= needed(file_type), name
+
+
+STARTER_TEXTS = (
+    "Query: a", "Query: A beautiful sunset over the beach", "Passage: 海滩上美丽的日落",
+    "Passage: " + "The lock is taken before the file is read. " * 12,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("file_type", ["F16", "Q8_0", "Q4_K_M", "Q3_K_M"])
+def test_the_starter_agrees_with_the_oracle(file_type: str) -> None:
+    path = store.resolve(f"starter-retrieval:{file_type}")
+    ids = Tokenizer.from_gguf(GGUFFile.open(path)).encode(STARTER_TEXTS)
+    expected = pooled(path, EngineName.REFERENCE, ids)
+    for name in FAST:
+        assert paired_cosine(pooled(path, name, ids), expected).min() >= needed(file_type), name
+
+
+# A text's company.
+
+
+@pytest.fixture(scope="module", params=[(name, kind) for name in FAST for kind in ("F32", "Q8_0")], ids="-".join)
+def engine(request: pytest.FixtureRequest, tiny_models: dict[str, Path]) -> Iterator[Engine]:
+    name, kind = request.param
+    loaded = load_engine(GGUFFile.open(tiny_models[kind]), name=name, threads=THREADS[name])
+    yield loaded
+    loaded.close()
+
+
+def test_a_vector_does_not_depend_on_its_company(engine: Engine) -> None:
+    """Any texts, in any order, any number of times: the vector is the one that the text has alone."""
+    texts = [random_ids(length, length) for length in (1, 1, 2, 3, 8, 20, 21, 60, 130)]
+    alone = np.concatenate([engine.pool([ids]) for ids in texts])
+
+    @settings(max_examples=12)
+    @given(st.lists(st.integers(0, len(texts) - 1), min_size=1, max_size=24))
+    def check(places: list[int]) -> None:
+        together = engine.pool([texts[place] for place in places])
+        assert paired_cosine(together, alone[places]).min() >= SAME
+
+    check()
+
+
+def test_a_batch_larger_than_the_budget(engine: Engine) -> None:
+    texts = [random_ids(90, seed) for seed in range(TOKEN_BUDGET // 90 + 2)]
+    alone = np.concatenate([engine.pool([ids]) for ids in texts[::8]])
+    assert paired_cosine(engine.pool(texts)[::8], alone).min() >= SAME
+
+
+def test_calls_from_several_threads(engine: Engine) -> None:
+    texts = [random_ids(length, length) for length in (4, 17, 40)]
+    alone = [engine.pool([ids]) for ids in texts]
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(engine.pool, [[ids] for ids in texts * 3]))
+    assert min(paired_cosine(one, alone[place % 3]).min() for place, one in enumerate(found)) >= SAME
+
+
+def test_no_token_sees_what_follows(tiny_models: dict[str, Path]) -> None:
+    oracle = ReferenceEngine(GGUFFile.open(tiny_models["F32"]))
+    ids = random_ids(40)
+    whole, part = oracle.states(ids), oracle.states(ids[:25])
+    np.testing.assert_allclose(whole[:25], part, atol=1e-4)  # float32 sums over rows of other lengths
+    assert paired_cosine(oracle.states(ids[::-1])[-1:], whole[:1])[0] < 0.999, "the last token sees the others"
+
+
+# Loading.
+
+
+@pytest.mark.parametrize("name", EngineName)
+def test_engines_are_parsed(name: EngineName) -> None:
+    assert EngineName.parse(name.value) is name
+
+
+def test_another_engine_is_refused_with_the_right_ones() -> None:
+    with pytest.raises(UsageError, match="auto, openvino, llamacpp, reference") as caught:
+        EngineName.parse("torch")
+    assert caught.value.param == "engine"
+
+
+def test_no_threads_are_refused(tiny_models: dict[str, Path]) -> None:
+    with pytest.raises(UsageError, match="threads=0"):
+        load_engine(GGUFFile.open(tiny_models["F32"]), name=EngineName.REFERENCE, threads=0)
+
+
+def test_threads_are_those_that_this_process_may_use() -> None:
+    assert usable_threads() >= 1
+
+
+def test_auto_is_openvino(tiny_models: dict[str, Path]) -> None:
+    assert load_engine(GGUFFile.open(tiny_models["Q8_0"]), name=EngineName.AUTO).name == "openvino"
+
+
+def unavailable(error: Exception) -> Any:
+    def load(_file: GGUFFile, _threads: int) -> Engine:
+        raise error
+
+    return load
+
+
+@pytest.mark.parametrize("error", [ImportError("no openvino"), RuntimeError("no processor")])
+def test_auto_falls_back_on_llama_cpp(
+    tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr(loading, "_openvino", unavailable(error))
+    assert load_engine(GGUFFile.open(tiny_models["F32"]), name=EngineName.AUTO).name == "llamacpp"
+
+
+def test_without_any_engine_it_is_said_why(tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "_openvino", unavailable(RuntimeError("no processor")))
+    monkeypatch.setattr(loading, "_llamacpp", unavailable(ImportError("not installed")))
+    with pytest.raises(EngineError, match=r"neither openvino \(no processor\) nor xllamacpp"):
+        load_engine(GGUFFile.open(tiny_models["F32"]), name=EngineName.AUTO)
+
+
+def test_auto_does_not_hide_a_broken_file(tmp_path: Path) -> None:
+    tiny_gguf.write(tmp_path / "x.gguf", output_norm__weight=np.ones(4, np.float32))
+    with pytest.raises(GGUFError, match="output_norm"):
+        load_engine(GGUFFile.open(tmp_path / "x.gguf"), name=EngineName.AUTO)
+
+
+def test_a_closed_engine_says_so(tiny_models: dict[str, Path]) -> None:
+    engine = load_engine(GGUFFile.open(tiny_models["F32"]), name=EngineName.OPENVINO, threads=1)
+    engine.close()
+    with pytest.raises(EngineError, match="closed"):
+        engine.pool([random_ids(3)])
+
+
+def test_what_llama_cpp_does_not_load_is_an_engine_error(tmp_path: Path) -> None:
+    fields = {key: field for key, field in tiny_gguf.metadata("F32").items() if not key.startswith("tokenizer.")}
+    plans = [
+        TensorPlan(name, array.shape, QuantType.F32, lambda array=array: [array])  # type: ignore[misc]
+        for name, array in tiny_gguf.weights().items()
+    ]
+    write_gguf(tmp_path / "x.gguf", fields, plans)
+    engine = load_engine(GGUFFile.open(tmp_path / "x.gguf"), name=EngineName.LLAMACPP, threads=1)
+    with pytest.raises(EngineError, match=r"x\.gguf: llama\.cpp does not load this file"):
+        engine.pool([random_ids(3)])
+
+
+# The shape.
+
+
+def test_the_shape_is_read(tiny_models: dict[str, Path]) -> None:
+    shape = Shape.of(GGUFFile.open(tiny_models["Q8_0"]))
+    assert (shape.layers, shape.hidden, shape.heads, shape.kv_heads, shape.head_dim) == (2, 256, 4, 2, 64)
+    assert (shape.context, shape.vocabulary) == (tiny_gguf.CONTEXT, len(tiny_gguf.tokens()))
+    assert shape.rms_eps == np.float32(1e-6)
+
+
+BROKEN_FIELDS: dict[str, tuple[str, Field, str]] = {
+    "no heads": ("attention.head_count", Field.uint32(0), "head_count=0 is not a sensible number"),
+    "a flag": ("block_count", Field.boolean(True), "block_count=True is not a sensible"),  # noqa: FBT003
+    "a text": ("embedding_length", Field.string("256"), "embedding_length='256' is not"),
+    "too many layers": ("block_count", Field.uint32(1 << 31), "block_count=2147483648 is not"),
+    "not a number": ("rope.freq_base", Field.float32(float("nan")), "freq_base=nan is not"),
+    "infinite": ("rope.freq_base", Field.float32(float("inf")), "freq_base=inf is not"),
+    "heads that do not divide": ("attention.head_count", Field.uint32(3), "256 units do not divide into 3/2 heads"),
+    "heads in uneven groups": ("attention.head_count_kv", Field.uint32(3), "do not divide into 4/3 heads"),
+    "fewer key-value heads": ("attention.head_count_kv", Field.uint32(1), r"attn_k.weight should have shape \(64, "),
+    "one layer more": ("block_count", Field.uint32(3), r"blk\.2\.attn_norm\.weight should have shape .* found none"),
+    "a wider feed-forward": ("feed_forward_length", Field.uint32(513), r"ffn_gate.weight should have shape \(513, 256"),
+}
+
+
+@pytest.mark.parametrize(("key", "field", "message"), BROKEN_FIELDS.values(), ids=BROKEN_FIELDS)
+def test_a_shape_that_does_not_fit_the_tensors_is_refused(
+    tiny_models: dict[str, Path], key: str, field: Field, message: str
+) -> None:
+    file = GGUFFile.open(tiny_models["F32"])
+    file.metadata[f"qwen2vl.{key}"] = field
+    with pytest.raises(GGUFError, match=message) as caught:
+        Shape.of(file)
+    assert str(caught.value).startswith(str(file.path))
+
+
+def test_a_missing_embedding_is_refused(tiny_models: dict[str, Path]) -> None:
+    file = GGUFFile.open(tiny_models["F32"])
+    del file.tensors["token_embd.weight"]
+    with pytest.raises(GGUFError, match="token_embd"):
+        Shape.of(file)
+
+
+# Weights and index arithmetic.
+
+
+@pytest.mark.parametrize("file_type", FILE_TYPES)
+def test_weights_are_expanded_as_gguf_py_does(tiny_models: dict[str, Path], file_type: str) -> None:
+    file = GGUFFile.open(tiny_models[file_type])
+    for theirs in gguf.GGUFReader(tiny_models[file_type]).tensors[:9]:
+        expected = gguf.quants.dequantize(theirs.data, theirs.tensor_type)
+        np.testing.assert_allclose(tensor(file, theirs.name, threads=2), expected, rtol=1e-6, atol=1e-7)
+
+
+def test_embedding_rows_come_in_the_order_of_the_ids(tiny_models: dict[str, Path]) -> None:
+    file = GGUFFile.open(tiny_models["Q4_K_M"])
+    ids = np.array([7, 3, 7, 0], np.int32)
+    np.testing.assert_array_equal(embedding_rows(file, ids), tensor(file, "token_embd.weight")[ids])
+
+
+def test_q8_0_blocks_are_taken_as_they_are(tiny_models: dict[str, Path]) -> None:
+    file, name = GGUFFile.open(tiny_models["Q8_0"]), "blk.0.attn_q.weight"
+    values, scales = graph.int8_groups(file, name, threads=1)
+    assert (values.dtype, scales.dtype, scales.shape) == (np.int8, np.float16, (256, 8, 1))
+    np.testing.assert_array_equal(
+        (values.astype(np.float32) * scales.astype(np.float32)).reshape(256, 256), tensor(file, name)
+    )
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=12))
+def test_layout_goes_to_the_rectangle_and_back(lengths: list[int]) -> None:
+    positions, rectangle, rows = graph.layout(lengths)
+    assert rectangle.shape == (len(lengths), max(lengths))
+    assert positions.tolist() == [place for length in lengths for place in range(length)]
+    flat = rectangle.reshape(-1)
+    np.testing.assert_array_equal(flat[rows], np.arange(sum(lengths)))
+    assert ((flat >= 0) & (flat < sum(lengths))).all()

@@ -1,0 +1,39 @@
+"""What `import nestling` and `nestling.errors` load; the time itself is measured in `benchmarks/`."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = (
+    "numpy", "openvino", "xllamacpp", "tokenizers", "typer", "rich", "fastapi", "uvicorn", "platformdirs", "json",
+    "asyncio",
+)  # fmt: skip
+
+
+def loaded_after(statement: str) -> set[str]:
+    script = f"import sys; {statement}; print(*sorted(sys.modules), sep='\\n')"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize("statement", ["import nestling", "import nestling.cli"])
+def test_importing_loads_nothing_heavy(statement: str) -> None:
+    loaded = loaded_after(statement)
+    assert "nestling" in loaded
+    assert not loaded.intersection(HEAVY)
+
+
+def test_the_embedder_is_loaded_when_it_is_asked_for_without_an_engine() -> None:
+    loaded = loaded_after("import nestling; nestling.Embedder")
+    assert {"nestling.embedder", "numpy", "tokenizers"} <= loaded
+    assert not loaded.intersection({"openvino", "xllamacpp", "typer", "rich", "fastapi"})
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
+    import nestling
+
+    with pytest.raises(AttributeError, match="has no attribute 'Nest'"):
+        _ = nestling.Nest
+    assert json.dumps(nestling.__version__)

@@ -1,0 +1,111 @@
+"""Which model, task and role a request means."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nestling.errors import UsageError
+from nestling.serve.names import Catalog, Target
+from nestling.serve.problems import Problem
+from nestling.spec import ModelSpec, Role, Task, prefixes_for
+
+
+def spec_of_file(_path: str) -> ModelSpec:
+    return ModelSpec("own", Task.CODE, (16,), 512, prefixes_for(Task.CODE))
+
+
+def catalog(*references: str, **more: Any) -> Catalog:
+    return Catalog(references, spec_of_file=spec_of_file, **more)
+
+
+@pytest.mark.parametrize(
+    ("model", "reference", "role"),
+    [
+        (None, "starter-retrieval:Q8_0", None),
+        ("starter", "starter-retrieval:Q8_0", None),
+        ("starter-code", "starter-code:Q8_0", None),
+        ("starter/code", "starter-code:Q8_0", None),
+        ("starter/retrieval.passage", "starter-retrieval:Q8_0", Role.PASSAGE),
+        ("starter/retrieval.document", "starter-retrieval:Q8_0", Role.PASSAGE),
+        ("starter-retrieval/retrieval.query", "starter-retrieval:Q8_0", Role.QUERY),
+        ("starter-retrieval:Q4_K_M", "starter-retrieval:Q4_K_M", None),
+        ("starter:Q4_K_M/text-matching", "starter-text-matching:Q4_K_M", None),
+        ("starter/matching", "starter-text-matching:Q8_0", None),
+    ],
+)
+def test_model_strings(model: str | None, reference: str, role: Role | None) -> None:
+    assert catalog("starter").target(model) == Target(reference, role)
+
+
+def test_fields_fill_in_what_the_model_leaves_open() -> None:
+    found = catalog("starter").target("starter", task="code.passage")
+    assert found == Target("starter-code:Q8_0", Role.PASSAGE)
+    found = catalog("starter").target(None, task="code", roles={"prompt_name": None, "input_type": "document"})
+    assert found == Target("starter-code:Q8_0", Role.PASSAGE)
+
+
+@pytest.mark.parametrize(
+    ("model", "task", "roles"),
+    [
+        ("starter-code", "retrieval", {}),
+        ("starter/code", "retrieval", {}),
+        ("starter-code/retrieval", None, {}),
+        ("starter/retrieval.query", None, {"prompt_name": "passage"}),
+        ("starter", "retrieval.query", {"input_type": "passage"}),
+        ("starter", None, {"prompt_name": "query", "input_type": "passage"}),
+    ],
+)
+def test_contradictions_are_refused(model: str, task: str | None, roles: dict[str, str | None]) -> None:
+    with pytest.raises(Problem, match="contradict") as caught:
+        catalog("starter").target(model, task=task, roles=roles)
+    assert caught.value.status == 400
+
+
+@pytest.mark.parametrize(
+    "model", ["gpt", "starter-nope", "starter:Q9", "starter/", "other", "a" * 10_000, "/", "starter:"]
+)
+def test_a_name_that_is_not_served_is_404_or_400(model: str) -> None:
+    with pytest.raises((Problem, UsageError)) as caught:
+        catalog("starter").target(model)
+    assert len(str(caught.value)) < 500
+
+
+def test_values_that_are_no_task_or_role_name_their_field() -> None:
+    for task, roles, param in (("x", {}, "task"), (None, {"input_type": "x"}, "input_type"), ("code.x", {}, "task")):
+        with pytest.raises(UsageError, match=param) as caught:
+            catalog("starter").target(None, task=task, roles=roles)
+        assert caught.value.param == param
+
+
+def test_one_task_or_type_served_is_all_that_is_answered() -> None:
+    one = catalog("starter-code:Q8_0")
+    assert one.target("starter").reference == "starter-code:Q8_0"
+    assert one.target("starter-code").reference == "starter-code:Q8_0"
+    for other in ("starter-retrieval", "starter-code:Q4_K_M"):
+        with pytest.raises(Problem) as caught:
+            one.target(other)
+        assert caught.value.status == 404
+
+
+def test_a_file_is_known_by_its_path_its_stem_and_its_specification() -> None:
+    path = "some/folder/mine.gguf"
+    files = catalog(path, "starter")
+    for name in (None, path, "mine", "own-code", "mine/code.passage"):
+        assert files.target(name).reference == path
+    assert files.target("starter").reference == "starter-retrieval:Q8_0"
+
+
+def test_aliases_mean_what_the_operator_said_and_are_checked_at_the_start() -> None:
+    named = catalog("starter", aliases={"text-embedding-3-small": "starter/code.passage"})
+    assert named.target("text-embedding-3-small") == Target("starter-code:Q8_0", Role.PASSAGE)
+    with pytest.raises(Problem):
+        catalog("starter", aliases={"x": "nope"})
+
+
+def test_a_type_of_another_family_is_answered_only_if_its_file_is_here(cache_folder: Path) -> None:
+    assert cache_folder.is_dir()
+    own = catalog("own-family")
+    assert own.target("own-family-code").reference == "own-family-code:Q8_0"
+    with pytest.raises(Problem):
+        own.target("own-family-code:Q4_K_M")

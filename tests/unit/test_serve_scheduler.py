@@ -1,0 +1,205 @@
+"""The queue's order, and the engine thread's manners."""
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.contract.serving import ROWS, FakeEngine, fake_embedder
+
+from nestling.errors import EngineError
+from nestling.serve.metrics import Registry
+from nestling.serve.models import Model
+from nestling.serve.problems import Problem
+from nestling.serve.scheduler import Batch, Job, Queue, Scheduler
+
+
+def ids(length: int, fill: int = 97) -> Any:
+    return np.full(length, fill, np.int32)
+
+
+def job(model: Model, *lengths: int) -> Job:
+    loop = asyncio.new_event_loop()
+    future: asyncio.Future[Any] = loop.create_future()
+    loop.close()
+    return Job(model, [ids(n) for n in lengths], future)
+
+
+def model(name: str = "m", engine: FakeEngine | None = None) -> Model:
+    return Model(name, fake_embedder(engine=engine))
+
+
+def take(queue: Queue, budget: int) -> Batch:
+    batch = queue.take(lambda _model: budget)
+    assert batch is not None
+    return batch
+
+
+def test_a_short_query_overtakes_a_bulk_request() -> None:
+    queue, one = Queue(), model()
+    bulk, query = job(one, *[50] * 2000), job(one, 8)
+    queue.add(bulk)
+    take(queue, 500)
+    queue.add(query)
+    assert query in [part[0] for part in take(queue, 500).parts]
+
+
+def test_a_bulk_request_is_not_starved_by_queries() -> None:
+    queue, one = Queue(), model()
+    bulk = job(one, *[50] * 10)
+    queue.add(bulk)
+    for _ in range(200):
+        queue.add(job(one, 10))
+        queue.add(job(one, 10))
+        take(queue, 20)
+    assert bulk.taken > 5, "it got less than half of its share"
+
+
+def test_requests_of_one_kind_share_a_batch() -> None:
+    queue, one = Queue(), model()
+    jobs = [job(one, 10) for _ in range(8)]
+    for each in jobs:
+        queue.add(each)
+    assert [part[0] for part in take(queue, 80).parts] == jobs
+    assert queue.take(lambda _model: 80) is None
+
+
+def test_a_batch_is_of_one_model_and_the_other_comes_next() -> None:
+    queue, one, other = Queue(), model("one"), model("other")
+    for name in (one, other, one):
+        queue.add(job(name, 10))
+    batches = [take(queue, 100) for _ in range(2)]
+    assert [(batch.model, len(batch.parts)) for batch in batches] == [(one, 2), (other, 1)]
+
+
+def test_a_text_beyond_the_budget_goes_alone() -> None:
+    queue, one = Queue(), model()
+    queue.add(job(one, 900))
+    queue.add(job(one, 901))
+    assert [take(queue, 100).tokens, take(queue, 100).tokens] == [900, 901]
+
+
+def test_what_was_cancelled_is_not_taken_and_not_counted() -> None:
+    queue, one = Queue(), model()
+    gone, stays = job(one, *[10] * 5), job(one, 20)
+    queue.add(gone)
+    queue.add(stays)
+    gone.cancelled = True
+    assert [part[0] for part in take(queue, 100).parts] == [stays]
+    assert (queue.tokens, len(queue)) == (0, 0)
+
+
+@given(st.lists(st.lists(st.integers(1, 200), min_size=1, max_size=8), min_size=1, max_size=12), st.integers(1, 300))
+def test_every_text_is_taken_once_within_the_budget(requests: list[list[int]], budget: int) -> None:
+    queue, one = Queue(), model()
+    jobs = [job(one, *lengths) for lengths in requests]
+    for each in jobs:
+        queue.add(each)
+    taken: list[tuple[int, int]] = []
+    while batch := queue.take(lambda _model: budget):
+        assert batch.tokens <= budget or len(batch.parts) == 1
+        taken += [(id(part), index) for part, index in batch.parts]
+    assert sorted(taken) == sorted((id(each), n) for each in jobs for n in range(len(each.sequences)))
+    assert queue.tokens == 0
+
+
+def scheduler(reset: Any = None, *, max_tokens: int = 10_000, largest: int = 512) -> Scheduler:
+    return Scheduler(
+        reset=reset or (lambda _model: None), metrics=Registry(), max_tokens=max_tokens, largest_batch=largest
+    )
+
+
+def run(work: Any) -> Any:
+    return asyncio.run(asyncio.wait_for(work, 20))
+
+
+def test_rows_come_back_in_the_order_of_the_texts() -> None:
+    one, texts = model(), [ids(n, n) for n in (3, 200, 1, 100, 7)]
+
+    async def work() -> Any:
+        running = scheduler(largest=150)
+        rows = await running.pool(one, texts)
+        running.stop()
+        return rows
+
+    assert np.allclose(run(work()), [ROWS[text[0]] for text in texts], atol=1e-6)
+
+
+def test_a_failure_of_one_request_is_not_another_ones() -> None:
+    engine, resets = FakeEngine(poison=b"xx", gate=threading.Event()), list[Model]()
+    one = model(engine=engine)
+
+    async def work() -> list[Any]:
+        running = scheduler(resets.append)
+        wait = [asyncio.ensure_future(running.pool(one, [ids(4)])) for _ in range(3)]
+        bad = asyncio.ensure_future(running.pool(one, [ids(4), ids(4, ord("x"))]))
+        await asyncio.sleep(0)
+        assert engine.gate
+        engine.gate.set()
+        found = await asyncio.gather(*wait, bad, return_exceptions=True)
+        running.stop()
+        return found
+
+    *good, bad = run(work())
+    assert all(np.allclose(rows, ROWS[97], atol=1e-6) for rows in good)
+    assert isinstance(bad, EngineError)
+    assert len(resets) >= 2, "once after the failure, once more so that the next request finds a sound engine"
+
+
+class Broken(FakeEngine):
+    def pool(self, sequences: Sequence[Any]) -> Any:
+        raise RuntimeError("secret")
+
+
+def test_an_engine_that_raises_is_an_engine_error_even_when_the_reset_fails() -> None:
+    def reset(_model: Model) -> None:
+        raise OSError("gone")
+
+    async def work() -> None:
+        running = scheduler(reset)
+        with pytest.raises(EngineError) as caught:
+            await running.pool(model(engine=Broken()), [ids(4)])
+        assert "secret" not in str(caught.value)
+        assert (await running.pool(model("sound"), [ids(4)])).shape == (1, 64)
+        running.stop()
+
+    run(work())
+
+
+def test_a_full_queue_is_refused_and_a_cancelled_request_makes_room() -> None:
+    engine = FakeEngine(gate=threading.Event())
+    one = model(engine=engine)
+
+    async def work() -> None:
+        running = scheduler(max_tokens=100)
+        first = asyncio.ensure_future(running.pool(one, [ids(10)]))
+        await asyncio.to_thread(engine.entered.wait)
+        second = asyncio.ensure_future(running.pool(one, [ids(90)]))
+        await asyncio.sleep(0)
+        with pytest.raises(Problem) as caught:
+            await running.pool(one, [ids(20)])
+        assert (caught.value.status, caught.value.headers["retry-after"]) == (429, "1")
+        second.cancel()
+        assert engine.gate
+        engine.gate.set()
+        await first
+        assert (await running.pool(one, [ids(100)])).shape == (1, 64)
+        running.stop()
+        assert [90] not in engine.batches
+
+    run(work())
+
+
+def test_stopping_finishes_what_waits() -> None:
+    async def work() -> Any:
+        running = scheduler()
+        waiting = [asyncio.ensure_future(running.pool(model(), [ids(5)])) for _ in range(5)]
+        await asyncio.sleep(0)
+        await asyncio.to_thread(running.stop)
+        return await asyncio.gather(*waiting)
+
+    assert len(run(work())) == 5

@@ -1,0 +1,200 @@
+"""Request bodies, answers, errors, metrics and the cache: pure functions."""
+
+import base64
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nestling.errors import EngineError, ModelNotFoundError, NestlingError, TextError, UsageError
+from nestling.serve import answers, cl100k
+from nestling.serve.cache import OVERHEAD_BYTES, ResultCache
+from nestling.serve.metrics import Counter, Histogram, Registry
+from nestling.serve.problems import Problem, problem_of
+from nestling.serve.wire import EmbeddingRequest, Form, texts_or_ids
+
+ROWS = np.random.default_rng(3).standard_normal((3, 16)).astype(np.float32)
+ROWS /= np.linalg.norm(ROWS, axis=1, keepdims=True)
+
+
+def written(form: Form) -> list[Any]:
+    body = json.loads(answers.embeddings(ROWS, form=form, model='a "b"', tokens=12))
+    assert body["object"] == "list"
+    assert body["model"] == 'a "b"'
+    assert body["usage"] == {"prompt_tokens": 12, "total_tokens": 12}
+    assert [item["index"] for item in body["data"]] == [0, 1, 2]
+    return [item["embedding"] for item in body["data"]]
+
+
+def test_floats_come_back_exactly() -> None:
+    assert np.array_equal(np.array(written(Form.FLOAT), np.float32), ROWS)
+
+
+def test_base64_is_little_endian_float32() -> None:
+    assert np.array_equal([np.frombuffer(base64.b64decode(one), "<f4") for one in written(Form.BASE64)], ROWS)
+
+
+def test_int8_keeps_the_direction() -> None:
+    whole = np.array(written(Form.INT8))
+    assert np.abs(whole).max(axis=1).tolist() == [127, 127, 127]
+    unit = whole / np.linalg.norm(whole, axis=1, keepdims=True)
+    # a component is off by at most half a step of 1/127 of the largest one, 16 of them by at most 4 halves in length
+    assert ((unit * ROWS).sum(1) > 1 - (4 * 0.5 / 127) ** 2).all()
+
+
+def test_binary_is_the_signs_packed_and_shifted() -> None:
+    assert np.array_equal(written(Form.UBINARY), np.packbits(ROWS > 0, axis=1))
+    assert np.array_equal(np.array(written(Form.BINARY)) + 128, written(Form.UBINARY))
+
+
+@pytest.mark.parametrize(
+    ("fields", "form"),
+    [
+        ({}, Form.FLOAT),
+        ({"encoding_format": None, "embedding_type": None}, Form.FLOAT),
+        ({"encoding_format": "base64"}, Form.BASE64),
+        ({"encoding_format": "base64", "embedding_type": "float"}, Form.BASE64),
+        ({"encoding_format": "base64", "encoding_type": "int8"}, Form.INT8),
+        ({"embedding_type": "base64"}, Form.BASE64),
+        ({"embedding_type": "binary", "encoding_type": "binary"}, Form.BINARY),
+    ],
+)
+def test_the_form_of_the_answer(fields: dict[str, Any], form: Form) -> None:
+    assert EmbeddingRequest.parse(json.dumps({"input": "a", **fields}).encode()).form is form
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"encoding_format": "hex"}, "encoding_format"),
+        ({"embedding_type": "float16"}, "embedding_type"),
+        ({"embedding_type": ["int8"]}, "embedding_type"),
+        ({"dimensions": "64"}, "dimensions"),
+        ({"dimensions": True}, "dimensions"),
+        ({"truncate": "END"}, "truncate"),
+        ({"model": 7}, "model"),
+        ({"normalized": 1}, "normalized"),
+    ],
+)
+def test_values_of_the_wrong_kind_are_refused_by_name(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(Problem) as caught:
+        EmbeddingRequest.parse(json.dumps({"input": "a", **fields}).encode())
+    assert (caught.value.status, caught.value.param) == (400, param)
+
+
+def test_types_that_contradict_each_other_and_unsupported_wishes_are_refused() -> None:
+    request = EmbeddingRequest.parse(b'{"input": "a", "embedding_type": "int8", "encoding_type": "binary"}')
+    with pytest.raises(Problem, match="contradict"):
+        assert request.form
+    for name in ("late_chunking", "return_multivector"):
+        EmbeddingRequest.parse(json.dumps({"input": "a", name: False}).encode()).refuse_unsupported()
+        with pytest.raises(Problem, match=name):
+            EmbeddingRequest.parse(json.dumps({"input": "a", name: True}).encode()).refuse_unsupported()
+
+
+def test_an_error_does_not_repeat_the_body() -> None:
+    with pytest.raises(Problem) as caught:
+        EmbeddingRequest.parse(b'{"input": "very secret", "dimensions": "very secret"}')
+    assert b"secret" not in caught.value.body()
+
+
+def test_ids_and_texts_are_told_apart() -> None:
+    assert texts_or_ids("a", most=1) == ["a"]
+    assert texts_or_ids(["a", "b"], most=2) == ["a", "b"]
+    assert [one.tolist() for one in texts_or_ids([1, 2], most=1)] == [[1, 2]]  # type: ignore[union-attr]
+    assert [one.tolist() for one in texts_or_ids([[1], [2, 3]], most=2)] == [[1], [2, 3]]  # type: ignore[union-attr]
+    with pytest.raises(Problem) as caught:
+        texts_or_ids(["a"] * 3, most=2)
+    assert caught.value.status == 413
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code", "param"),
+    [
+        (TextError("is empty", index=3), 400, "invalid_input", "input"),
+        (UsageError("no", param="task"), 400, "invalid_value", "task"),
+        (ModelNotFoundError("none"), 404, "model_not_found", "model"),
+        (EngineError("nan"), 500, "engine_error", None),
+        (NestlingError("else"), 500, "model_error", None),
+        (ZeroDivisionError("secret"), 500, "internal_error", None),
+        (Problem(429, "full", "overloaded"), 429, "overloaded", None),
+    ],
+)
+def test_every_exception_has_its_answer(error: Exception, status: int, code: str, param: str | None) -> None:
+    problem = problem_of(error)
+    inner = json.loads(problem.body())["error"]
+    assert (problem.status, inner["code"], inner["param"]) == (status, code, param)
+    assert inner["type"] == {429: "rate_limit_error"}.get(
+        status, "server_error" if status == 500 else "invalid_request_error"
+    )
+    assert "secret" not in inner["message"]
+
+
+def test_metrics_in_prometheus_text() -> None:
+    counter = Counter("c_total", "Counted", ["path"])
+    counter.add('a"b\\c\n')
+    counter.add("z", amount=2)
+    assert list(counter.lines()) == ['c_total{path="a\\"b\\\\c\\n"} 1', 'c_total{path="z"} 2']
+    histogram = Histogram("h", "Seen", bounds=[1, 2], label="stage")
+    for value in (0.5, 1, 1.5, 9):
+        histogram.observe(value, "x")
+    assert list(histogram.lines()) == [
+        'h_bucket{stage="x",le="1"} 2',
+        'h_bucket{stage="x",le="2"} 3',
+        'h_bucket{stage="x",le="+Inf"} 4',
+        'h_sum{stage="x"} 12',
+        'h_count{stage="x"} 4',
+    ]
+    registry = Registry()
+    registry.gauge("g", "Read", lambda: 1.5)
+    lines = registry.render().splitlines()
+    assert "# TYPE nestling_stage_seconds histogram" in lines
+    assert lines[-1] == "g 1.5"
+
+
+def test_the_cache_is_bounded_in_bytes_and_lets_the_oldest_go() -> None:
+    ids = [np.array([n], np.int32) for n in range(3)]
+    cache = ResultCache(2 * (4 + ROWS[0].nbytes + OVERHEAD_BYTES))
+    for one, row in zip(ids[:2], ROWS, strict=False):
+        cache.put("m", one, row)
+    assert cache.get("m", ids[0]) is not None
+    cache.put("m", ids[2], ROWS[2])
+    assert cache.get("m", ids[1]) is None
+    assert np.array_equal(cache.get("m", ids[0]), ROWS[0])  # type: ignore[arg-type]
+    assert cache.get("other", ids[0]) is None
+    assert cache.size_bytes <= 2 * (4 + ROWS[0].nbytes + OVERHEAD_BYTES)
+    off = ResultCache(0)
+    off.put("m", ids[0], ROWS[0])
+    assert off.get("m", ids[0]) is None
+
+
+def test_cl100k_without_its_vocabulary_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(cl100k.__dict__, "import_module", _missing)
+    with pytest.raises(UsageError, match=r"nestling\[cl100k\]"):
+        cl100k.text_reader()
+
+
+def _missing(name: str) -> Any:
+    raise ImportError(name)
+
+
+def test_cl100k_ids_become_texts_and_others_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(cl100k.__dict__, "import_module", lambda _name: _Vocabulary)
+    read = cl100k.text_reader()
+    assert read([[72, 105], [0xE6, 0xB5, 0xB7], [0xE6]]) == ["Hi", "海", "\ufffd"]
+    with pytest.raises(TextError, match="input 1"):
+        read([[1], [cl100k.VOCABULARY]])
+
+
+class _Vocabulary:
+    """A vocabulary in which each id is its byte."""
+
+    @staticmethod
+    def get_encoding(name: str) -> type["_Vocabulary"]:
+        assert name == "cl100k_base"
+        return _Vocabulary
+
+    @staticmethod
+    def decode_bytes(ids: list[int]) -> bytes:
+        return bytes(ids)

@@ -32,7 +32,9 @@ def test_references_are_parsed(text: str, family: str, task: Task | None, quant:
     assert ModelReference.parse(text) == ModelReference(family, task, quant)
 
 
-@pytest.mark.parametrize("text", ["", "-code", ":Q8_0", "a b", "starter:", "starter:Q8_0:F16", "stärter", "a/b", "..\\x"])
+@pytest.mark.parametrize(
+    "text", ["", "-code", ":Q8_0", "a b", "starter:", "starter:Q8_0:F16", "stärter", "a/b", "..\\x"]
+)
 def test_what_is_no_reference_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match=r"name\[-task\]\[:QUANT\]") as caught:
         ModelReference.parse(text)

@@ -47,6 +47,8 @@ ROW_CAPS = {
     "document/r-doc-html": 3_000,
     "catalogue/iso-codes": 1_500,
 }
+# the same for pairs: definitions of single words are not what a question's answer looks like
+PAIR_CAPS = {"wordnet": 20_000, "gcide": 8_000}
 
 
 def collect(work: Path, bans: Bans) -> list[Item]:
@@ -67,15 +69,15 @@ def collect(work: Path, bans: Bans) -> list[Item]:
     return [item for item in items if not bans.drops(item)]
 
 
-def cap_rows(rows: list[Text]) -> list[Text]:
-    """Keep a random share of the capped sources, drop repetitions."""
-    groups: dict[tuple[str, str], list[Text]] = defaultdict(list)
-    for row in dict.fromkeys(rows):
-        groups[row.source, row.language].append(row)
+def cap(records: list[Any], caps: dict[str, int]) -> list[Any]:
+    """Drop repetitions, and keep a random share of the capped sources (of each language, for texts)."""
+    groups: dict[tuple[str, str], list[Any]] = defaultdict(list)
+    for record in dict.fromkeys(records):
+        groups[record.source, getattr(record, "language", "")].append(record)
     generator = np.random.default_rng(SEED)
     kept = []
     for (source, _), members in sorted(groups.items()):
-        order = generator.permutation(len(members))[: ROW_CAPS.get(source, len(members))]
+        order = generator.permutation(len(members))[: caps.get(source, len(members))]
         kept += [members[index] for index in order]
     return kept
 
@@ -106,9 +108,9 @@ def main() -> None:
 
     bans = Bans.load(options.benchmarks)
     items = collect(options.work, bans)
-    rows = cap_rows([item for item in items if isinstance(item, Text)])
+    rows = cap([item for item in items if isinstance(item, Text)], ROW_CAPS)
     rows, held_out = hold_out(rows)
-    pairs = list(dict.fromkeys(item for item in items if isinstance(item, Pair)))
+    pairs = cap([item for item in items if isinstance(item, Pair)], PAIR_CAPS)
     anchors = sorted({row.anchor for row in rows})
     number = {text: index for index, text in enumerate(anchors)}
 

@@ -21,6 +21,7 @@ from tokenizers import Tokenizer
 from starter_recipe.checkpoint import load_model
 from starter_recipe.exclude import read_jsonl
 from starter_recipe.model import MATRYOSHKA_DIMS, TASKS, Embedder, pool
+from starter_recipe.records import LANGUAGES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -188,6 +189,21 @@ def report_trials(folders: list[Path], benchmarks: Path, *, maxsim: bool) -> dic
     return record
 
 
+def report_held_out(folders: list[Path], path: Path) -> dict[str, Any]:
+    """Print how often a held-out translation's own English message is the nearest of all of them."""
+    groups = read_jsonl(path)
+    record: dict[str, Any] = {}
+    for folder in folders:
+        encoder = Encoder(folder, "text-matching")
+        english = unit(encoder.vectors([QUERY + group["en"] for group in groups]))
+        for language in LANGUAGES:
+            found = unit(encoder.vectors([QUERY + group[language] for group in groups])) @ english.T
+            hits = (found.argmax(1) == np.arange(len(groups))).astype(np.float64)
+            print(f"held out {language} -> en {folder.name}: {mean_and_error(hits)}", flush=True)
+            record.setdefault(language, []).append(float(hits.mean()))
+    return record
+
+
 def report_sunset(folders: list[Path]) -> dict[str, Any]:
     """Print the example with every task: each translation must be nearer than the nearest unrelated sentence."""
     record: dict[str, Any] = {}
@@ -209,12 +225,15 @@ def main() -> None:
     parser.add_argument("checkpoints", type=Path, nargs="+")
     parser.add_argument("--benchmarks", type=Path, required=True, help="folder of the three sets")
     parser.add_argument("--maxsim", action="store_true", help="also score the multi-vector head")
+    parser.add_argument("--held-out", type=Path, help="also score WORK/held-out.jsonl")
     parser.add_argument("--output", type=Path, help="write the per-query figures here (JSON)")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     record = report_trials(options.checkpoints, options.benchmarks, maxsim=options.maxsim)
     record["sunset"] = report_sunset(options.checkpoints)
+    if options.held_out is not None:
+        record["held out"] = report_held_out(options.checkpoints, options.held_out)
     if options.output is not None:
         options.output.write_text(json.dumps(record) + "\n", encoding="utf-8")
 

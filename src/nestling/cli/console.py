@@ -14,6 +14,7 @@ WIDE = 240
 """Columns of a table that goes into a file or a pipe."""
 QUIET_S = 2.0
 """A piece of work that is done sooner shows no bar."""
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
 
 
 class Bars:
@@ -62,6 +63,6 @@ def show_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
         numeric = bool(rows) and all(row[place].replace(".", "").replace("-", "").isdigit() for row in rows)
         table.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*row)
-    terminal = Console()
-    (terminal if terminal.is_terminal else Console(width=WIDE)).print(table)
+        table.add_row(*(cell.translate(_CONTROLS) for cell in row))
+    width = None if Console().is_terminal else WIDE
+    Console(width=width, markup=False, emoji=False).print(table)

@@ -75,13 +75,13 @@ def _texts(texts: list[str] | None, file: Path | None) -> list[str]:
         raise UsageError("no texts: give them as arguments, with --file, or on standard input", param="input")
     raw = sys.stdin.buffer.read() if file is None or str(file) == "-" else _read(file)
     try:
-        rows = raw.decode("utf-8").splitlines()
+        lines = raw.decode("utf-8").split("\n")  # splitlines() would also cut at form feeds, U+2028 and the like
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
         raise UsageError(f"{file or 'standard input'}: line {line} is not UTF-8", param="file") from None
-    if not rows:
+    if not raw:
         raise UsageError(f"{file or 'standard input'}: no texts in it", param="file")
-    return rows
+    return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
 
 
 def _read(file: Path) -> bytes:

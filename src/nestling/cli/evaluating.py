@@ -18,7 +18,9 @@ app = typer.Typer(help="Measure quality and speed.", no_args_is_help=True)
 
 ModelsArgument = Annotated[
     list[str],
-    typer.Argument(metavar="MODEL...", help="References, families, GGUF files, folders of them, or URL#MODEL of a server."),
+    typer.Argument(
+        metavar="MODEL...", help="References, families, GGUF files, folders of them, or URL#MODEL of a server."
+    ),
 ]
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="The folder for result files.")]
 RESULTS = Path("results")
@@ -29,10 +31,13 @@ def quality(
     models: ModelsArgument,
     benchmark: Annotated[
         list[str] | None,
-        typer.Option("--benchmark", "-b", help="A shipped set, a folder, a file of pairs, a hub name, or `all`; several times."),
+        typer.Option(
+            "--benchmark", "-b", help="A shipped set, a folder, a file of pairs, a hub name, or `all`; several times."
+        ),
     ] = None,
     dimensions: Annotated[
-        list[int] | None, typer.Option("--dimensions", "-d", help="Vector sizes, several times; all trained by default.")
+        list[int] | None,
+        typer.Option("--dimensions", "-d", help="Vector sizes, several times; all trained by default."),
     ] = None,
     against: Annotated[
         str | None,
@@ -64,12 +69,16 @@ def quality(
         return
     _show(tables.quality([one.result for one in measured]))
     kept = sum(not one.fresh for one in measured)
-    typer.echo(f"{len(measured)} result files in {out}" + (f", {kept} of them kept from an earlier run" if kept else ""))
+    typer.echo(
+        f"{len(measured)} result files in {out}" + (f", {kept} of them kept from an earlier run" if kept else "")
+    )
 
 
 @app.command()
 def speed(
-    models: Annotated[list[str] | None, typer.Argument(metavar="[MODEL]...", help="References, GGUF files or folders.")] = None,
+    models: Annotated[
+        list[str] | None, typer.Argument(metavar="[MODEL]...", help="References, GGUF files or folders.")
+    ] = None,
     url: Annotated[
         list[str] | None, typer.Option(metavar="URL#MODEL", help="An OpenAI-compatible server, several times.")
     ] = None,
@@ -80,7 +89,9 @@ def speed(
     pass_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each pass over a length.")] = 4096,
     clients: Annotated[list[int] | None, typer.Option(help="Clients at once, several times.")] = None,
     inputs: Annotated[list[int] | None, typer.Option(help="Texts a request, several times.")] = None,
-    cell_s: Annotated[float, typer.Option("--cell-seconds", min=0, help="Seconds of each latency figure a round.")] = 2.0,
+    cell_s: Annotated[
+        float, typer.Option("--cell-seconds", min=0, help="Seconds of each latency figure a round.")
+    ] = 2.0,
     out: OutOption = RESULTS,
     as_json: JsonOption = False,
 ) -> None:

@@ -17,5 +17,7 @@ DimensionsOption = Annotated[
     int | None, typer.Option("--dimensions", "-d", help="A trained vector size; the full one by default.")
 ]
 EngineOption = Annotated[str, typer.Option("--engine", "-e", help="auto, openvino, llamacpp or reference.")]
-ThreadsOption = Annotated[int | None, typer.Option("--threads", help="Threads; all usable processors by default.")]
+ThreadsOption = Annotated[
+    int | None, typer.Option("--threads", min=1, help="Threads; all usable processors by default.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]

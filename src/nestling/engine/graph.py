@@ -27,21 +27,26 @@ Q8_0_BLOCK_BYTES = 34
 
 @dataclass(frozen=True)
 class _Builder:
+    """Makes nodes of one file. `squares` takes the sums of squares of every product's input, when it is there."""
+
     file: GGUFFile
     shape: Shape
     threads: int
+    squares: dict[tuple[str, ...], Node] | None = None
 
     def vector(self, name: str) -> Node:
         return op.constant(tensor(self.file, name))
 
     def linear(self, x: Node, *names: str) -> Node:
         """X times one matrix, or several stacked into one product: (N, in) -> (N, sum of out)."""
+        if self.squares is not None:
+            self.squares[names] = op.reduce_sum(op.multiply(x, x), _ints(0), keep_dims=False)
         return op.matmul(x, self.matrix(names), transpose_a=False, transpose_b=True)
 
     def matrix(self, names: Sequence[str]) -> Node:
-        kinds = {self.file.tensors[name].kind for name in names}
-        if all(kind.is_float for kind in kinds):
-            return self._float_matrix(names, kinds)
+        infos = [self.file.tensors[name] for name in names]
+        if all(info.kind.is_float for info in infos) or infos[0].shape[-1] % GROUP:
+            return self._float_matrix(names, {info.kind for info in infos})
         parts = [int8_groups(self.file, name, threads=self.threads) for name in names]
         values, scales = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         expanded = op.multiply(op.convert(op.constant(values), "f16"), op.constant(scales))
@@ -79,8 +84,22 @@ def build(file: GGUFFile, *, threads: int) -> ov.Model:
     (any row for padding); `rows` (N,) place in the flattened rectangle of each row. Output: (N, D) final-norm hidden
     states.
     """
-    shape = Shape.of(file)
-    builder = _Builder(file, shape, threads)
+    return _tower(_Builder(file, Shape.of(file), threads))
+
+
+def build_observed(file: GGUFFile, *, threads: int) -> tuple[ov.Model, list[tuple[str, ...]]]:
+    """The same graph with an output more for every product: the sum over tokens of its input's squares, (W,).
+
+    Also answers with the names of the matrices that share each of those outputs, in the outputs' order.
+    """
+    squares: dict[tuple[str, ...], Node] = {}
+    model = _tower(_Builder(file, Shape.of(file), threads, squares))
+    model.add_outputs([node.output(0) for node in squares.values()])
+    return model, list(squares)
+
+
+def _tower(builder: _Builder) -> ov.Model:
+    shape = builder.shape
     states = op.parameter([-1, shape.hidden], np.float32, name="states")
     positions = op.parameter([-1], np.int64, name="positions")
     rectangle = op.parameter([-1, -1], np.int64, name="rectangle")

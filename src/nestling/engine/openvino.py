@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import openvino as ov
+from numpy.typing import NDArray
 
 from nestling.engine import batching, graph
 from nestling.engine.base import Shape, TokenIds
@@ -55,6 +56,26 @@ class OpenVINOEngine:
                 raise EngineError("the engine is closed")
             self._request.infer(inputs)
             return np.array(self._request.get_output_tensor(0).data)
+
+
+class Observer:
+    """The same file, answering with the sums of squares that an importance matrix is made of.
+
+    Only attention sees which text a token is in, so the sums run over all tokens of all texts of a call.
+    """
+
+    def __init__(self, file: GGUFFile, *, threads: int) -> None:
+        self._file = file
+        model, self._names = graph.build_observed(file, threads=threads)
+        self._request = ov.Core().compile_model(model, "CPU", _properties(threads)).create_infer_request()
+
+    def collect(self, sequences: Sequence[Sequence[int]]) -> dict[str, tuple[NDArray[np.float32], int]]:
+        """Run the texts: matrix name -> (sum over tokens of the input's squares (W,), number of tokens)."""
+        positions, rectangle, rows = graph.layout([len(ids) for ids in sequences])
+        ids = np.concatenate([np.asarray(one, np.int32) for one in sequences])
+        self._request.infer([embedding_rows(self._file, ids), positions, rectangle, rows])
+        sums = [np.array(self._request.get_output_tensor(place + 1).data) for place in range(len(self._names))]
+        return {name: (row, len(ids)) for names, row in zip(self._names, sums, strict=True) for name in names}
 
 
 def _properties(threads: int) -> dict[str, str | int]:

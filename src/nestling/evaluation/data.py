@@ -103,7 +103,9 @@ def read_folder(folder: Path, *, name: str, tasks: tuple[Task, ...] = ()) -> Ret
     kept = [query for query in queries.texts if query in relevant or query not in elsewhere]
     for query in kept:
         if not any(grade > 0 for grade in relevant.get(query, {}).values()):
-            raise FileFormatError(f"{queries.place(query)}: the query {query!r} has no relevant document in {folder}/qrels")
+            raise FileFormatError(
+                f"{queries.place(query)}: the query {query!r} has no relevant document in {folder}/qrels"
+            )
     return RetrievalSet(
         name=name,
         document_ids=tuple(documents.texts),

@@ -125,9 +125,7 @@ def open_encoder(
     return LocalEncoder(Embedder.load(store.resolve(reference), engine=engine, threads=threads), name=str(reference))
 
 
-def encode_all(
-    encoder: Encoder, texts: Sequence[str], *, role: Role, progress: Progress = no_progress
-) -> Floats:
+def encode_all(encoder: Encoder, texts: Sequence[str], *, role: Role, progress: Progress = no_progress) -> Floats:
     """Embed all texts in chunks of like length: -> (B, D) float32 in the order of `texts`.
 
     EngineError for a wrong shape, NaN or a zero vector. `progress` is told (texts done, texts in all).

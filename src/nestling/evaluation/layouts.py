@@ -54,9 +54,7 @@ def read_texts(folder: Path, name: str) -> Texts:
     return found
 
 
-def read_judgements(
-    folder: Path, *, documents: Collection[str], queries: Collection[str]
-) -> tuple[Grades, set[str]]:
+def read_judgements(folder: Path, *, documents: Collection[str], queries: Collection[str]) -> tuple[Grades, set[str]]:
     """Read `qrels`: -> (the test split's grades, ids of queries that only other splits judge)."""
     chosen, others = _split_files(folder / "qrels")
     grades: Grades = {}
@@ -138,7 +136,9 @@ def _files(folder: Path, name: str) -> list[Path]:
     single = [path for suffix in SUFFIXES if (path := folder / f"{name}{suffix}").is_file()]
     files = single[:1] or sorted((folder / name).glob("*.parquet"))
     if not files:
-        raise FileFormatError(f"{folder}: {name}.jsonl is missing; the layout is corpus.jsonl, queries.jsonl, qrels/test.tsv")
+        raise FileFormatError(
+            f"{folder}: {name}.jsonl is missing; the layout is corpus.jsonl, queries.jsonl, qrels/test.tsv"
+        )
     return files
 
 

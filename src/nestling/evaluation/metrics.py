@@ -52,9 +52,7 @@ def rank(scores: Doubles, document_ids: Sequence[str]) -> list[list[str]]:
     return [[document_ids[place] for place in row] for row in best]
 
 
-def per_query(
-    relevant: Mapping[str, Mapping[str, int]], ranked: Mapping[str, Sequence[str]]
-) -> dict[str, list[float]]:
+def per_query(relevant: Mapping[str, Mapping[str, int]], ranked: Mapping[str, Sequence[str]]) -> dict[str, list[float]]:
     """Every measure of every query: grades and rankings by query id -> measure -> (Q,) values in `ranked`'s order."""
     library = extras.need("ir_measures", wanted_for="measuring retrieval")
     parsed = {name: library.parse_measure(theirs) for name, theirs in MEASURES.items()}

@@ -142,7 +142,9 @@ def difference(ours: Scores, theirs: Scores, measure: str) -> Interval:
     """How much better one model is than another on the same benchmark, with its paired interval."""
     left, right = ours.samples, theirs.samples
     if measure == SPEARMAN:
-        return metrics.spearman_difference(*(np.array(side) for side in (left["score"], left["cosine"], right["cosine"])))
+        return metrics.spearman_difference(
+            *(np.array(side) for side in (left["score"], left["cosine"], right["cosine"]))
+        )
     return metrics.interval([a - b for a, b in zip(left[measure], right[measure], strict=True)])
 
 
@@ -169,7 +171,9 @@ def _named_bases(named: Sequence[_Model], models: Sequence[_Model]) -> dict[_Key
     by_task = {model.task: model for model in named}
     for model in models:
         if model.task not in by_task:
-            raise UsageError(f"against: {named[0].facts.label} is not for {model.task}, {model.facts.label} is", param="against")
+            raise UsageError(
+                f"against: {named[0].facts.label} is not for {model.task}, {model.facts.label} is", param="against"
+            )
     return {model.key: by_task[model.task] for model in [*named, *models]}
 
 
@@ -260,7 +264,8 @@ def _against(base: _Model, benchmark: Benchmark, sides: Sides, full: Scores) -> 
     width = sides.queries.shape[1]
     if theirs.queries.shape[1] != width:
         raise UsageError(
-            f"{base.facts.label} has {theirs.queries.shape[1]} dimensions, the model {width}: no cosine", param="against"
+            f"{base.facts.label} has {theirs.queries.shape[1]} dimensions, the model {width}: no cosine",
+            param="against",
         )
     pairs = ((sides.queries, theirs.queries), (sides.documents, theirs.documents))
     cosines = np.concatenate([paired_cosine(ours, other) for ours, other in pairs])

@@ -60,7 +60,12 @@ class Settings:
     def told(self) -> dict[str, int | str]:
         """What a result file says of them."""
         threads = self.threads or "all"
-        return {"rounds": self.rounds, "pass_tokens": self.pass_tokens, "threads": threads, "cell_ms": round(1000 * self.cell_s)}
+        return {
+            "rounds": self.rounds,
+            "pass_tokens": self.pass_tokens,
+            "threads": threads,
+            "cell_ms": round(1000 * self.cell_s),
+        }
 
 
 @dataclass(slots=True)
@@ -166,7 +171,9 @@ def _bucket(bucket: BucketTexts, passes: Sequence[Pass]) -> Bucket:
 
 def _latency(cell: Cell, volleys: Sequence[Volley], tokens: int) -> Latency:
     samples = [round(one, 3) for volley in volleys for one in volley.samples_ms]
-    stages = {stage: round(sum(volley.stages_s.get(stage, 0.0) for volley in volleys), 6) for stage in volleys[0].stages_s}
+    stages = {
+        stage: round(sum(volley.stages_s.get(stage, 0.0) for volley in volleys), 6) for stage in volleys[0].stages_s
+    }
     p50, p99 = np.percentile(samples, [50, 99])
     return Latency(
         clients=cell.clients,

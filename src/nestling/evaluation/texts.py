@@ -54,7 +54,8 @@ class TextSource:
     def buckets(self, pass_tokens: int, lengths: Sequence[int] = LENGTHS) -> list[BucketTexts]:
         """One bucket a length and the mixed one, each of about `pass_tokens` tokens and at least one text."""
         found = [
-            BucketTexts(str(length), length, tuple(self.batch(length, max(1, pass_tokens // length)))) for length in lengths
+            BucketTexts(str(length), length, tuple(self.batch(length, max(1, pass_tokens // length))))
+            for length in lengths
         ]
         return [*found, BucketTexts(MIXED, None, tuple(self.text(length) for length in _mixed(pass_tokens)))]
 

@@ -70,17 +70,18 @@ async def _answer_http(request: Request, error: Exception) -> Response:
 def _add_embedding(app: FastAPI, service: Service) -> None:
     bodies = Bodies(service.settings.max_body_bytes)
 
-    def post(path: str, work: Callable[[bytes], Any], model: type[Any], *, shown: bool = True) -> None:
+    def post(path: str, work: Callable[[bytes], Any], model: type[Any], text: str = "") -> None:
         async def handle(request: Request) -> Response:
             return await _worked(request, service, bodies, work)
 
         extra = {"requestBody": _body_schema(model)}
-        app.post(path, name=path, include_in_schema=shown, openapi_extra=extra, responses=_ERRORS)(handle)
+        shown = bool(text)
+        app.post(path, description=text, include_in_schema=shown, openapi_extra=extra, responses=_ERRORS)(handle)
 
-    post("/v1/embeddings", service.embed, EmbeddingRequest)
-    post("/embeddings", service.embed, EmbeddingRequest, shown=False)
-    post("/tokenize", service.tokenize, TokenizeRequest)
-    post("/detokenize", service.detokenize, DetokenizeRequest)
+    post("/v1/embeddings", service.embed, EmbeddingRequest, "A vector for each text. Also at /embeddings.")
+    post("/embeddings", service.embed, EmbeddingRequest)
+    post("/tokenize", service.tokenize, TokenizeRequest, "The model's token ids of texts.")
+    post("/detokenize", service.detokenize, DetokenizeRequest, "The text of token ids.")
 
 
 async def _worked(request: Request, service: Service, bodies: Bodies, work: Callable[[bytes], Any]) -> Response:

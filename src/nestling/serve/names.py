@@ -6,11 +6,13 @@ are refused. Loads nothing.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 from nestling import store
 from nestling.errors import UsageError
+from nestling.quants import FILE_TYPES
 from nestling.serve.problems import Problem, shown
 from nestling.serve.wire import agreed
 from nestling.spec import ModelSpec, Role, Task
@@ -43,6 +45,14 @@ class Offer:
     def tasks(self) -> tuple[Task, ...]:
         """The tasks behind it."""
         return (self.task,) if self.task else tuple(Task)
+
+    def kinds(self) -> list[Self]:
+        """It, and where the operator left the file type open, the same in each other type that all its tasks have."""
+        if self.quant or self.path:
+            return [self]
+        here = [(model.quant, model.task) for model in store.available() if model.family == self.family]
+        whole = [quant for quant in FILE_TYPES if all((quant, task) in here for task in self.tasks)]
+        return [self, *(replace(self, quant=quant) for quant in whole if quant != store.DEFAULT_QUANT)]
 
     def name_of(self, task: Task) -> str:
         """How one task of it is called."""

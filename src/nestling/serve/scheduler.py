@@ -1,9 +1,9 @@
 """Texts of all requests, packed into batches for one engine thread.
 
 Fair by tokens: of all waiting requests, the one whose next text would have finished first had they shared the engine
-evenly goes next (weighted fair queueing, Demers, Keshav and Shenker 1989). So a short query overtakes a bulk request and
-cannot starve it. A batch takes about `BATCH_S` of the engine's measured speed: what a query that comes while one runs
-has to wait for. Knows token ids and vectors only.
+evenly goes next (weighted fair queueing, Demers, Keshav and Shenker 1989). So a short query overtakes a bulk request
+and cannot starve it. A batch takes about `BATCH_S` of the engine's measured speed: what a query that comes while one
+runs has to wait for. Knows token ids and vectors only.
 """
 
 import asyncio

@@ -149,24 +149,11 @@ class Service:
             return to_json({"content": text, "prompt": text})
 
     async def list_models(self) -> bytes:
-        """`GET /v1/models`: each served reference, and each of its tasks by its own name."""
+        """`GET /v1/models`: each served reference, in each file type that is here, and each task by its own name."""
         await self.ready()
-        items = [item for offer in self.catalog.offers for item in self._listed(offer)]
+        offers = [(offer, kind) for offer in self.catalog.offers for kind in offer.kinds()]
+        items = [item for offer, kind in offers for item in _listed(kind, self._specs[offer.name])]
         return to_json({"object": "list", "data": list({item["id"]: item for item in items}.values())})
-
-    def _listed(self, offer: Offer) -> list[dict[str, Any]]:
-        spec = self._specs[offer.name]
-        shared = {
-            "object": "model",
-            "created": 0,
-            "owned_by": "nestling",
-            "max_model_len": spec.max_tokens,
-            "dimensions": spec.dimensions,
-        }
-        whole = {"id": offer.name, **shared, "tasks": offer.tasks}
-        if len(offer.tasks) == 1:
-            return [whole]
-        return [whole, *({"id": offer.name_of(task), **shared, "tasks": (task,)} for task in offer.tasks)]
 
     async def _load_first(self) -> None:
         for offer in self.catalog.offers:
@@ -240,6 +227,20 @@ class Service:
             lambda: sum(m.size_bytes for m in self.models.loaded),
         )
         add("nestling_cache_bytes", "Size of the result cache", lambda: self.cache.size_bytes)
+
+
+def _listed(offer: Offer, spec: ModelSpec) -> list[dict[str, Any]]:
+    shared = {
+        "object": "model",
+        "created": 0,
+        "owned_by": "nestling",
+        "max_model_len": spec.max_tokens,
+        "dimensions": spec.dimensions,
+    }
+    whole = {"id": offer.name, **shared, "tasks": offer.tasks}
+    if len(offer.tasks) == 1:
+        return [whole]
+    return [whole, *({"id": offer.name_of(task), **shared, "tasks": (task,)} for task in offer.tasks)]
 
 
 def _is_short(texts: Sequence[str]) -> bool:

@@ -51,7 +51,7 @@ _TEXTS = {
 class Request(BaseModel):
     """What all bodies share: strict types, unknown fields kept apart."""
 
-    model_config = ConfigDict(extra="allow", strict=True, protected_namespaces=(), use_enum_values=False)
+    model_config = ConfigDict(extra="allow", strict=True, use_attribute_docstrings=True)
 
     @classmethod
     def parse(cls, body: bytes) -> Self:
@@ -72,19 +72,33 @@ class EmbeddingRequest(Request):
 
     input: Annotated[Any, WithJsonSchema(_TEXTS)]
     model: str | None = None
+    """NAME or NAME/TASK or NAME/TASK.ROLE; the first served model by default."""
     dimensions: int | None = None
+    """One of the trained sizes; the full width by default."""
     encoding_format: Encoding | None = None
+    """Numbers, or little-endian float32 in base64."""
     embedding_type: Form | None = None
+    """int8: whole numbers up to 127, compare by cosine; ubinary: signs, eight a byte; binary: ubinary less 128."""
     encoding_type: Form | None = None
+    """The same as embedding_type."""
     task: str | None = None
+    """retrieval, text-matching or code, or with a role: retrieval.passage."""
     prompt_name: str | None = None
+    """query, passage (or document), or raw for no prefix; query by default."""
     input_type: str | None = None
+    """The same as prompt_name."""
     truncate: bool | None = None
+    """Cut texts on the right that are too long, instead of refusing them."""
     truncate_prompt_tokens: int | None = None
+    """Cut texts on the right to so many tokens, the prefix included; -1 is the model's limit."""
     normalized: bool | None = None
+    """false: the pooled vector at its own length, cut to the size."""
     late_chunking: bool | None = None
+    """Only false."""
     return_multivector: bool | None = None
+    """Only false."""
     user: str | None = None
+    """Left alone."""
 
     @property
     def form(self) -> Form:
@@ -106,10 +120,15 @@ class TokenizeRequest(Request):
     """`POST /tokenize`: llama-server's `content` or vLLM's `prompt`; without a prefix unless one is asked for."""
 
     content: str | list[str] | None = None
+    """A text, or several: then `tokens` is a list for each."""
     prompt: str | list[str] | None = None
+    """The same as content."""
     model: str | None = None
+    """As for embeddings."""
     task: str | None = None
+    """As for embeddings."""
     prompt_name: str | None = None
+    """query or passage puts that prefix in front; raw by default."""
 
     @property
     def texts(self) -> str | list[str]:

@@ -1,0 +1,248 @@
+"""Results to tables of words and numbers, for the terminal and the report alike. Computes nothing but differences."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+
+from nestling.evaluation.metrics import LEVEL, MEASURES, SPEARMAN, Interval
+from nestling.evaluation.quality import difference, headline
+from nestling.evaluation.results import ModelFacts, QualityResult, SpeedResult
+
+MIB = 2**20
+MOST_IN_PAIRS = 4
+"""With more models than these, the table of all pairs would be longer than anybody reads."""
+NOTHING = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Cells as they are shown; every row has a cell a column."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str] = field(default=())
+
+
+def quality(results: Sequence[QualityResult]) -> list[Table]:
+    """For each benchmark: the measures, the differences of all pairs if they are few, and the Matryoshka curve."""
+    found: list[Table] = []
+    for group in by_benchmark(results):
+        found.append(_measures(group))
+        if 2 < len(group) <= MOST_IN_PAIRS:  # noqa: PLR2004 - of two, the first table has the difference
+            found.append(_pairs(group))
+        if len(group[0].scores) > 1:
+            found.append(_curve(group))
+    return found
+
+
+def by_benchmark(results: Sequence[QualityResult]) -> list[list[QualityResult]]:
+    """Results of one benchmark and task together, largest file first."""
+    groups: dict[tuple[str, str | None], list[QualityResult]] = {}
+    for result in sorted(results, key=lambda one: -(one.model.size_bytes or 0)):
+        groups.setdefault((result.benchmark.sha256, result.model.task), []).append(result)
+    return sorted(groups.values(), key=lambda group: (group[0].model.task or "", group[0].benchmark.name))
+
+
+def title(result: QualityResult) -> str:
+    """A benchmark, the task it was measured for, and what is in it."""
+    benchmark = result.benchmark
+    if benchmark.kind == "pairs":
+        return f"{subject(result)} ({benchmark.queries} pairs)"
+    return f"{subject(result)} ({benchmark.queries} queries, {benchmark.documents} documents)"
+
+
+def subject(result: QualityResult) -> str:
+    """A benchmark and the task that it was measured for."""
+    foreign = "" if _fits(result) else " model, a set for other tasks"
+    return f"{result.benchmark.name}, {result.model.task}{foreign}"
+
+
+def _measures(group: Sequence[QualityResult]) -> Table:
+    main = headline(group[0])
+    names = list(MEASURES) if main != SPEARMAN else [SPEARMAN]
+    compared = any(one.against for one in group)
+    columns = ["model", "MiB", "bits/weight", *(_heading(name, main) for name in names)]
+    columns += [f"{main} - reference", "so it is", "cosine", "lowest"] if compared else []
+    rows = [_size_cells(one.model) + [_measure(one, name, main) for name in names] for one in group]
+    if compared:
+        rows = [row + _against_cells(one, main) for row, one in zip(rows, group, strict=True)]
+    return Table(f"{subject(group[0])}: measures", columns, rows, _notes(group, compared=compared))
+
+
+def _notes(group: Sequence[QualityResult], *, compared: bool) -> list[str]:
+    level = f"[ ]: {LEVEL:.0%} bootstrap interval"
+    if not compared:
+        return [f"{level} over queries."]
+    names = ", ".join(sorted({one.against.model.label for one in group if one.against}))
+    return [
+        f"Reference: {names}. {level}, of the difference paired by query. cosine: of all vectors to the reference's."
+    ]
+
+
+def _heading(name: str, main: str) -> str:
+    return f"{name} [{LEVEL:.0%}]" if name == main else name
+
+
+def _measure(result: QualityResult, name: str, main: str) -> str:
+    value = result.full.means[name]
+    return f"{value.mean:.4f} [{value.low:.3f}, {value.high:.3f}]" if name == main else f"{value.mean:.4f}"
+
+
+def _against_cells(result: QualityResult, main: str) -> list[str]:
+    if result.against is None:
+        return ["the reference", NOTHING, NOTHING, NOTHING]
+    found = result.against
+    gap = found.differences[main]
+    return [_signed(gap), verdict(gap), f"{found.cosine_mean:.6f}", f"{found.cosine_lowest:.6f}"]
+
+
+def verdict(gap: Interval) -> str:
+    """What an interval of a difference lets one say."""
+    if gap.low == gap.high == 0:
+        return "equal"
+    if gap.high < 0:
+        return "worse"
+    return "better" if gap.low > 0 else "not told apart"
+
+
+def _signed(gap: Interval) -> str:
+    return f"{gap.mean:+.4f} [{gap.low:+.3f}, {gap.high:+.3f}]"
+
+
+def _pairs(group: Sequence[QualityResult]) -> Table:
+    main = headline(group[0])
+    rows = []
+    for left, right in combinations(group, 2):
+        gap = difference(right.full, left.full, main)
+        rows.append([right.model.label, left.model.label, _signed(gap), verdict(gap)])
+    return Table(f"{subject(group[0])}: every pair", ["model", "than", f"difference in {main}", "so it is"], rows)
+
+
+def _curve(group: Sequence[QualityResult]) -> Table:
+    main = headline(group[0])
+    sizes = sorted({scores.dimensions for one in group for scores in one.scores})
+    rows = []
+    for one in group:
+        by_size = {scores.dimensions: f"{scores.means[main].mean:.4f}" for scores in one.scores}
+        rows.append([one.model.label, *(by_size.get(size, NOTHING) for size in sizes)])
+    return Table(f"{subject(group[0])}: {main} by dimensions", ["model", *map(str, sizes)], rows)
+
+
+def published(results: Sequence[QualityResult], measure: str = "nDCG@5") -> list[Table]:
+    """The table of the published card: a row a file, a column a set; one table a task, sets for that task alone."""
+    fitting = [one for one in results if measure in one.full.means and _fits(one)]
+    found: list[Table] = []
+    for task in sorted({one.model.task or "" for one in fitting}):
+        group = [one for one in fitting if (one.model.task or "") == task]
+        sets = sorted({one.benchmark.name for one in group})
+        models = {
+            _identity(one.model): one.model for one in sorted(group, key=lambda one: -(one.model.size_bytes or 0))
+        }
+        cells = {(_identity(one.model), one.benchmark.name): f"{one.full.means[measure].mean:.4f}" for one in group}
+        rows = [
+            _size_cells(facts) + [cells.get((key, name), NOTHING) for name in sets] for key, facts in models.items()
+        ]
+        found.append(Table(f"{measure}, {task}", ["model", "MiB", "bits/weight", *sets], rows))
+    return found
+
+
+def _fits(result: QualityResult) -> bool:
+    return not result.benchmark.tasks or result.model.task in result.benchmark.tasks
+
+
+def _identity(model: ModelFacts) -> str:
+    return model.sha256 or model.reference
+
+
+def _size_cells(model: ModelFacts) -> list[str]:
+    return [model.label, _mib(model.size_bytes), f"{model.bits_per_weight:.2f}" if model.bits_per_weight else NOTHING]
+
+
+def _mib(size_bytes: int | None) -> str:
+    return f"{size_bytes / MIB:.1f}" if size_bytes else NOTHING
+
+
+def speed(results: Sequence[SpeedResult]) -> list[Table]:
+    """Tokens per second by length with memory and load time; the stages of the mixed corpus; latencies."""
+    ordered = sorted(results, key=lambda one: -(one.model.size_bytes or 0))
+    return [table for make in (_rates, _stages, _latencies) if (table := make(ordered)).rows]
+
+
+def _rates(results: Sequence[SpeedResult]) -> Table:
+    names = list(dict.fromkeys(bucket.name for one in results for bucket in one.buckets))
+    headings = [f"{name} tokens" if name.isdigit() else name for name in names]
+    rows = []
+    for one in results:
+        rates = {bucket.name: f"{bucket.tokens_per_s:.0f}" for bucket in one.buckets}
+        load = f"{one.load_time_s:.2f}" if one.load_time_s is not None else NOTHING
+        memory = [_mib(one.peak_memory_bytes), load]
+        rows.append([*_size_cells(one.model), one.engine, *memory, *(rates.get(name, NOTHING) for name in names)])
+    columns = ["model", "MiB", "bits/weight", "engine", "peak memory, MiB", "load, s", *headings]
+    return Table(
+        "Tokens per second by text length", columns, rows, ["Medians over rounds that all sides took in turns."]
+    )
+
+
+def _stages(results: Sequence[SpeedResult]) -> Table:
+    rows = []
+    for one in results:
+        for bucket in (bucket for bucket in one.buckets if bucket.stages_s):
+            spent = {stage: sum(samples) for stage, samples in bucket.stages_s.items()}
+            shares = [f"{100 * seconds / sum(spent.values()):.1f}" for seconds in spent.values()]
+            rows.append([one.model.label, one.engine, bucket.name, *shares])
+    return Table(
+        "Where the time goes, % of a pass", ["model", "engine", "tokens", "tokenize", "forward", "serialize"], rows
+    )
+
+
+def _latencies(results: Sequence[SpeedResult]) -> Table:
+    stages = sorted({stage for one in results for cell in one.latencies for stage in cell.stages_s})
+    rows = []
+    for one in results:
+        for cell in one.latencies:
+            who = [
+                one.model.label,
+                one.engine,
+                str(cell.clients or "in process"),
+                str(cell.inputs),
+                str(cell.tokens_per_input),
+            ]
+            spent = [
+                f"{1000 * cell.stages_s[name] / len(cell.samples_ms):.1f}" if name in cell.stages_s else NOTHING
+                for name in stages
+            ]
+            rows.append(
+                [
+                    *who,
+                    f"{cell.p50_ms:.1f}",
+                    f"{cell.p99_ms:.1f}",
+                    f"{cell.tokens_per_s:.0f}",
+                    str(len(cell.samples_ms)),
+                    *spent,
+                ]
+            )
+    columns = [
+        "model",
+        "engine",
+        "clients",
+        "texts a request",
+        "tokens a text",
+        "p50, ms",
+        "p99, ms",
+        "tokens/s",
+        "requests",
+    ]
+    return Table("Latency", [*columns, *(f"{name}, ms" for name in stages)], rows)
+
+
+def load_warning(results: Sequence[SpeedResult]) -> str | None:
+    """One line when the machine was not idle before measuring."""
+    busy = [one for one in results if not one.load.idle]
+    if not busy:
+        return None
+    worst = max(busy, key=lambda one: one.load.before)
+    return (
+        f"the machine was not idle: load {worst.load.before} on {worst.origin.machine.processors} processors before"
+        " the first sample; these speeds are not to be relied on"
+    )

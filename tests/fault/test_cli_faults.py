@@ -1,0 +1,95 @@
+"""The real command in processes of its own: what a shell sees when things go wrong. Each costs about a second."""
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nestling import store
+
+COMMAND = [sys.executable, "-c", "from nestling.cli import main; main()"]
+
+
+def nestling(*arguments: str | Path, **more: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=100, **more
+    )
+
+
+def one_line(done: subprocess.CompletedProcess[str], code: int, *parts: str) -> None:
+    assert (done.returncode, done.stdout) == (code, ""), done
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stderr.startswith("nestling: ")
+    for part in parts:
+        assert part in done.stderr
+
+
+def test_the_console_script_is_the_same_command() -> None:
+    script = shutil.which("nestling", path=str(Path(sys.executable).parent))
+    assert script is not None
+    done = subprocess.run([script, "inspect", "absent.gguf"], capture_output=True, text=True, check=False)
+    one_line(done, 1, "absent.gguf: no such file")
+
+
+def test_wrong_usage_is_exit_code_2() -> None:
+    one_line(nestling("embed", "--model", "starter-code:Q9", "a"), 2, "quant='Q9'")
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_bytes(b"")
+    done = nestling("embed", "a", env=os.environ | {store.CACHE_VARIABLE: str(tmp_path / "cache")})
+    one_line(done, 1, str(tmp_path / "cache"))
+
+
+def full_disk() -> None:
+    """No file may grow past 100 kB: a write past it fails, as on a full disk."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_half_file(tmp_path: Path) -> None:
+    done = nestling("build", "--task", "code", "--quant", "Q8_0", "--out", tmp_path, preexec_fn=full_disk)
+    one_line(done, 1, "starter-text-code-F16.gguf: cannot be written: File too large")
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_a_full_disk_under_the_vectors_is_one_line(tiny_models: dict[str, Path], tmp_path: Path) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_text("a beach\n" * 200, "utf-8")
+    arguments = ["--file", texts, "--model", tiny_models["F32"], "--engine", "reference", "--format", "npy"]
+    one_line(nestling("embed", *arguments, "--out", tmp_path / "v.npy", preexec_fn=full_disk), 1, "File too large")
+    assert [path.name for path in tmp_path.iterdir()] == ["texts.txt"]
+
+
+def test_a_reader_that_goes_away_is_no_traceback(tiny_models: dict[str, Path]) -> None:
+    """`nestling embed ... | head -c 1`."""
+    arguments = ["embed", "--model", str(tiny_models["F32"]), "--engine", "reference", *["a"] * 100]
+    with subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.read(1)
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode in (0, 1)  # 0 where the pipe could hold everything
+
+
+def test_texts_in_any_encoding_of_the_terminal(tiny_models: dict[str, Path]) -> None:
+    """Vectors and texts are written in UTF-8 whatever the locale is."""
+    arguments = ["embed", "海", "--model", tiny_models["F32"], "--engine", "reference", "--format", "jsonl"]
+    done = nestling(*arguments, env=os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["text"] == "海"
+
+
+@pytest.mark.parametrize("verb", ["list", "inspect", "similarity"])
+def test_tables_go_through_a_pipe_in_any_locale(tiny_models: dict[str, Path], verb: str) -> None:
+    path = str(tiny_models["F32"])
+    arguments = {"list": [], "inspect": [path], "similarity": ["海", "b", "-m", path, "-e", "reference"]}[verb]
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = nestling(verb, *arguments, env=environment, encoding="utf-8", errors="replace")
+    assert (done.returncode, done.stderr) == (0, "")

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 8080
 
-.PHONY: serve test check unit constraints clean
+.PHONY: serve test check unit constraints clients clean
 
 serve: $(VENV)/ready
 	$(BIN)/nestling serve --port $(PORT)
@@ -35,6 +35,12 @@ constraints: | $(VENV)/bin/python
 	rm -rf $(VENV)/fresh && $(PYTHON) -m venv $(VENV)/fresh
 	$(VENV)/fresh/bin/python -m pip install --quiet '.[dev]'
 	$(VENV)/fresh/bin/python -m pip freeze --exclude nestling > constraints.txt
+
+# Every client example of docs/server.md, for real, in an environment of its own (some 650 MB).
+clients: $(VENV)/ready-dev
+	$(PYTHON) -m venv $(VENV)/clients
+	$(VENV)/clients/bin/python -m pip install --quiet --requirement tests/contract/clients/requirements.txt
+	$(BIN)/python -m tests.contract.clients.run $(VENV)/clients/bin/python
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

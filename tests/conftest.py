@@ -7,6 +7,7 @@ from pathlib import Path
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's threads spin while they wait for each other
 
 import pytest
+from huggingface_hub import constants
 from hypothesis import settings
 from tests import tiny_gguf
 from tests.tiny import SMALL_VOCAB, write_tiny_checkpoint
@@ -30,6 +31,8 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(store.CACHE_VARIABLE, str(folder))
+        patch.setenv("HF_HOME", str(folder / "hub"))  # for other processes; this one has read it already
+        patch.setattr(constants, "HF_HUB_CACHE", str(folder / "hub" / "hub"))
         yield folder
 
 

@@ -1,4 +1,4 @@
-"""GGUF bytes put together by hand, so that any of them can be wrong. The layout is that of the format's specification."""
+"""GGUF bytes put together by hand, so that any of them can be wrong; the layout is that of the specification."""
 
 import struct
 from collections.abc import Sequence

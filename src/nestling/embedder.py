@@ -11,7 +11,7 @@ from typing import Self
 
 import numpy as np
 
-from nestling import store, vectors
+from nestling import recognise, store, vectors
 from nestling.engine.base import Engine, TokenIds
 from nestling.engine.loading import EngineName, load_engine
 from nestling.errors import FileFormatError, TextError, UsageError
@@ -28,15 +28,25 @@ class Embedder:
         self.spec, self.tokenizer, self.engine = spec, tokenizer, engine
 
     @classmethod
-    def load(cls, reference: str | Path, *, engine: str = "auto", threads: int | None = None) -> Self:
-        """Load a model by reference: a path to a GGUF file or `name-task[:QUANT]`, such as `starter-retrieval:Q8_0`.
+    def load(
+        cls,
+        reference: str | Path,
+        *,
+        engine: str = "auto",
+        threads: int | None = None,
+        spec: ModelSpec | None = None,
+    ) -> Self:
+        """Load a model by reference: a path to a GGUF file, `name-task[:QUANT]` or a pulled `org/repo[:QUANT]`.
 
-        `engine` is `auto`, `openvino`, `llamacpp` or `reference`; `threads` defaults to all usable processors. A
-        reference that leads nowhere is a ModelNotFoundError, a file that is not sound a GGUFError.
+        `engine` is `auto`, `openvino`, `llamacpp` or `reference`; `threads` defaults to all usable processors. `spec`
+        says what a file is for that neither says so itself nor is a known published one (`spec_of`). A reference that
+        leads nowhere is a ModelNotFoundError, a file that is not sound a GGUFError.
         """
         name = EngineName.parse(engine)
         file = GGUFFile.open(store.resolve(reference))
-        return cls(spec_of(file), Tokenizer.from_gguf(file), load_engine(file, name=name, threads=threads))
+        found = spec_of(file, spec)
+        loaded = load_engine(file, name=name, threads=threads, pooling=found.pooling)
+        return cls(found, Tokenizer.from_gguf(file), loaded)
 
     def encode(
         self,
@@ -112,11 +122,19 @@ def _check_text(text: object, index: int) -> None:
         raise TextError("the text is empty", index=index)
 
 
-def spec_of(file: GGUFFile) -> ModelSpec:
-    """What the file says that it is for; a GGUF file without it is a FileFormatError."""
+def spec_of(file: GGUFFile, given: ModelSpec | None = None) -> ModelSpec:
+    """What the file is for: as it says itself, as `given`, or as its published name, shape and architecture tell.
+
+    A file that says nothing and is not a known one is a FileFormatError with the reason.
+    """
+    if given is not None:
+        return recognise.with_spec(file, given)
     if "nestling.spec" not in file.metadata:
-        raise FileFormatError(f"{file.path}: no nestling.spec in it; `nestling build` makes files that carry one")
-    spec = ModelSpec.from_json(str(file.metadata["nestling.spec"].value))
+        return recognise.recognise(file)
+    try:
+        spec = ModelSpec.from_json(str(file.metadata["nestling.spec"].value))
+    except FileFormatError as error:
+        raise FileFormatError(f"{file.path}: {error}") from None
     width = file.value(f"{file.value('general.architecture')}.embedding_length")
     if spec.dimensions[-1] != width:
         raise FileFormatError(f"{file.path}: nestling.spec says {spec.dimensions[-1]} dimensions, the weights {width}")

@@ -1,8 +1,9 @@
 """Model references to files on this machine; the starter's files are built when they are first asked for.
 
-A reference is a path to a GGUF file, or `name[-task][:QUANT]` (`starter-retrieval:Q4_K_M`, `jina-v4-code`). Named
-models lie in `<cache>/models/<family>/` under their published names, where `nestling build` puts them. Knows nothing
-of engines.
+A reference is a path to a GGUF file, `name[-task][:QUANT]` (`starter-retrieval:Q4_K_M`, `jina-v4-code`) or a hub
+repository `org/repo[:QUANT]`. Named models lie in `<cache>/models/<family>/` under their published names, where
+`nestling build` puts them; those that were pulled lie in the hub's cache (`pulled`). Nothing here asks the network.
+Knows nothing of engines.
 """
 
 import os
@@ -13,14 +14,17 @@ from typing import Self
 
 from platformdirs import user_cache_path
 
+from nestling import hub, pulled
 from nestling.build.checkpoint import Checkpoint
 from nestling.build.pipeline import Pipeline, Steps, model_path, silent
+from nestling.card import card_path, write_sums
 from nestling.errors import ModelNotFoundError, UsageError
+from nestling.files import lock
 from nestling.quants import FILE_TYPES, parse_file_type
 from nestling.spec import Task
 
 STARTER = "starter"
-DEFAULT_QUANT = "Q8_0"
+DEFAULT_QUANT = pulled.DEFAULT_QUANT
 CACHE_VARIABLE = "NESTLING_CACHE"
 _REFERENCE = re.compile(
     r"([A-Za-z0-9][A-Za-z0-9._-]*?)(?:-(retrieval|text-matching|matching|code))?(?::([A-Za-z0-9_]+))?"
@@ -75,9 +79,7 @@ def resolve(reference: str | Path, *, steps: Steps = silent) -> Path:
     """The file that a reference means. The starter's is built if need be (`steps` is told); else ModelNotFoundError."""
     if looks_like_path(reference):
         path = Path(reference)
-        if not path.is_file():
-            raise ModelNotFoundError(f"{path}: no such file; `nestling list` shows the models that are here")
-        return path
+        return path if path.is_file() else _from_hub(str(reference))
     model = ModelReference.parse(str(reference))
     if model.task is None:
         names = ", ".join(str(replace(model, task=task)) for task in Task)
@@ -85,15 +87,36 @@ def resolve(reference: str | Path, *, steps: Steps = silent) -> Path:
     return _named(model.family, model.task, model.quant or DEFAULT_QUANT, steps)
 
 
+def _from_hub(reference: str) -> Path:
+    wanted = pulled.reference_of(reference)
+    if wanted is None:
+        raise ModelNotFoundError(f"{reference}: no such file; `nestling list` shows the models that are here")
+    found = pulled.find(wanted)
+    if found is None:
+        raise ModelNotFoundError(
+            f"{reference}: no such file, nor in the hub's cache; fetch it with `nestling pull {wanted}`"
+        )
+    return found
+
+
 def _named(family: str, task: Task, quant: str, steps: Steps) -> Path:
     path = model_path(family_folder(family), family=family, task=task, file_type=quant)
     if family == STARTER:
         return _starter(task, quant, steps)
-    if not path.exists():
-        have = [f"{family}-{found.task}:{found.quant}" for found in available() if found.family == family]
-        hint = f"here are {', '.join(have)}" if have else f"make it with `nestling build CHECKPOINT --family {family}`"
-        raise ModelNotFoundError(f"{family}-{task}:{quant}: not on this machine; {hint}")
-    return path
+    if path.exists():
+        return path
+    wanted = pulled.published(family, task, quant)
+    if wanted and (found := pulled.find(wanted)):
+        return found
+    raise ModelNotFoundError(f"{family}-{task}:{quant}: not on this machine; {_hint(family, task, quant)}")
+
+
+def _hint(family: str, task: Task, quant: str) -> str:
+    have = [f"{family}-{found.task}:{found.quant}" for found in available() if found.family == family]
+    fetch = f"fetch it with `nestling pull {family}-{task}:{quant}`" if pulled.published(family, task, quant) else ""
+    if have:
+        return f"here are {', '.join(have)}" + (f"; {fetch}" if fetch else "")
+    return f"make it with `nestling build CHECKPOINT --family {family}`" + (f" or {fetch}" if fetch else "")
 
 
 def _starter(task: Task, quant: str, steps: Steps) -> Path:
@@ -127,8 +150,10 @@ class StoredModel:
 
 
 def available() -> list[StoredModel]:
-    """Every named model: the files in the cache, and the starter's default files whether built or not."""
+    """Every named model: files in the cache, pulled ones of published families, the starter's default files."""
     found = [model for folder in sorted((cache_folder() / "models").glob("*/")) for model in _in_folder(folder)]
+    built = {(model.family, model.task, model.quant) for model in found}
+    found += [StoredModel(*one.name, one.path) for one in pulled.models() if one.name and one.name not in built]
     have = {(model.family, model.task, model.quant) for model in found}
     missing = [StoredModel(STARTER, task, DEFAULT_QUANT, None) for task in Task]
     return found + [model for model in missing if (model.family, model.task, model.quant) not in have]
@@ -140,3 +165,39 @@ def _in_folder(folder: Path) -> list[StoredModel]:
 
     every = [StoredModel(folder.name, task, quant, path(task, quant)) for task in Task for quant in FILE_TYPES]
     return [model for model in every if model.path and model.path.exists()]
+
+
+def remove(reference: str) -> tuple[list[str], int]:
+    """Delete what a name or a hub reference means, with its cards: -> what went, and the bytes freed.
+
+    Without a task or a file type, all of them go. Paths are refused: a file of one's own is not the store's.
+    """
+    if at_hub := pulled.reference_of(reference):
+        return pulled.remove(at_hub)
+    if looks_like_path(reference):
+        raise UsageError(f"model={reference!r}: a name or a hub repository is expected, not a path", param="model")
+    wanted = ModelReference.parse(reference)
+    every = [model for model in available() if model.path and _means(wanted, model)]
+    if not every:
+        raise ModelNotFoundError(f"{reference}: not on this machine; `nestling list` shows what is")
+    gone: list[str] = []
+    freed = 0
+    for model in every:
+        assert model.path
+        names, size = _remove_file(model.path) if hub.known_hash(model.path) is None else pulled.remove_file(model.path)
+        gone, freed = gone + names, freed + size
+    return gone, freed
+
+
+def _means(wanted: ModelReference, model: StoredModel) -> bool:
+    return wanted.family == model.family and wanted.task in (None, model.task) and wanted.quant in (None, model.quant)
+
+
+def _remove_file(path: Path) -> tuple[list[str], int]:
+    files = [one for one in (path, card_path(path)) if one.exists()]
+    freed = sum(one.stat().st_size for one in files)
+    with lock(path.parent / ".lock"):
+        for one in files:
+            one.unlink()
+        write_sums(path.parent)
+    return [str(one) for one in files], freed

@@ -20,6 +20,11 @@ def mean_pool(states: Floats, lengths: NDArray[np.int64]) -> Floats:
     return (sums / lengths[:, None]).astype(np.float32)
 
 
+def last_pool(states: Floats, lengths: NDArray[np.int64]) -> Floats:
+    """Each text's last hidden state: (N, D) rows of B texts one after another, (B,) lengths -> (B, D)."""
+    return states[np.cumsum(lengths) - 1]
+
+
 def normalise(rows: Floats) -> Floats:
     """Scale every row to unit length: (B, D) -> (B, D). A zero or non-finite row is an EngineError, never an answer."""
     norms = np.linalg.norm(rows.astype(np.float64), axis=-1, keepdims=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nestling import hub
 from nestling.card import Card
 from nestling.embedder import spec_of
 from nestling.engine.base import Shape, TokenIds
@@ -18,7 +19,7 @@ from nestling.engine.weights import as_float32
 from nestling.errors import NestlingError, UsageError
 from nestling.files import sha256_file
 from nestling.gguf_io import GGUFFile
-from nestling.spec import Role
+from nestling.spec import ModelSpec, Pooling, Role
 from nestling.tokenizer import Tokenizer
 from nestling.vectors import Floats, paired_cosine
 
@@ -50,36 +51,37 @@ class Check:
     detail: str
 
 
-def verify(path: Path, *, against: Path | None = None) -> list[Check]:
+def verify(path: Path, *, against: Path | None = None, spec: ModelSpec | None = None) -> list[Check]:
     """Check a model file; `against` adds the cosine to another file's vectors (same task, same tokenizer).
 
-    A file that cannot be read at all is one failed check; the other checks need a readable file.
+    `spec` says what a file is for that does not say so itself (`embedder.spec_of`). A file that cannot be read at all
+    is one failed check; the other checks need a readable file.
     """
     try:
         file = GGUFFile.open(path)
-        shape, spec = Shape.of(file), spec_of(file)
+        shape, found = Shape.of(file), spec_of(file, spec)
         tokenizer = Tokenizer.from_gguf(file)
     except NestlingError as error:
         return [Check("structure", passed=False, detail=str(error))]
-    detail = f"{spec.name}, {shape.layers} layers of {shape.hidden}, {len(file.tensors)} tensors"
+    detail = f"{found.name}, {shape.layers} layers of {shape.hidden}, {len(file.tensors)} tensors"
     checks = [Check("structure", passed=True, detail=detail), _hash(path), _finite(file)]
     if not checks[-1].passed:
         return checks
-    ids = tokenizer.encode([spec.prefix(Role.QUERY) + text for text in PROBES])
-    ours, alone = _together_and_alone(file, ids)
-    checks += [_position(ours, alone), _engines(file, ours, _run(file, EngineName.LLAMACPP, ids))]
-    return checks + ([_against(ours, against, spec.name, ids)] if against else [])
+    ids = tokenizer.encode([found.prefix(Role.QUERY) + text for text in PROBES])
+    ours, alone = _together_and_alone(file, ids, found.pooling)
+    theirs = _run(file, EngineName.LLAMACPP, ids, found.pooling)
+    checks += [_position(ours, alone), _engines(file, ours, theirs)]
+    return checks + ([_against(ours, against, found.name, ids)] if against else [])
 
 
 def _hash(path: Path) -> Check:
-    card = Card.read(path)
-    if card is None:
-        return Check(
-            "hash", passed=True, detail=f"sha256 {sha256_file(path)} (no card beside the file to compare with)"
-        )
-    found = sha256_file(path)
-    wanted = "as on the card" if found == card.sha256 else f"the card says {card.sha256}"
-    return Check("hash", passed=found == card.sha256, detail=f"sha256 {found}, {wanted}")
+    found, card = sha256_file(path), Card.read(path)
+    said = {"the card": card.sha256} if card else {}
+    if (at_hub := hub.known_hash(path)) and len(at_hub) == len(found):
+        said["the hub"] = at_hub
+    wrong = [f"{who} says {wanted}" for who, wanted in said.items() if wanted != found]
+    right = f"as {'on' if card else 'at'} {' and '.join(said)}" if said else "no card beside the file to compare with"
+    return Check("hash", passed=not wrong, detail=f"sha256 {found}, {', '.join(wrong) or right}")
 
 
 def _finite(file: GGUFFile) -> Check:
@@ -91,16 +93,16 @@ def _finite(file: GGUFFile) -> Check:
     return Check("weights", passed=True, detail="all finite")
 
 
-def _run(file: GGUFFile, name: EngineName, ids: list[TokenIds]) -> Floats:
-    engine = load_engine(file, name=name)
+def _run(file: GGUFFile, name: EngineName, ids: list[TokenIds], pooling: Pooling) -> Floats:
+    engine = load_engine(file, name=name, pooling=pooling)
     try:
         return engine.pool(ids)
     finally:
         engine.close()
 
 
-def _together_and_alone(file: GGUFFile, ids: list[TokenIds]) -> tuple[Floats, Floats]:
-    engine = load_engine(file, name=EngineName.OPENVINO)
+def _together_and_alone(file: GGUFFile, ids: list[TokenIds], pooling: Pooling) -> tuple[Floats, Floats]:
+    engine = load_engine(file, name=EngineName.OPENVINO, pooling=pooling)
     try:
         return engine.pool(ids), np.concatenate([engine.pool([one]) for one in ids])
     finally:
@@ -122,8 +124,10 @@ def _engines(file: GGUFFile, left: Floats, right: Floats) -> Check:
 
 def _against(ours: Floats, other: Path, name: str, ids: list[TokenIds]) -> Check:
     file = GGUFFile.open(other)
-    if (theirs := spec_of(file).name) != name:
-        raise UsageError(f"{other} is {theirs}, this file is {name}: their vectors cannot be compared", param="against")
-    cosines = paired_cosine(ours, _run(file, EngineName.OPENVINO, ids))
+    if (spec := spec_of(file)).name != name:
+        raise UsageError(
+            f"{other} is {spec.name}, this file is {name}: their vectors cannot be compared", param="against"
+        )
+    cosines = paired_cosine(ours, _run(file, EngineName.OPENVINO, ids, spec.pooling))
     detail = f"cosine mean {cosines.mean():.6f}, lowest {cosines.min():.6f}"
     return Check(f"nearness to {other.name}", passed=True, detail=detail)

@@ -5,6 +5,7 @@ import base64
 import json
 import shutil
 import subprocess
+import sys
 from typing import Any
 
 import httpx
@@ -12,6 +13,7 @@ import numpy as np
 import openai
 import pytest
 from tests.contract.conftest import Served
+from tests.contract.snippets import snippets
 
 from nestling import Embedder
 from nestling.vectors import Floats
@@ -94,6 +96,14 @@ def test_openai_async(served: Served, embedder: Embedder) -> None:
 def test_the_command_that_the_server_proposes(served: Served) -> None:
     done = subprocess.run(served.proposed, shell=True, capture_output=True, check=True)
     assert rows(json.loads(done.stdout)).shape == (1, 256)
+
+
+@pytest.mark.parametrize("client", ["curl", "openai (Python)", "openai (Python, async)"])
+def test_examples_of_the_documentation(served: Served, client: str) -> None:
+    snippet = snippets()[client]
+    program = {"bash": ["bash", "-c"], "python": [sys.executable, "-c"]}[snippet.language]
+    done = subprocess.run([*program, snippet.at(served.url)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "256" or rows(json.loads(done.stdout)).shape == (1, 128)
 
 
 def test_translations_are_nearer_than_another_subject(served: Served) -> None:

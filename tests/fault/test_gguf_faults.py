@@ -3,20 +3,33 @@
 import json
 import subprocess
 import sys
-import time
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
-from nestling.errors import GGUFError, NestlingError
-from nestling.gguf_io import GGUFFile
 from tests.raw_gguf import (
-    ARRAY, BOOL, F32, FLOAT32, INT8, Q8_0, STRING, UINT8, UINT32, UINT64, array, gguf, number, pair, string, tensor,
+    ARRAY,
+    BOOL,
+    F32,
+    FLOAT32,
+    INT8,
+    Q8_0,
+    STRING,
+    UINT8,
+    UINT32,
+    UINT64,
+    array,
+    gguf,
+    number,
+    pair,
+    string,
+    tensor,
 )  # fmt: skip
+
+from nestling.errors import GGUFError
+from nestling.gguf_io import GGUFFile
 
 HUGE = 1 << 63
 ALL_ONES = (1 << 64) - 1
@@ -135,6 +148,14 @@ def read(path: Path, content: bytes) -> GGUFFile:
     return file
 
 
+def outcome(path: Path, content: bytes) -> str:
+    """How the file is refused, or that it is read; anything else is raised."""
+    try:
+        return f"{read(path, content).path}: read"
+    except GGUFError as error:
+        return str(error)
+
+
 @pytest.mark.parametrize(("content", "message"), MALFORMED.values(), ids=MALFORMED)
 def test_a_file_that_lies_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     with pytest.raises(GGUFError, match=message) as caught:
@@ -160,15 +181,12 @@ def test_truncated_at_every_byte(tmp_path: Path) -> None:
             read(tmp_path / "evil.gguf", SOUND[:length])
 
 
-@pytest.mark.parametrize("count", [0, 1, 3, 1 << 16, ALL_ONES])
+@pytest.mark.parametrize("count", [1, 1 << 16, ALL_ONES])
 def test_every_length_and_count_replaced(tmp_path: Path, count: int) -> None:
     """Eight bytes anywhere in the header: refused, or read as another sound file."""
     for at in range(len(SOUND) - 66 - 8):
         content = SOUND[:at] + count.to_bytes(8, "little") + SOUND[at + 8 :]
-        try:
-            read(tmp_path / "evil.gguf", content)
-        except GGUFError as error:
-            assert str(error).startswith(str(tmp_path))
+        assert outcome(tmp_path / "evil.gguf", content).startswith(str(tmp_path))
 
 
 MUTATIONS = st.lists(
@@ -176,31 +194,25 @@ MUTATIONS = st.lists(
 )
 
 
-@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=250, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(mutations=MUTATIONS)
 def test_mutated_files_are_read_or_refused(tmp_path: Path, mutations: list[tuple[int, int, bytes]]) -> None:
     """Bytes replaced, put in and taken out, up to four times."""
     content = SOUND
     for at, length, new in mutations:
         content = content[:at] + new + content[at + length :]
-    try:
-        read(tmp_path / "evil.gguf", content)
-    except GGUFError as error:
-        assert str(error).startswith(str(tmp_path))
+    assert outcome(tmp_path / "evil.gguf", content).startswith(str(tmp_path))
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=st.binary(max_size=200).map(lambda tail: b"GGUF\3\0\0\0" + tail))
 def test_random_bytes_are_read_or_refused(tmp_path: Path, content: bytes) -> None:
-    try:
-        read(tmp_path / "evil.gguf", content)
-    except GGUFError as error:
-        assert str(error).startswith(str(tmp_path))
+    assert outcome(tmp_path / "evil.gguf", content).startswith(str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["absent.gguf", ".", "n" * 300])
 def test_what_is_no_file_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(GGUFError, match="no such file|cannot be read: File name too long"):
+    with pytest.raises(GGUFError, match=r"no such file|cannot be read: File name too long"):
         GGUFFile.open(tmp_path / name)
 
 
@@ -240,7 +252,7 @@ def many_keys() -> bytes:
 
 
 def test_under_a_memory_cap_and_quickly(tmp_path: Path) -> None:
-    files: Mapping[str, bytes] = {f"{place:03}": content for place, (content, _) in enumerate(MALFORMED.values())} | {
+    files = {f"{place:03}": content for place, (content, _) in enumerate(MALFORMED.values())} | {
         "zeros": gguf(data=b"")[:24] + bytes(1 << 22),
         "many keys": many_keys(),
     }

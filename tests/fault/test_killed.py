@@ -1,4 +1,4 @@
-"""Killed, interrupted, or out of space in the middle of writing: no half file under a final name, and the rerun works."""
+"""Killed, interrupted or out of space while writing: no half file has a final name, and the rerun works."""
 
 import json
 import os
@@ -183,7 +183,7 @@ def test_killed_at_every_sync_and_rename_the_rerun_gives_the_undisturbed_bytes(
         out, err = process.communicate(timeout=100)
     assert process.returncode == 0, err
     moments = int(out)
-    assert moments == 5 * 4, "two models, two cards, the sums: each is synced, renamed (before, after), its folder synced"
+    assert moments == 5 * 4, "two models, two cards, the sums: sync, before and after the rename, sync of the folder"
     seen = set()
     for moment in range(1, moments + 1):
         folder = tmp_path / str(moment)
@@ -202,7 +202,7 @@ def command(*arguments: str | Path) -> Sequence[str]:
 def test_the_command_killed_while_it_builds(
     small_checkpoint: Path, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
-    """A real kill of the real command, as soon as its first file is begun; then the command again, and a second beside it."""
+    """A kill as soon as the first file is begun; then the command again, and a second one beside it."""
     build = command("build", small_checkpoint, *ARGUMENTS, "--out", tmp_path)
     with subprocess.Popen(build, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         while not list(tmp_path.iterdir()) and process.poll() is None:

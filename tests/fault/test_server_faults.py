@@ -1,5 +1,6 @@
 """Each row of what a server must withstand, over a real port, with a stand-in model."""
 
+import asyncio
 import gzip
 import http.client
 import json
@@ -19,6 +20,8 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tests.contract.serving import FakeEngine, Running, loader, running
 
 from nestling.errors import NestlingError
@@ -283,6 +286,85 @@ def test_slow_and_idle_connections_are_reaped_while_others_are_served(monkeypatc
         assert slow_body.recv(1000).startswith(b"HTTP/1.1 408")
         slow_body.close()
         assert ask(server, {"input": "a"}).status_code == 200
+
+
+def test_a_client_that_does_not_take_its_answer_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "TAKE_TIMEOUT_S", 0.3)
+    with running(max_inputs=20_000) as server:
+        body = json.dumps({"input": ["a"] * 20_000}).encode()
+        lazy = socket.create_connection(("127.0.0.1", server.port))
+        lazy.sendall(b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        assert _until(lambda: server.service.metrics.requests.value("/v1/embeddings", "200") == 1, 20)
+        assert lazy.recv(9) == b"HTTP/1.1 "
+        lazy.close()
+
+
+def test_the_event_loop_is_never_busy_for_50_ms() -> None:
+    """Processor time of its thread from one turn to the next, so that a busy machine does not matter."""
+    with running(token_input="model", max_inputs=4000) as server:
+        turns: list[float] = []
+        beat = asyncio.run_coroutine_threadsafe(_beat(turns), server.loop)
+        for body in (
+            {"input": ["a few words"] * 4000},
+            {"input": ["a few words"] * 4000, "encoding_format": "base64"},
+            {"input": "word " * 300_000, "truncate": True},
+            {"input": [[97] * 400] * 1000},
+            {"input": [[97] * 2000] * 200},
+            {"input": ["x"] * 4001},
+        ):
+            assert ask(server, body).status_code in (200, 400, 413)
+        beat.cancel()
+    assert len(turns) > 20
+    assert max(turns) < 0.05
+
+
+async def _beat(turns: list[float]) -> None:
+    while True:
+        start = time.thread_time()
+        await asyncio.sleep(0.001)
+        turns.append(time.thread_time() - start)
+
+
+NUMBERS = st.integers() | st.floats(allow_nan=True)
+SCALARS = st.none() | st.booleans() | NUMBERS | st.text(max_size=20)
+ANYTHING = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=3)
+)
+LIKELY = {
+    "input": st.text() | st.lists(st.text(), max_size=5) | st.lists(st.integers(-1, 300), max_size=5) | ANYTHING,
+    "model": st.sampled_from(["fake", "fake-code", "fake/code.passage", "fake:Q8_0", "x", "", "/"]) | SCALARS,
+    "dimensions": st.sampled_from([16, 32, 64, 0]) | SCALARS,
+    "encoding_format": st.sampled_from(["float", "base64"]) | SCALARS,
+    "embedding_type": st.sampled_from(["int8", "binary", "ubinary"]) | SCALARS,
+    "task": st.sampled_from(["code", "retrieval.query"]) | SCALARS,
+    "prompt_name": st.sampled_from(["query", "document", "raw"]) | SCALARS,
+    "truncate": SCALARS,
+    "truncate_prompt_tokens": st.integers(-2, 20) | SCALARS,
+    "normalized": SCALARS,
+    "content": SCALARS | st.lists(st.text(), max_size=3),
+    "tokens": st.lists(st.integers(-1, 300), max_size=5) | SCALARS,
+}
+
+
+@settings(max_examples=300)
+@given(
+    path=st.sampled_from(["/v1/embeddings", "/v1/embeddings", "/tokenize", "/detokenize"]),
+    body=st.fixed_dictionaries({}, optional=LIKELY),
+)
+def test_no_body_is_a_server_error(server: Running, path: str, body: dict[str, Any]) -> None:
+    answer = CLIENT.post(server.url + path, content=json.dumps(body).encode())
+    assert answer.status_code in (200, 400, 404, 413)
+    if answer.status_code == 200:
+        assert "NaN" not in answer.text
+        assert "null" not in answer.text
+    else:
+        problem(answer)
+
+
+@settings(max_examples=100)
+@given(st.binary(max_size=200))
+def test_no_bytes_are_a_server_error(server: Running, body: bytes) -> None:
+    assert ask(server, body).status_code == 400
 
 
 def _closed(connection: socket.socket) -> bool:

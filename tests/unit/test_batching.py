@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from nestling.engine.batching import PADDING, plan
 
-LENGTHS = st.lists(st.integers(1, 5000), max_size=200)
-BUDGETS = st.integers(1, 4096)
+LENGTHS = st.lists(st.integers(1, 12), max_size=60) | st.lists(st.integers(1, 5000), max_size=200)
+BUDGETS = st.integers(1, 30) | st.integers(1, 4096)
 
 
 @given(LENGTHS, BUDGETS)
@@ -53,6 +53,7 @@ def test_no_batch_could_have_taken_the_next_text(lengths: list[int], budget: int
         ([5], 1, [[0]]),
         ([1, 9, 1, 9], 20, [[1, 3], [0, 2]]),
         ([4, 4, 4, 4], 8, [[0, 1], [2, 3]]),
+        ([4, 4, 4, 4], 7, [[0], [1], [2], [3]]),
         ([4, 4, 4, 4], 16, [[0, 1, 2, 3]]),
         ([10, 5], 100, [[0, 1]]),  # a quarter of the rectangle is padding: allowed
         ([10, 4], 100, [[0], [1]]),

@@ -342,7 +342,7 @@ def test_what_cannot_be_made_is_one_line_and_leaves_nothing(
 
 def test_build(small_checkpoint: Path, tmp_path: Path) -> None:
     tasks, kinds = ["--task", "code", "-t", "retrieval"], ["--quant", "q8_0,F16"]
-    arguments = ["build", small_checkpoint, *tasks, *kinds, "--out", tmp_path]
+    arguments = ["build", str(small_checkpoint), *tasks, *kinds, "--out", str(tmp_path)]
     first = json.loads(nestling(*arguments, "--family", "own", "--threads", "1", "--json").out)
     assert [Path(row["path"]).name for row in first] == [
         f"own-text-{task}-{kind}.gguf" for task in ("code", "retrieval") for kind in ("F16", "Q8_0")

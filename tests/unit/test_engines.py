@@ -5,7 +5,7 @@ llama.cpp multiplies F16 and BF16 weights with activations rounded to that type)
 both engines may round activations to 8 bits. The oracle expands the same quantized file to float32.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tests import tiny_gguf
 
 from nestling import store
-from nestling.engine import graph, loading
+from nestling.engine import graph, loading, openvino, packing
 from nestling.engine.base import Engine, Shape, TokenIds
 from nestling.engine.llamacpp import SMALLEST_BATCH
 from nestling.engine.loading import EngineName, load_engine, usable_threads
@@ -28,6 +28,7 @@ from nestling.engine.weights import embedding_rows, tensor
 from nestling.errors import EngineError, GGUFError, UsageError
 from nestling.gguf_io import Field, GGUFFile, TensorPlan, write_gguf
 from nestling.quants import FLOAT_FILE_TYPES, QuantType
+from nestling.spec import Pooling
 from nestling.tokenizer import Tokenizer
 from nestling.vectors import Floats, paired_cosine
 
@@ -35,7 +36,10 @@ FLOAT, QUANTIZED, SAME = 0.9999, 0.999, 0.9999
 FAST = (EngineName.OPENVINO, EngineName.LLAMACPP)
 FILE_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_K_M", "Q3_K_M")
 LENGTHS = (1, 2, 5, 31, 60, SMALLEST_BATCH + 8)
-THREADS = {EngineName.OPENVINO: 2, EngineName.LLAMACPP: 1, EngineName.REFERENCE: 1}
+THREADS = {EngineName.OPENVINO: 1, EngineName.LLAMACPP: 1, EngineName.REFERENCE: 1}
+
+
+Loaded = Callable[[EngineName, str], Engine]
 
 
 def needed(file_type: str) -> float:
@@ -58,17 +62,33 @@ def pooled(path: Path, name: EngineName, texts: Sequence[TokenIds]) -> Floats:
 
 
 @pytest.fixture(scope="module")
-def oracle(tiny_models: dict[str, Path]) -> dict[str, Floats]:
-    return {kind: pooled(tiny_models[kind], EngineName.REFERENCE, TEXTS) for kind in FILE_TYPES}
+def engine_of(tiny_models: dict[str, Path]) -> Iterator[Loaded]:
+    """Each engine with each tiny model, loaded once."""
+    loaded: dict[tuple[EngineName, str], Engine] = {}
+
+    def get(name: EngineName, file_type: str) -> Engine:
+        if (name, file_type) not in loaded:
+            file = GGUFFile.open(tiny_models[file_type])
+            loaded[name, file_type] = load_engine(file, name=name, threads=THREADS[name])
+        return loaded[name, file_type]
+
+    yield get
+    for engine in loaded.values():
+        engine.close()
+
+
+@pytest.fixture(scope="module")
+def oracle(engine_of: Loaded) -> dict[str, Floats]:
+    return {kind: engine_of(EngineName.REFERENCE, kind).pool(TEXTS) for kind in FILE_TYPES}
 
 
 @pytest.mark.parametrize("file_type", FILE_TYPES)
 @pytest.mark.parametrize("name", FAST)
 def test_every_file_type_agrees_with_the_oracle(
-    tiny_models: dict[str, Path], oracle: dict[str, Floats], name: EngineName, file_type: str
+    engine_of: Loaded, oracle: dict[str, Floats], name: EngineName, file_type: str
 ) -> None:
-    found = pooled(tiny_models[file_type], name, TEXTS)
-    assert (found.dtype, found.shape) == (np.float32, (len(TEXTS), tiny_gguf.HIDDEN))
+    found = engine_of(name, file_type).pool(TEXTS)
+    assert (found.dtype.name, found.shape) == ("float32", (len(TEXTS), tiny_gguf.HIDDEN))
     assert paired_cosine(found, oracle[file_type]).min() >= needed(file_type)
 
 
@@ -88,13 +108,40 @@ def test_quantizing_changes_the_oracle_a_little(oracle: dict[str, Floats]) -> No
 
 
 @pytest.mark.parametrize("file_type", ["F32", "Q8_0"])
-def test_two_thousand_tokens(tiny_models: dict[str, Path], file_type: str) -> None:
+def test_two_thousand_tokens(engine_of: Loaded, file_type: str) -> None:
     """Longer than a micro-batch of either engine, and than the oracle's blocks of rows."""
     texts = [random_ids(TOKEN_BUDGET + 52), random_ids(3)]
-    expected = pooled(tiny_models[file_type], EngineName.REFERENCE, texts)
+    expected = engine_of(EngineName.REFERENCE, file_type).pool(texts)
     for name in FAST:
-        cosines = paired_cosine(pooled(tiny_models[file_type], name, texts), expected)
+        cosines = paired_cosine(engine_of(name, file_type).pool(texts), expected)
         assert cosines.min() >= needed(file_type), name
+
+
+@pytest.mark.parametrize("file_type", ["F32", "Q8_0"])
+def test_a_text_in_pieces_is_the_text_in_one(
+    engine_of: Loaded, monkeypatch: pytest.MonkeyPatch, file_type: str
+) -> None:
+    """Cut by tokens, by the memory for scores, and (shorter than the budget) not at all."""
+    texts = [random_ids(length, length) for length in (131, 16, 17, 1)]
+    expected = engine_of(EngineName.REFERENCE, file_type).pool(texts)
+    engine = engine_of(EngineName.OPENVINO, file_type)
+    for budget, score_bytes in ((16, 1 << 28), (64, 4 * tiny_gguf.HEADS * 64 * 70), (1 << 20, 1)):
+        monkeypatch.setattr(openvino, "TOKEN_BUDGET", budget)
+        monkeypatch.setattr(openvino, "SCORE_BYTES", score_bytes)
+        assert paired_cosine(engine.pool(texts), expected).min() >= needed(file_type), budget
+
+
+@pytest.mark.parametrize("name", [*FAST, EngineName.REFERENCE])
+def test_the_last_tokens_state_where_that_is_the_pooling(
+    tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, name: EngineName
+) -> None:
+    monkeypatch.setattr(openvino, "TOKEN_BUDGET", 48)
+    file, texts = GGUFFile.open(tiny_models["F32"]), [random_ids(length, length) for length in (3, 100, 17)]
+    oracle = ReferenceEngine(file)
+    expected = np.stack([oracle.states(ids)[-1] for ids in texts])
+    engine = load_engine(file, name=name, threads=1, pooling=Pooling.LAST)
+    assert paired_cosine(engine.pool(texts), expected).min() >= FLOAT
+    engine.close()
 
 
 STARTER_TEXTS = (
@@ -103,7 +150,7 @@ STARTER_TEXTS = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("file_type", ["F16", "Q8_0", "Q4_K_M", "Q3_K_M"])
+@pytest.mark.parametrize("file_type", ["Q8_0", "Q4_K_M", "Q3_K_M"])  # float files: see tests/golden
 def test_the_starter_agrees_with_the_oracle(file_type: str) -> None:
     path = store.resolve(f"starter-retrieval:{file_type}")
     ids = Tokenizer.from_gguf(GGUFFile.open(path)).encode(STARTER_TEXTS)
@@ -115,12 +162,9 @@ def test_the_starter_agrees_with_the_oracle(file_type: str) -> None:
 # A text's company.
 
 
-@pytest.fixture(scope="module", params=[(name, kind) for name in FAST for kind in ("F32", "Q8_0")], ids="-".join)
-def engine(request: pytest.FixtureRequest, tiny_models: dict[str, Path]) -> Iterator[Engine]:
-    name, kind = request.param
-    loaded = load_engine(GGUFFile.open(tiny_models[kind]), name=name, threads=THREADS[name])
-    yield loaded
-    loaded.close()
+@pytest.fixture(params=[(name, kind) for name in FAST for kind in ("F32", "Q8_0")], ids="-".join)
+def engine(request: pytest.FixtureRequest, engine_of: Loaded) -> Engine:
+    return engine_of(*request.param)
 
 
 def test_a_vector_does_not_depend_on_its_company(engine: Engine) -> None:
@@ -187,7 +231,7 @@ def test_auto_is_openvino(tiny_models: dict[str, Path]) -> None:
 
 
 def unavailable(error: Exception) -> Any:
-    def load(_file: GGUFFile, _threads: int) -> Engine:
+    def load(*_arguments: object) -> Engine:
         raise error
 
     return load
@@ -229,8 +273,9 @@ def test_what_llama_cpp_does_not_load_is_an_engine_error(tmp_path: Path) -> None
     ]
     write_gguf(tmp_path / "x.gguf", fields, plans)
     engine = load_engine(GGUFFile.open(tmp_path / "x.gguf"), name=EngineName.LLAMACPP, threads=1)
-    with pytest.raises(EngineError, match=r"x\.gguf: llama\.cpp does not load this file"):
-        engine.pool([random_ids(3)])
+    for _ in range(2):
+        with pytest.raises(EngineError, match=r"x\.gguf: llama\.cpp does not load this file"):
+            engine.pool([random_ids(3)])
 
 
 # The shape.
@@ -296,17 +341,39 @@ def test_embedding_rows_come_in_the_order_of_the_ids(tiny_models: dict[str, Path
 def test_q8_0_blocks_are_taken_as_they_are(tiny_models: dict[str, Path]) -> None:
     file, name = GGUFFile.open(tiny_models["Q8_0"]), "blk.0.attn_q.weight"
     values, scales = graph.int8_groups(file, name, threads=1)
-    assert (values.dtype, scales.dtype, scales.shape) == (np.int8, np.float16, (256, 8, 1))
+    assert (values.dtype.name, scales.dtype.name, scales.shape) == ("int8", "float16", (256, 8, 1))
     np.testing.assert_array_equal(
         (values.astype(np.float32) * scales.astype(np.float32)).reshape(256, 256), tensor(file, name)
     )
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=12))
-def test_layout_goes_to_the_rectangle_and_back(lengths: list[int]) -> None:
-    positions, rectangle, rows = graph.layout(lengths)
-    assert rectangle.shape == (len(lengths), max(lengths))
-    assert positions.tolist() == [place for length in lengths for place in range(length)]
-    flat = rectangle.reshape(-1)
-    np.testing.assert_array_equal(flat[rows], np.arange(sum(lengths)))
+def test_texts_side_by_side_go_to_the_rectangle_and_back(lengths: list[int]) -> None:
+    packed = packing.side_by_side(lengths, memory=(2, 3))
+    assert packed.queries.shape == packed.keys.shape == (len(lengths), max(lengths))
+    assert packed.past.shape == (0, 2, 3)
+    assert packed.positions.tolist() == [place for length in lengths for place in range(length)]
+    flat = packed.queries.reshape(-1)
+    np.testing.assert_array_equal(flat[packed.rows], np.arange(sum(lengths)))
     assert ((flat >= 0) & (flat < sum(lengths))).all()
+
+
+@given(st.integers(0, 3000), st.integers(1, 40), st.integers(0, 40))
+def test_each_token_of_a_piece_sees_itself_and_those_before_it(start: int, length: int, rest: int) -> None:
+    past = np.zeros((start + length + rest, 1), np.float32)
+    packed = packing.piece(start, start + length, past=past)
+    assert packed.keys.shape[1] == len(packed.past) + length == len(packed.key_places)
+    visible = packed.key_places[None] <= packed.query_places[:, None]
+    assert visible.sum(1).tolist() == [start + place + 1 for place in range(length)]
+    seen = np.concatenate((np.arange(len(packed.past)), packed.positions))[visible[-1]]
+    np.testing.assert_array_equal(seen, np.arange(start + length))
+
+
+@given(st.integers(1, 5000), st.integers(1, 32), st.integers(16, 3000), st.integers(1, 1 << 24))
+def test_pieces_cover_a_text_within_their_bounds(length: int, heads: int, most_tokens: int, score_bytes: int) -> None:
+    cut = list(packing.pieces(length, heads=heads, most_tokens=most_tokens, score_bytes=score_bytes))
+    assert [start for start, _ in cut] == [0, *(stop for _, stop in cut[:-1])]
+    assert cut[-1][1] == length
+    for start, stop in cut:
+        assert 0 < stop - start <= most_tokens
+        assert 4 * heads * (stop - start) * stop <= score_bytes or stop - start <= 16

@@ -114,7 +114,12 @@ def test_sha256sum_checks_the_folder(undisturbed: Path) -> None:
 def test_a_rerun_keeps_every_file(small_checkpoint: Path, built: Path) -> None:
     before = {path.name: path.stat().st_mtime_ns for path in built.glob("*.gguf")}
     told: list[str] = []
-    files = build(small_checkpoint, built, steps=lambda name: (told.append(name), no_progress)[1])
+
+    def steps(name: str) -> Progress:
+        told.append(name)
+        return no_progress
+
+    files = build(small_checkpoint, built, steps=steps)
     assert (fresh(files), told) == ([], [])
     assert {path.name: path.stat().st_mtime_ns for path in built.glob("*.gguf")} == before
 

@@ -19,7 +19,7 @@ ROWS /= np.linalg.norm(ROWS, axis=1, keepdims=True)
 
 
 def written(form: Form) -> list[Any]:
-    body = json.loads(answers.embeddings(ROWS, form=form, model='a "b"', tokens=12))
+    body = json.loads(b"".join(answers.embeddings(ROWS, form=form, model='a "b"', tokens=12)))
     assert body["object"] == "list"
     assert body["model"] == 'a "b"'
     assert body["usage"] == {"prompt_tokens": 12, "total_tokens": 12}
@@ -29,6 +29,15 @@ def written(form: Form) -> list[Any]:
 
 def test_floats_come_back_exactly() -> None:
     assert np.array_equal(np.array(written(Form.FLOAT), np.float32), ROWS)
+
+
+def test_a_large_answer_comes_in_pieces_that_make_it_whole() -> None:
+    many = np.tile(ROWS, (1000, 10))
+    pieces = answers.embeddings(many, form=Form.FLOAT, model="m", tokens=1)
+    assert len(pieces) > 1
+    assert max(map(len, pieces)) < answers.PIECE_BYTES + 10_000
+    data = json.loads(b"".join(pieces))["data"]
+    assert np.array_equal(np.array([item["embedding"] for item in data], np.float32), many)
 
 
 def test_base64_is_little_endian_float32() -> None:

@@ -36,6 +36,13 @@ def test_mean_pool_sums_in_float64() -> None:
     assert vectors.mean_pool(states, np.array([1_000_001]))[0, 0] == np.float32((2**24 + 1_000_000) / 1_000_001)
 
 
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=20))
+def test_last_pool_is_each_texts_last_row(lengths: list[int]) -> None:
+    states = random_rows(sum(lengths), 3)
+    expected = states[np.cumsum(lengths) - 1]
+    np.testing.assert_array_equal(vectors.last_pool(states, np.array(lengths, np.int64)), expected)
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
 def test_normalise_gives_unit_rows_at_any_scale(scale: float) -> None:
     rows = random_rows(5, 7) * np.float32(scale)
@@ -62,8 +69,9 @@ def test_one_bad_number_spoils_its_row() -> None:
 
 def test_finish_truncates_and_normalises_again() -> None:
     pooled = np.array([[3, 4, 12], [0, -2, 0]], np.float32)
-    np.testing.assert_allclose(vectors.finish(pooled, 2), [[0.6, 0.8], [0, -1]], atol=ROUNDED_ONCE)
-    np.testing.assert_allclose(vectors.finish(pooled, 3)[0], np.array([3, 4, 12]) / 13, atol=ROUNDED_ONCE)
+    expected = np.array([[0.6, 0.8], [0, -1]])
+    np.testing.assert_allclose(vectors.finish(pooled, 2), expected, atol=ROUNDED_ONCE)
+    np.testing.assert_allclose(vectors.finish(pooled, 3)[0], pooled[0] / 13, atol=ROUNDED_ONCE)
 
 
 def test_a_vector_whose_first_numbers_are_all_zero_has_no_truncation() -> None:
@@ -88,7 +96,8 @@ def test_cosine_of_every_pair() -> None:
     left = np.array([[1, 0], [1, 1]], np.float32)
     right = np.array([[2, 0], [0, 3], [-1, -1]], np.float32)
     half = 2**-0.5
-    np.testing.assert_allclose(vectors.cosine(left, right), [[1, 0, -half], [half, half, -1]], atol=1e-15)
+    expected = np.array([[1, 0, -half], [half, half, -1]])
+    np.testing.assert_allclose(vectors.cosine(left, right), expected, atol=1e-15)
 
 
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 99))

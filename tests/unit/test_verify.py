@@ -7,9 +7,11 @@ from tests import tiny_gguf
 from nestling import verify as module
 from nestling.build.checkpoint import Checkpoint
 from nestling.build.pipeline import Pipeline
+from nestling.engine.base import TokenIds
 from nestling.errors import UsageError
 from nestling.gguf_io import GGUFFile
-from nestling.spec import Task
+from nestling.spec import Pooling, Task
+from nestling.vectors import Floats
 from nestling.verify import Check, verify
 
 ENGINES = ["alone = in a batch", "openvino = llamacpp"]
@@ -86,8 +88,8 @@ def test_engines_that_differ_are_found(with_card: Path, monkeypatch: pytest.Monk
 def test_a_vector_that_depends_on_its_company_is_found(with_card: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = module._together_and_alone
 
-    def shuffled(file: GGUFFile, ids: list[module.TokenIds]) -> tuple[module.Floats, module.Floats]:
-        together, alone = run(file, ids)
+    def shuffled(file: GGUFFile, ids: list[TokenIds], pooling: Pooling) -> tuple[Floats, Floats]:
+        together, alone = run(file, ids, pooling)
         return together, alone[::-1]
 
     monkeypatch.setattr(module, "_together_and_alone", shuffled)

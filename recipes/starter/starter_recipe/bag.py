@@ -31,7 +31,7 @@ from starter_recipe.tokens import PREFIXES
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-BATCH = 2048
+BATCH = 1024
 SCRATCH_RATE = 2e-2
 START_RATE = 8e-3
 OWN_SHARE = 0.7
@@ -86,8 +86,8 @@ def train(bag: Bag, rows: Rows, targets: Tensor, weights: NDArray[np.float64], o
         vectors = bag.vectors(members, generator.integers(0, 2, BATCH))
         loss = distillation(vectors, targets[torch.from_numpy(rows.anchors[members])])
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        if frozen is not None:
+        torch.autograd.backward(loss)
+        if frozen is not None and bag.embedding.grad is not None:
             bag.embedding.grad[frozen] = 0.0
         optimiser.step()
         step += 1

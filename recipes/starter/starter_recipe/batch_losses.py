@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from tokenizers import Tokenizer
 
-BATCH_TOKENS = 4096
+DISTIL_TOKENS = 2048
+PAIR_TOKENS = 4096
 MOST_ROWS = 256
 MOST_PAIRS = 128
 MOST_LATE = 32
@@ -44,7 +45,7 @@ class BatchLosses:
     def distil(self, targets: Tensor, usable: NDArray[np.bool_], roles: tuple[str, ...] = ("query", "passage")) -> Step:
         """Return a step that pulls texts to the targets of their anchors; every text gets one of the roles."""
         weights = group_weights(self.rows.group, usable[self.rows.anchors])
-        stream = self._stream(self.rows.tokens.lengths, weights, MOST_ROWS)
+        stream = self._stream(self.rows.tokens.lengths, weights, tokens=DISTIL_TOKENS, most=MOST_ROWS)
 
         def step() -> Tensor:
             members = next(stream)
@@ -59,7 +60,7 @@ class BatchLosses:
         pairs = self.pairs[kind]
         lengths = np.minimum(pairs.passages.lengths, PASSAGE_CAP) + pairs.queries.lengths
         weights = group_weights(pairs.group, np.ones(len(lengths), bool))
-        stream = self._stream(lengths, weights, MOST_PAIRS)
+        stream = self._stream(lengths, weights, tokens=PAIR_TOKENS, most=MOST_PAIRS)
 
         def step() -> Tensor:
             members = next(stream)
@@ -75,7 +76,7 @@ class BatchLosses:
         """Return a step that tells each text's English original from the batch's other originals."""
         rows = self.rows
         weights = group_weights(rows.group, rows.translated)
-        stream = self._stream(2 * rows.tokens.lengths, weights, MOST_PAIRS)
+        stream = self._stream(2 * rows.tokens.lengths, weights, tokens=PAIR_TOKENS, most=MOST_PAIRS)
 
         def step() -> Tensor:
             members = next(stream)
@@ -93,9 +94,9 @@ class BatchLosses:
         return contrast(self._pooled(left), self._pooled(right), temperature=temperature)
 
     def _stream(
-        self, lengths: NDArray[np.int64], weights: NDArray[np.float64], most: int
+        self, lengths: NDArray[np.int64], weights: NDArray[np.float64], *, tokens: int, most: int
     ) -> Iterator[NDArray[np.int64]]:
-        return length_batches(lengths, weights, tokens=BATCH_TOKENS, most=most, generator=self._generator)
+        return length_batches(lengths, weights, tokens=tokens, most=most, generator=self._generator)
 
     def _rows(self, members: NDArray[np.int64], roles: list[str]) -> Batch:
         return self._collate([self.rows.tokens[index] for index in members], roles)

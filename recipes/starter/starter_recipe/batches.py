@@ -46,7 +46,8 @@ class Rows:
     def translated(self) -> NDArray[np.bool_]:
         """Tell which rows are translations of an English row."""
         own = np.array([group.endswith((" en", " python")) for group in self.groups])
-        return (self.english >= 0) & ~own[self.group]
+        found: NDArray[np.bool_] = (self.english >= 0) & ~own[self.group]
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,8 @@ def group_weights(group: NDArray[np.int64], usable: NDArray[np.bool_]) -> NDArra
     sizes = np.bincount(group[usable], minlength=int(group.max()) + 1)
     share = np.divide(1.0, np.maximum(sizes, 1) ** (1 - GROUP_POWER))
     weights = np.where(usable, share[group], 0.0)
-    return weights / weights.sum()
+    probabilities: NDArray[np.float64] = weights / weights.sum()
+    return probabilities
 
 
 def length_batches(

@@ -124,7 +124,8 @@ class Encoder:
 def unit(vectors: Array, dims: int = MATRYOSHKA_DIMS[-1]) -> Array:
     """Cut rows to `dims` numbers and scale them to unit length."""
     cut = vectors[:, :dims]
-    return cut / np.linalg.norm(cut, axis=1, keepdims=True)
+    rows: Array = cut / np.linalg.norm(cut, axis=1, keepdims=True)
+    return rows
 
 
 def ndcg(scores: Array, relevant: list[set[int]]) -> NDArray[np.float64]:

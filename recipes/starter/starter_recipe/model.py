@@ -60,7 +60,8 @@ class Norm(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """Normalise the last axis."""
-        return functional.rms_norm(states, (states.shape[-1],), self.weight, self.epsilon)
+        normed: Tensor = functional.rms_norm(states, (states.shape[-1],), self.weight, self.epsilon)
+        return normed
 
 
 def rotate(states: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
@@ -93,7 +94,8 @@ class Attention(nn.Module):
         key = rotate(split(self.k_proj(states)), cosine, sine).repeat_interleave(groups, 1)
         value = split(self.v_proj(states)).repeat_interleave(groups, 1)
         mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
-        return self.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1))
+        output: Tensor = self.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1))
+        return output
 
 
 class FeedForward(nn.Module):
@@ -107,7 +109,8 @@ class FeedForward(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """Map (B, T, hidden) to (B, T, hidden)."""
-        return self.down_proj(functional.silu(self.gate_proj(states)) * self.up_proj(states))
+        output: Tensor = self.down_proj(functional.silu(self.gate_proj(states)) * self.up_proj(states))
+        return output
 
 
 class Layer(nn.Module):
@@ -148,7 +151,8 @@ class Tower(nn.Module):
         cosine, sine = self.cosine[: ids.shape[1]], self.sine[: ids.shape[1]]
         for layer in self.layers:
             states = layer(states, cosine, sine)
-        return self.norm(states)
+        output: Tensor = self.norm(states)
+        return output
 
 
 class Embedder(nn.Module):
@@ -173,7 +177,8 @@ class Embedder(nn.Module):
 
     def hidden(self, ids: Tensor) -> Tensor:
         """Map token ids (B, T) to token states (B, T, hidden)."""
-        return self.model(ids)
+        states: Tensor = self.model(ids)
+        return states
 
     def linears(self) -> Iterator[tuple[str, Linear]]:
         """Yield the layers that an adapter covers."""

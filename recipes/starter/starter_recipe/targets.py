@@ -41,12 +41,14 @@ def principal_components(vectors: Vectors) -> tuple[Vectors, Vectors]:
 def procrustes(source: Vectors, wanted: Vectors) -> Vectors:
     """Return the rotation that brings rows of `source` nearest to rows of `wanted`: (N, 256) twice -> (256, 256)."""
     left, _, right = np.linalg.svd(source.T @ wanted)
-    return (left @ right).astype(np.float32)
+    rotation: Vectors = (left @ right).astype(np.float32)
+    return rotation
 
 
 def unit_rows(vectors: Vectors) -> Vectors:
     """Scale rows to unit length."""
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
+    scaled: Vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
+    return scaled
 
 
 @torch.inference_mode()

@@ -91,7 +91,7 @@ def main() -> None:
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.enable_truncation(LONGEST)
-    model = BertModel.from_pretrained(folder, add_pooling_layer=False).eval()
+    model = BertModel.from_pretrained(folder, add_pooling_layer=False)
 
     started = time.monotonic()
     order = plan(options.work, anchors)
@@ -100,7 +100,6 @@ def main() -> None:
         members = todo[start : start + CHUNK]
         vectors[members] = encode(model, tokenizer, [anchors[index] for index in members])
         done[members] = True
-        vectors.flush()
         np.save(options.work / "teacher_done.npy", done)
         elapsed = time.monotonic() - started
         print(f"{int(done.sum())} of {len(anchors)} anchors, {elapsed:.0f} s", flush=True)

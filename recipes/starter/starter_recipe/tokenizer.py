@@ -49,7 +49,9 @@ def train(texts: list[str], vocabulary: int) -> Tokenizer:
     split = pre_tokenizers.Split(Regex(PATTERN), "isolated")
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False, trim_offsets=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
-    tokenizer.decoder = decoders.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel(  # type: ignore[call-arg]  # the stub knows no parameters
+        add_prefix_space=False, trim_offsets=False, use_regex=False
+    )
     tokenizer.post_processor = processors.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     size = vocabulary - len(SPECIAL)

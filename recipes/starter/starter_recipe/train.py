@@ -11,6 +11,7 @@ import argparse
 import math
 import time
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 BASE_RATE = 6e-4
 ADAPTER_RATE = 1.5e-3
 PROJECTOR_RATE = 2e-3
-WARM_UP_STEPS = 60
+WARM_UP_STEPS = 30
 FLOOR = 0.03
 REPORT_S = 60
 SAVE_S = 300
@@ -47,14 +48,23 @@ ADAPTER_MIX = {
 PROJECTOR_MIX = {"retrieval": "retrieval", "text-matching": "translate", "code": "code"}
 
 
-class Schedule:
-    """Learning rate: linear warm-up by steps, then a half cosine over the time that is left."""
+@dataclass(frozen=True, slots=True)
+class Length:
+    """How long a stage runs, and which part of the learning-rate schedule that is."""
 
-    def __init__(self, optimiser: torch.optim.Optimizer, minutes: float) -> None:
+    minutes: float
+    span: tuple[float, float] = (0.0, 1.0)
+
+
+class Schedule:
+    """Learning rate: linear warm-up by steps, then a half cosine over the time, or a part of one."""
+
+    def __init__(self, optimiser: torch.optim.Optimizer, length: Length) -> None:
         self._optimiser = optimiser
         self._rates = [group["lr"] for group in optimiser.param_groups]
         self._started = time.monotonic()
-        self._seconds = 60 * minutes
+        self._seconds = 60 * length.minutes
+        self._first, self._last = length.span
         self.step = 0
 
     @property
@@ -68,7 +78,8 @@ class Schedule:
         if done >= 1:
             return False
         self.step += 1
-        factor = min(1.0, self.step / WARM_UP_STEPS) * (FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * done)))
+        cosine = math.cos(math.pi * (self._first + (self._last - self._first) * done))
+        factor = min(1.0, self.step / WARM_UP_STEPS) * (FLOOR + (1 - FLOOR) * 0.5 * (1 + cosine))
         for group, rate in zip(self._optimiser.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
         return True
@@ -93,17 +104,21 @@ class Progress:
 
 
 def fit(
-    label: str, steps: dict[str, Step], mix: dict[str, float], optimiser: torch.optim.Optimizer, minutes: float
+    label: str,
+    steps: dict[str, Step],
+    mix: dict[str, float],
+    optimiser: torch.optim.Optimizer,
+    length: Length,
 ) -> Iterable[int]:
     """Train for some minutes on a random mix of steps; yields the step number after each."""
-    schedule, progress = Schedule(optimiser, minutes), Progress(label)
+    schedule, progress = Schedule(optimiser, length), Progress(label)
     generator = np.random.default_rng(3)
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     while schedule.advance():
         kind = str(generator.choice(list(mix), p=list(mix.values())))
         loss = steps[kind]()
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
         progress.add(kind, loss.item(), schedule)
@@ -129,7 +144,7 @@ def read_targets(work: Path) -> tuple[Tensor, NDArray[np.bool_]]:
         return torch.from_numpy(archive["targets"]), archive["usable"]
 
 
-def train_base(work: Path, losses: BatchLosses, minutes: float) -> None:
+def train_base(work: Path, losses: BatchLosses, length: Length) -> None:
     """Train all weights but the projector's."""
     model = losses.model
     steps = make_steps(losses, *read_targets(work), ("query", "passage"))
@@ -146,7 +161,7 @@ def train_base(work: Path, losses: BatchLosses, minutes: float) -> None:
         fused=True,
     )
     saved = time.monotonic()
-    for _ in fit("base", steps, BASE_MIX, optimiser, minutes):
+    for _ in fit("base", steps, BASE_MIX, optimiser, length):
         if time.monotonic() - saved > SAVE_S:
             save_base(work, model)
             saved = time.monotonic()
@@ -161,7 +176,7 @@ def train_adapter(work: Path, losses: BatchLosses, task: str, start: dict[str, T
     steps = make_steps(losses, *read_targets(work), roles)
     trained = [tensor for tensor in adapter.values() if tensor.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=ADAPTER_RATE, betas=(0.9, 0.98), weight_decay=0.0)
-    for _ in fit(task, steps, ADAPTER_MIX[task], optimiser, minutes):
+    for _ in fit(task, steps, ADAPTER_MIX[task], optimiser, Length(minutes)):
         pass
     save_adapter(work, task, adapter)
 
@@ -184,7 +199,7 @@ def train_projector(work: Path, losses: BatchLosses, minutes: float) -> None:
 
     optimiser = torch.optim.Adam(trained, lr=PROJECTOR_RATE, betas=(0.9, 0.98))
     mix = {"retrieval": 0.5, "text-matching": 0.25, "code": 0.25}
-    for _ in fit("projector", {task: for_task(task) for task in TASKS}, mix, optimiser, minutes):
+    for _ in fit("projector", {task: for_task(task) for task in TASKS}, mix, optimiser, Length(minutes)):
         pass
     save_base(work, model)
     for task, adapter in adapters.items():
@@ -210,6 +225,9 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--start", type=Path, help="for adapters: the checkpoint whose adapters are trained further")
     parser.add_argument("--tokenizer", type=Path, required=True, help="tokenizer.json that the tokens came from")
     parser.add_argument("--minutes", type=float, required=True, help="a stage's length; for adapters, each one's")
+    parser.add_argument(
+        "--span", type=float, nargs=2, default=(0.0, 1.0), help="for base: this run's part of the schedule"
+    )
     parser.add_argument("--threads", type=int, default=2)
     return parser.parse_args()
 
@@ -222,10 +240,10 @@ def main() -> None:
     model = Embedder()
     model.load_state_dict(load_file(options.work / "base.safetensors"))
     model.requires_grad_(options.stage == "base")
-    seed = {"base": 0, "adapters": 1, "projector": 2}[options.stage]
+    seed = {"base": 0, "adapters": 1, "projector": 2}[options.stage] + round(100 * options.span[0])
     losses = BatchLosses(options.work, tokenizer, model, seed=seed, late=options.stage == "projector")
     if options.stage == "base":
-        train_base(options.work, losses, options.minutes)
+        train_base(options.work, losses, Length(options.minutes, tuple(options.span)))
     elif options.stage == "projector":
         train_projector(options.work, losses, options.minutes)
     else:

@@ -7,9 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from nestling import store
+from nestling import pulled, store
 from nestling.cli.console import Bars, show_table
-from nestling.cli.options import JsonOption, ThreadsOption
+from nestling.cli.hubbing import checkpoint_folder
+from nestling.cli.options import JsonOption, SpecOption, ThreadsOption
 from nestling.quants import FLOAT_FILE_TYPES, parse_file_type
 from nestling.spec import Task
 
@@ -18,7 +19,7 @@ LADDER = "F32,F16,BF16,Q8_0,Q6_K,Q5_K_M,Q4_K_M,Q3_K_M"
 
 def build(
     checkpoint: Annotated[
-        str, typer.Argument(help="A checkpoint folder, or `starter` for the one in the package.")
+        str, typer.Argument(help="A checkpoint folder, org/repo on the hub, or `starter` for the one in the package.")
     ] = "starter",
     task: Annotated[
         list[str] | None, typer.Option("--task", "-t", help="A task, several times; all by default.")
@@ -39,7 +40,7 @@ def build(
     tasks = [Task.parse(one) for one in task] if task else list(Task)
     kinds = [parse_file_type(one) for one in quant.split(",")]
     with Bars() as bars:
-        source = Checkpoint.open(store.starter_checkpoint() if starter else Path(checkpoint))
+        source = Checkpoint.open(store.starter_checkpoint() if starter else checkpoint_folder(checkpoint, bars))
         folder = out or store.family_folder(name)
         built = Pipeline(source, folder, name, threads or usable_threads(), bars.step).build(tasks, kinds)
     if as_json:
@@ -147,27 +148,16 @@ def _brief(value: object) -> str:
 
 
 def list_models(as_json: JsonOption = False) -> None:
-    """List the models that are on this machine, and the starter's that are built on first use."""
-    models = store.available()
-    rows = [
-        {
-            "reference": str(store.ModelReference(m.family, m.task, m.quant)),
-            "size_bytes": m.path.stat().st_size if m.path else None,
-            "path": str(m.path) if m.path else None,
-        }
-        for m in models
-    ]
+    """List the models that are on this machine, pulled or built, and the starter's that are built on first use."""
+    files = {str(store.ModelReference(m.family, m.task, m.quant)): m.path for m in store.available()}
+    files |= {str(m.reference): m.path for m in pulled.models() if m.name is None}
+    sizes = {reference: path.stat().st_size if path else None for reference, path in files.items()}
     if as_json:
+        rows = [{"reference": r, "size_bytes": sizes[r], "path": str(p) if p else None} for r, p in files.items()]
         typer.echo(json.dumps(rows, indent=2))
         return
-    cells = [
-        [
-            str(row["reference"]),
-            f"{m.path.stat().st_size / 2**20:.1f} MiB" if m.path else "built on first use",
-            str(row["path"] or ""),
-        ]
-        for row, m in zip(rows, models, strict=True)
-    ]
+    words = {r: "built on first use" if size is None else f"{size / 2**20:.1f} MiB" for r, size in sizes.items()}
+    cells = [[reference, words[reference], str(path or "")] for reference, path in files.items()]
     show_table(f"models in {store.cache_folder()}", ["reference", "size", "file"], cells)
 
 
@@ -176,14 +166,17 @@ def verify(
     against: Annotated[
         str | None, typer.Option(metavar="FILE", help="Another file: report the cosine to its vectors.")
     ] = None,
+    spec: SpecOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check a file: structure, hash, finite weights, both engines agree; exit code 1 when a check fails."""
+    from nestling.recognise import read_spec
     from nestling.verify import verify as run
 
     with Bars() as bars:
         path = store.resolve(file, steps=bars.step)
-        checks = run(path, against=store.resolve(against, steps=bars.step) if against else None)
+        other = store.resolve(against, steps=bars.step) if against else None
+        checks = run(path, against=other, spec=read_spec(spec) if spec else None)
     if as_json:
         typer.echo(json.dumps([{"check": c.name, "passed": c.passed, "detail": c.detail} for c in checks], indent=2))
     else:

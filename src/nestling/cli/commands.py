@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from nestling import __version__
-from nestling.cli import building, embedding, serving
+from nestling.cli import building, embedding, hubbing, serving
 
 app = typer.Typer(
     help="jina-embeddings-v4 on your own hardware: build small GGUF files, embed with them, serve them.",
@@ -19,7 +19,11 @@ _VERBS: dict[str, Any] = {
     "convert": building.convert,
     "quantize": building.quantize,
     "inspect": building.inspect,
+    "pull": hubbing.pull,
     "list": building.list_models,
+    "show": hubbing.show,
+    "rm": hubbing.rm,
+    "publish": hubbing.publish,
     "verify": building.verify,
     "embed": embedding.embed,
     "similarity": embedding.similarity,

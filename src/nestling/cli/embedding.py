@@ -10,12 +10,21 @@ import typer
 
 from nestling import store
 from nestling.cli.console import Bars, show_table
-from nestling.cli.options import DimensionsOption, EngineOption, JsonOption, ModelOption, PromptOption, TaskOption
+from nestling.cli.options import (
+    DimensionsOption,
+    EngineOption,
+    JsonOption,
+    ModelOption,
+    PromptOption,
+    SpecOption,
+    TaskOption,
+)
 from nestling.cli.output import Embedded, Format, render
 from nestling.embedder import Embedder
 from nestling.engine.base import TokenIds
 from nestling.errors import UsageError
 from nestling.files import Progress, atomic_write
+from nestling.recognise import read_spec
 from nestling.spec import Task
 from nestling.vectors import Floats, cosine
 
@@ -32,6 +41,7 @@ def embed(
     prompt: PromptOption = "query",
     dimensions: DimensionsOption = None,
     engine: EngineOption = "auto",
+    spec: SpecOption = None,
     form: Annotated[Format, typer.Option("--format", help="How the vectors are written.")] = Format.TEXT,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="A file; standard output by default.")] = None,
     truncate: Annotated[
@@ -44,7 +54,7 @@ def embed(
     rows = _texts(texts, file)
     reference = store.with_task(model, task, default=Task.RETRIEVAL)
     with Bars() as bars:
-        embedder = _load(reference, task, engine, bars)
+        embedder = _load(reference, task, engine, spec, bars)
         ids = embedder.tokenize(rows, prompt_name=prompt, truncate=truncate)
         vectors = _in_chunks(embedder, ids, dimensions, bars.step("embedding"))
     content = render(Embedded(rows, vectors, reference, sum(map(len, ids))), form)
@@ -91,9 +101,9 @@ def _read(file: Path) -> bytes:
         raise UsageError(f"{file}: cannot be read: {error.strerror}", param="file") from None
 
 
-def _load(reference: str, task: str | None, engine: str, bars: Bars) -> Embedder:
+def _load(reference: str, task: str | None, engine: str, spec: Path | None, bars: Bars) -> Embedder:
     path = store.resolve(reference, steps=bars.step)
-    embedder = Embedder.load(path, engine=engine)
+    embedder = Embedder.load(path, engine=engine, spec=read_spec(spec) if spec else None)
     if task and embedder.spec.task is not Task.parse(task):
         raise UsageError(f"task={task!r}, but {path} is for {embedder.spec.task}", param="task")
     return embedder
@@ -106,12 +116,13 @@ def similarity(
     prompt: PromptOption = "query",
     dimensions: DimensionsOption = None,
     engine: EngineOption = "auto",
+    spec: SpecOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Print the cosine of every pair of texts."""
     reference = store.with_task(model, task, default=Task.TEXT_MATCHING)
     with Bars() as bars:
-        embedder = _load(reference, task, engine, bars)
+        embedder = _load(reference, task, engine, spec, bars)
         vectors = embedder.encode(texts, prompt_name=prompt, truncate_dim=dimensions)
     matrix = cosine(vectors, vectors)
     if as_json:

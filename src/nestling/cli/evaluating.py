@@ -89,6 +89,7 @@ def speed(
     pass_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each pass over a length.")] = 4096,
     clients: Annotated[list[int] | None, typer.Option(help="Clients at once, several times.")] = None,
     inputs: Annotated[list[int] | None, typer.Option(help="Texts a request, several times.")] = None,
+    together: Annotated[int, typer.Option(min=1, help="Sides that are loaded at once and take turns.")] = 4,
     cell_s: Annotated[
         float, typer.Option("--cell-seconds", min=0, help="Seconds of each latency figure a round.")
     ] = 2.0,
@@ -98,7 +99,7 @@ def speed(
     """Measure tokens per second, latency, load time and memory, all sides in turns; wants an idle machine."""
     from nestling.errors import UsageError
     from nestling.evaluation import speed as library
-    from nestling.evaluation import tables
+    from nestling.evaluation import tables, texts
 
     if not models and not url:
         raise UsageError("nothing to measure: give a MODEL or --url", param="models")
@@ -106,10 +107,11 @@ def speed(
         out=out,
         engines=tuple(engine or ("auto",)),
         threads=threads,
-        lengths=tuple(length or library.LENGTHS),
+        lengths=tuple(length or texts.LENGTHS),
         rounds=rounds,
         pass_tokens=pass_tokens,
         cell_s=cell_s,
+        together=together,
         clients=tuple(clients or library.CLIENTS),
         inputs=tuple(inputs or library.INPUTS),
     )

@@ -1,5 +1,6 @@
 """The options that several verbs share."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,5 +20,9 @@ DimensionsOption = Annotated[
 EngineOption = Annotated[str, typer.Option("--engine", "-e", help="auto, openvino, llamacpp or reference.")]
 ThreadsOption = Annotated[
     int | None, typer.Option("--threads", min=1, help="Threads; all usable processors by default.")
+]
+SpecOption = Annotated[
+    Path | None,
+    typer.Option("--spec", metavar="FILE", help="What a file is for that does not say so itself, as JSON."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]

@@ -1,10 +1,10 @@
 """What every engine promises, and the shape of the model that it runs.
 
-An engine gets token ids and answers with the mean of the final-norm hidden states over all of a text's tokens. The
-answer does not depend on the text's neighbours, their order or the text's length.
+An engine gets token ids and answers with the final-norm hidden states of each text, pooled: their mean over all of
+the text's tokens, or the last one. The answer does not depend on the text's neighbours, their order or their lengths.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
@@ -13,9 +13,15 @@ from numpy.typing import NDArray
 
 from nestling.errors import GGUFError
 from nestling.gguf_io import GGUFFile
-from nestling.vectors import Floats
+from nestling.spec import Pooling
+from nestling.vectors import Floats, last_pool, mean_pool
 
 TokenIds = NDArray[np.int32]
+POOLS: dict[Pooling, Callable[[Floats, NDArray[np.int64]], Floats]] = {
+    Pooling.MEAN: mean_pool,
+    Pooling.LAST: last_pool,
+}
+"""How the rows of several texts become a vector each: (N, D) states, (B,) lengths -> (B, D)."""
 LAYER_MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 
 
@@ -25,7 +31,7 @@ class Engine(Protocol):
     name: str
 
     def pool(self, sequences: Sequence[TokenIds]) -> Floats:
-        """Mean-pooled hidden states: B sequences of at least one id each -> (B, D) float32, length not normalised."""
+        """Pooled hidden states: B sequences of at least one id each -> (B, D) float32, length not normalised."""
         ...
 
     def close(self) -> None:
@@ -51,6 +57,11 @@ class Shape:
     def head_dim(self) -> int:
         """Width of one attention head."""
         return self.hidden // self.heads
+
+    @property
+    def memory(self) -> tuple[int, int, int, int]:
+        """The shape of one token's keys and values: (layers, 2, kv heads, d)."""
+        return self.layers, 2, self.kv_heads, self.head_dim
 
     @classmethod
     def of(cls, file: GGUFFile) -> Self:

@@ -1,14 +1,16 @@
-"""A GGUF file's text tower as an OpenVINO graph: no language-model head, no key-value cache, hidden states out.
+"""A GGUF file's text tower as an OpenVINO graph: no language-model head, hidden states out.
 
 Texts are rows one after another, without padding: every matrix product and norm sees real tokens alone. Only
 attention is laid out as a rectangle (texts x longest), by an index in and an index out; it is causal, so padding on
-the right never reaches a real token. Weights of float files stay in their type. Those of quantized files become int8
-in groups of 32 with a scale a group, which keeps Q8_0 blocks exactly as they are; the plugin computes with them in
-int8 where the processor can and expands them block by block where it cannot.
+the right never reaches a real token. A text that is too long to go through at once goes in pieces: each piece is
+handed the keys and values of those before it. Weights of float files stay in their type. Those of quantized files
+become int8 in groups of 32 with a scale a group, which keeps Q8_0 blocks exactly as they are; the plugin computes with
+them in int8 where the processor can and expands them block by block where it cannot.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Self
 
 import numpy as np
 import openvino as ov
@@ -77,18 +79,53 @@ def int8_groups(file: GGUFFile, name: str, *, threads: int) -> tuple[np.ndarray,
     return blocks[..., 2:].view(np.int8), blocks[..., :2].copy().view(np.float16)
 
 
-def build(file: GGUFFile, *, threads: int) -> ov.Model:
-    """The tower as a graph, for N tokens in B texts of at most T.
+@dataclass(frozen=True)
+class _Inputs:
+    """The graph's inputs, for N tokens in B texts that all attend to P earlier tokens too.
 
-    Inputs: `states` (N, D) embedding rows; `positions` (N,) place in its text; `rectangle` (B, T) row of each place
-    (any row for padding); `rows` (N,) place in the flattened rectangle of each row. Output: (N, D) final-norm hidden
-    states.
+    `states` (N, D) embedding rows; `positions` (N,) place in its text; `past` (P, layers, 2, kv heads, d) keys and
+    values of earlier tokens; `queries` (B, T) row of each place of each text (any row for padding); `keys` (B, S) the
+    same among the earlier tokens and the rows together; `query_places` (T,) and `key_places` (S,) which place of its
+    text each column is, a key being seen by queries of its own place and later; `rows` (N,) place in the flattened
+    `queries` of each row.
+    """
+
+    states: Node
+    positions: Node
+    past: Node
+    queries: Node
+    keys: Node
+    query_places: Node
+    key_places: Node
+    rows: Node
+
+    @classmethod
+    def of(cls, shape: Shape) -> Self:
+        return cls(
+            states=op.parameter([-1, shape.hidden], np.float32),
+            positions=op.parameter([-1], np.int64),
+            past=op.parameter([-1, shape.layers, 2, shape.kv_heads, shape.head_dim], np.float32),
+            queries=op.parameter([-1, -1], np.int64),
+            keys=op.parameter([-1, -1], np.int64),
+            query_places=op.parameter([-1], np.int64),
+            key_places=op.parameter([-1], np.int64),
+            rows=op.parameter([-1], np.int64),
+        )
+
+    def all(self) -> list[Node]:
+        return [getattr(self, one.name) for one in fields(self)]
+
+
+def build(file: GGUFFile, *, threads: int) -> ov.Model:
+    """The tower as a graph; `packing.Packed` holds its inputs after the first, in their order.
+
+    Outputs for N tokens: (N, D) final-norm hidden states, then every layer's keys and values, each (N, kv heads, d).
     """
     return _tower(_Builder(file, Shape.of(file), threads))
 
 
 def build_observed(file: GGUFFile, *, threads: int) -> tuple[ov.Model, list[tuple[str, ...]]]:
-    """The same graph with an output more for every product: the sum over tokens of its input's squares, (W,).
+    """The same graph with more outputs, one for every product: the sum over tokens of its input's squares, (W,).
 
     Also answers with the names of the matrices that share each of those outputs, in the outputs' order.
     """
@@ -98,43 +135,58 @@ def build_observed(file: GGUFFile, *, threads: int) -> tuple[ov.Model, list[tupl
     return model, list(squares)
 
 
-def _tower(builder: _Builder) -> ov.Model:
-    shape = builder.shape
-    states = op.parameter([-1, shape.hidden], np.float32, name="states")
-    positions = op.parameter([-1], np.int64, name="positions")
-    rectangle = op.parameter([-1, -1], np.int64, name="rectangle")
-    rows = op.parameter([-1], np.int64, name="rows")
-    turn = _angles(positions, shape)
-    x: Node = states
-    for layer in range(shape.layers):
-        x = _layer(builder, x, f"blk.{layer}.", turn, rectangle, rows)
-    x = builder.norm(x, "output_norm.weight")
-    return ov.Model([x], [states, positions, rectangle, rows], "nestling")
+def _tower(b: _Builder) -> ov.Model:
+    inputs = _Inputs.of(b.shape)
+    turn, mask = _angles(inputs.positions, b.shape), _mask(inputs)
+    x: Node = inputs.states
+    memory: list[Node] = []
+    for layer in range(b.shape.layers):
+        at = f"blk.{layer}."
+        q, k, v = _projections(b, b.norm(x, at + "attn_norm.weight"), at, turn)
+        memory += [k, v]
+        x = op.add(x, b.linear(_attention(b, (q, k, v), inputs, mask, layer), at + "attn_output.weight"))
+        x = op.add(x, _feed_forward(b, b.norm(x, at + "ffn_norm.weight"), at))
+    x = b.norm(x, "output_norm.weight")
+    return ov.Model([x.output(0), *memory], inputs.all(), "nestling")
 
 
-def _layer(b: _Builder, x: Node, at: str, turn: tuple[Node, Node], rectangle: Node, rows: Node) -> Node:
-    y = b.norm(x, at + "attn_norm.weight")
-    mixed = _attention(b, y, at, turn, rectangle, rows)
-    x = op.add(x, b.linear(mixed, at + "attn_output.weight"))
-    y = b.norm(x, at + "ffn_norm.weight")
+def _feed_forward(b: _Builder, y: Node, at: str) -> Node:
     both = b.linear(y, at + "ffn_gate.weight", at + "ffn_up.weight")
-    gate, up = op.split(both, op.constant(np.int64(1)), 2).outputs()
-    return op.add(x, b.linear(op.multiply(op.swish(gate), up), at + "ffn_down.weight"))
+    gate, up = op.split(both, _int(1), 2).outputs()
+    return b.linear(op.multiply(op.swish(gate), up), at + "ffn_down.weight")
 
 
-def _attention(b: _Builder, y: Node, at: str, turn: tuple[Node, Node], rectangle: Node, rows: Node) -> Node:
-    """Causal grouped-query attention over each text: (N, D) -> (N, D)."""
+def _projections(b: _Builder, y: Node, at: str, turn: tuple[Node, Node]) -> tuple[Node, Node, Node]:
+    """Queries, keys and values with their positions turned in: (N, D) -> (N, heads, d) and two of (N, kv heads, d)."""
     shape = b.shape
     bias = np.concatenate([tensor(b.file, f"{at}attn_{n}.bias") for n in "qkv"])
     flat = op.add(b.linear(y, *(f"{at}attn_{n}.weight" for n in "qkv")), op.constant(bias))
     heads = op.reshape(flat, _ints(0, shape.heads + 2 * shape.kv_heads, shape.head_dim), special_zero=True)
     turned, v = op.variadic_split(heads, _int(1), _ints(shape.heads + shape.kv_heads, shape.kv_heads)).outputs()
     q, k = op.variadic_split(_rope(turned, turn), _int(1), _ints(shape.heads, shape.kv_heads)).outputs()
-    q, k, v = (_to_rectangle(part, rectangle) for part in (q, k, v))
+    return q, k, v
+
+
+def _attention(b: _Builder, qkv: tuple[Node, Node, Node], inputs: _Inputs, mask: Node, layer: int) -> Node:
+    """Causal grouped-query attention over each text and what came before it: -> (N, D)."""
+    shape = b.shape
+    past = op.gather(inputs.past, _int(layer), _int(1))
     group = op.constant(np.repeat(np.arange(shape.kv_heads), shape.heads // shape.kv_heads))
-    k, v = (op.gather(part, group, _int(1)) for part in (k, v))
-    mixed = op.transpose(op.scaled_dot_product_attention(q, k, v, causal=True), _ints(0, 2, 1, 3))
-    return op.gather(op.reshape(mixed, _ints(-1, shape.hidden), special_zero=False), rows, _int(0))
+    sides = []
+    for place, part in enumerate(qkv[1:]):
+        whole = op.concat([op.gather(past, _int(place), _int(1)), part], 0)
+        sides.append(op.gather(_to_rectangle(whole, inputs.keys), group, _int(1)))
+    mixed = op.scaled_dot_product_attention(_to_rectangle(qkv[0], inputs.queries), *sides, mask, causal=False)
+    flat = op.reshape(op.transpose(mixed, _ints(0, 2, 1, 3)), _ints(-1, shape.hidden), special_zero=False)
+    return op.gather(flat, inputs.rows, _int(0))
+
+
+def _mask(inputs: _Inputs) -> Node:
+    """What is added to the scores, 0 or -inf: (T,), (S,) places -> (1, 1, T, S)."""
+    keys, queries = op.unsqueeze(inputs.key_places, _int(0)), op.unsqueeze(inputs.query_places, _int(1))
+    seen = op.less_equal(keys, queries)
+    added = op.select(seen, op.constant(np.float32(0)), op.constant(np.float32(-np.inf)))
+    return op.unsqueeze(added, _ints(0, 1))
 
 
 def _to_rectangle(part: Node, rectangle: Node) -> Node:
@@ -165,13 +217,3 @@ def _int(value: int) -> Node:
 
 def _ints(*values: int) -> Node:
     return op.constant(np.array(values, np.int64))
-
-
-def layout(lengths: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The index inputs of `build` for texts of these lengths: -> positions (N,), rectangle (B, T), rows (N,)."""
-    counts = np.asarray(lengths, np.int64)
-    starts = np.concatenate(([0], np.cumsum(counts)[:-1]))
-    places = np.arange(counts.max())
-    real = places[None] < counts[:, None]
-    rectangle = np.where(real, starts[:, None] + places[None], 0)
-    return np.broadcast_to(places, real.shape)[real].copy(), rectangle, np.flatnonzero(real)

@@ -18,6 +18,7 @@ from nestling.engine import batching
 from nestling.engine.base import Shape, TokenIds
 from nestling.errors import EngineError
 from nestling.gguf_io import GGUFFile
+from nestling.spec import Pooling
 from nestling.vectors import Floats
 
 SMALLEST_BATCH = 512
@@ -29,14 +30,14 @@ class LlamaCppEngine:
 
     name = "llamacpp"
 
-    def __init__(self, file: GGUFFile, *, threads: int) -> None:
-        self._path, self._shape, self._threads = file.path, Shape.of(file), threads
+    def __init__(self, file: GGUFFile, *, threads: int, pooling: Pooling = Pooling.MEAN) -> None:
+        self._path, self._shape, self._threads, self._pooling = file.path, Shape.of(file), threads, pooling
         self._lock = threading.Lock()
         self._server: Any = None
         self._batch_tokens = 0
 
     def pool(self, sequences: Sequence[TokenIds]) -> Floats:
-        """Mean of the final hidden states of each sequence: B sequences -> (B, D)."""
+        """The final hidden states of each sequence, pooled: B sequences -> (B, D)."""
         lengths = [len(ids) for ids in sequences]
         pooled = np.empty((len(sequences), self._shape.hidden), np.float32)
         with self._lock:
@@ -58,13 +59,14 @@ class LlamaCppEngine:
         try:
             self._server = xllamacpp.Server(self._params())
         except RuntimeError as error:
+            self._batch_tokens = 0
             raise EngineError(f"{self._path}: llama.cpp does not load this file ({error})") from error
 
     def _params(self) -> Any:  # noqa: ANN401 - xllamacpp has no types
         params = xllamacpp.CommonParams()
         params.model.path = str(self._path)
         params.embedding, params.embd_normalize = True, -1
-        params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
+        params.pooling_type = xllamacpp.llama_pooling_type(self._pooling.gguf_value)
         params.n_ctx = params.n_batch = params.n_ubatch = self._batch_tokens
         params.n_parallel, params.kv_unified = SLOTS, True
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = self._threads

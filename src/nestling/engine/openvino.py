@@ -12,15 +12,18 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from nestling.engine import batching, graph
-from nestling.engine.base import Shape, TokenIds
+from nestling.engine import batching, graph, packing
+from nestling.engine.base import POOLS, Shape, TokenIds
 from nestling.engine.weights import embedding_rows
 from nestling.errors import EngineError
 from nestling.gguf_io import GGUFFile
-from nestling.vectors import Floats, mean_pool
+from nestling.spec import Pooling
+from nestling.vectors import Floats
 
 TOKEN_BUDGET = 2048
-"""Tokens that go through the graph at once (a longer text goes alone)."""
+"""Tokens that go through the graph at once; a longer text goes in pieces of at most so many."""
+SCORE_BYTES = 1 << 28
+"""Memory for the attention scores of a piece of a long text: with 16 heads, 2,048 tokens of the first piece."""
 
 
 class OpenVINOEngine:
@@ -28,19 +31,20 @@ class OpenVINOEngine:
 
     name = "openvino"
 
-    def __init__(self, file: GGUFFile, *, threads: int) -> None:
+    def __init__(self, file: GGUFFile, *, threads: int, pooling: Pooling = Pooling.MEAN) -> None:
         self._file, self._shape, self._lock = file, Shape.of(file), threading.Lock()
+        self._pooled = POOLS[pooling]
         core = ov.Core()
         model = graph.build(file, threads=threads)
         self._request = core.compile_model(model, "CPU", _properties(threads)).create_infer_request()
 
     def pool(self, sequences: Sequence[TokenIds]) -> Floats:
-        """Mean of the final hidden states of each sequence: B sequences -> (B, D)."""
+        """The final hidden states of each sequence, pooled: B sequences -> (B, D)."""
         pooled = np.empty((len(sequences), self._shape.hidden), np.float32)
         for batch in batching.plan([len(ids) for ids in sequences], TOKEN_BUDGET):
             group = [sequences[index] for index in batch]
-            states = self._states(group)
-            pooled[batch] = mean_pool(states, np.array([len(ids) for ids in group], np.int64))
+            long = len(group[0]) > TOKEN_BUDGET
+            pooled[batch] = self._pool_long(group[0]) if long else self._pool_group(group)
         return pooled
 
     def close(self) -> None:
@@ -48,14 +52,32 @@ class OpenVINOEngine:
         with self._lock:
             self._request = None
 
-    def _states(self, group: Sequence[TokenIds]) -> Floats:
-        positions, rectangle, rows = graph.layout([len(ids) for ids in group])
-        inputs = [embedding_rows(self._file, np.concatenate(group)), positions, rectangle, rows]
+    def _pool_group(self, group: Sequence[TokenIds]) -> Floats:
+        lengths = [len(ids) for ids in group]
+        packed = packing.side_by_side(lengths, memory=self._shape.memory)
+        return self._pooled(self._infer(np.concatenate(group), packed, outputs=1)[0], np.array(lengths, np.int64))
+
+    def _pool_long(self, ids: TokenIds) -> Floats:
+        """One text in pieces, each of which sees the keys and values of those before it: (T,) -> (1, D)."""
+        shape = self._shape
+        states = np.empty((len(ids), shape.hidden), np.float32)
+        past = np.zeros((len(ids), *shape.memory), np.float32)
+        for start, stop in packing.pieces(
+            len(ids), heads=shape.heads, most_tokens=TOKEN_BUDGET, score_bytes=SCORE_BYTES
+        ):
+            packed = packing.piece(start, stop, past=past)
+            states[start:stop], *new = self._infer(ids[start:stop], packed, outputs=1 + 2 * shape.layers)
+            past[start:stop] = np.stack(new, 1).reshape(stop - start, *shape.memory)
+        return self._pooled(states, np.array([len(ids)], np.int64))
+
+    def _infer(self, ids: TokenIds, packed: packing.Packed, *, outputs: int) -> list[Floats]:
+        """Run the graph once; the first outputs, copied, so that the next run may overwrite its own."""
+        states = embedding_rows(self._file, ids)
         with self._lock:
             if self._request is None:
                 raise EngineError("the engine is closed")
-            self._request.infer(inputs)
-            return np.array(self._request.get_output_tensor(0).data)
+            self._request.infer([states, *packed.inputs()])
+            return [np.array(self._request.get_output_tensor(place).data) for place in range(outputs)]
 
 
 class Observer:
@@ -65,16 +87,17 @@ class Observer:
     """
 
     def __init__(self, file: GGUFFile, *, threads: int) -> None:
-        self._file = file
+        self._file, self._shape = file, Shape.of(file)
         model, self._names = graph.build_observed(file, threads=threads)
         self._request = ov.Core().compile_model(model, "CPU", _properties(threads)).create_infer_request()
 
     def collect(self, sequences: Sequence[Sequence[int]]) -> dict[str, tuple[NDArray[np.float32], int]]:
         """Run the texts: matrix name -> (sum over tokens of the input's squares (W,), number of tokens)."""
-        positions, rectangle, rows = graph.layout([len(ids) for ids in sequences])
         ids = np.concatenate([np.asarray(one, np.int32) for one in sequences])
-        self._request.infer([embedding_rows(self._file, ids), positions, rectangle, rows])
-        sums = [np.array(self._request.get_output_tensor(place + 1).data) for place in range(len(self._names))]
+        packed = packing.side_by_side([len(one) for one in sequences], memory=self._shape.memory)
+        self._request.infer([embedding_rows(self._file, ids), *packed.inputs()])
+        first = 1 + 2 * self._shape.layers
+        sums = [np.array(self._request.get_output_tensor(first + place).data) for place in range(len(self._names))]
         return {name: (row, len(ids)) for names, row in zip(self._names, sums, strict=True) for name in names}
 
 

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from nestling.engine.base import Shape, TokenIds
+from nestling.engine.base import POOLS, Shape, TokenIds
 from nestling.engine.weights import embedding_rows, tensor
 from nestling.gguf_io import GGUFFile
+from nestling.spec import Pooling
 from nestling.vectors import Floats
 
 QUERY_ROWS = 512
@@ -23,13 +24,13 @@ class ReferenceEngine:
 
     name = "reference"
 
-    def __init__(self, file: GGUFFile) -> None:
-        self._file, self._shape = file, Shape.of(file)
+    def __init__(self, file: GGUFFile, *, pooling: Pooling = Pooling.MEAN) -> None:
+        self._file, self._shape, self._pooled = file, Shape.of(file), POOLS[pooling]
         self._weights = {name: tensor(file, name) for name in self._shape.tensors() if name != "token_embd.weight"}
 
     def pool(self, sequences: Sequence[TokenIds]) -> Floats:
-        """Mean of the final hidden states of each sequence: B sequences -> (B, D)."""
-        return np.stack([self.states(ids).mean(0, dtype=np.float64).astype(np.float32) for ids in sequences])
+        """The final hidden states of each sequence, pooled: B sequences -> (B, D)."""
+        return np.concatenate([self._pooled(self.states(ids), np.array([len(ids)])) for ids in sequences])
 
     def states(self, ids: TokenIds) -> Floats:
         """Final-norm hidden states of one text: (T,) -> (T, D)."""

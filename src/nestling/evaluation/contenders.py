@@ -123,7 +123,8 @@ class RemoteContender:
         began = time.perf_counter()
 
         def client(_: int) -> list[tuple[float, bytes]]:
-            connection, found = Connection(self._address), []
+            connection = Connection(self._address)
+            found: list[tuple[float, bytes]] = []
             while not found or time.perf_counter() - began < seconds:
                 with lock:
                     body = self._body(source.batch(tokens, cell.inputs))

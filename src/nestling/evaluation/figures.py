@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from nestling.evaluation.metrics import LEVEL
 from nestling.evaluation.quality import headline
-from nestling.evaluation.results import QualityResult, Scores, SpeedResult
-from nestling.evaluation.tables import MIB, by_benchmark, subject
+from nestling.evaluation.results import QualityResult, Scores, SpeedResult, slug
+from nestling.evaluation.tables import MIB, by_benchmark, labels, subject
 from nestling.evaluation.texts import MIXED
 
 MOST_LINES = 6
@@ -57,8 +58,7 @@ def quality(results: Sequence[QualityResult]) -> list[Figure]:
     for group in by_benchmark(results):
         sized = [one for one in group if one.model.size_bytes]
         found += [_against_size(sized)] if len(sized) > 1 else []
-        compared = [one for one in group if one.against]
-        found += [_differences(compared)] if compared else []
+        found += [_differences(group)] if any(one.against for one in group) else []
         found += [_curves(group)] if len(group[0].scores) > 1 else []
     return found
 
@@ -71,12 +71,8 @@ def speed(results: Sequence[SpeedResult]) -> list[Figure]:
     return found + ([_speed_by_length(measured)] if measured else [])
 
 
-def _slug(kind: str, result: QualityResult) -> str:
-    return f"{kind}-{result.model.task}-{result.benchmark.name}".replace("/", "-")
-
-
-def _short(result: QualityResult | SpeedResult) -> str:
-    return result.model.file_type or result.model.label
+def _slug(kind: str, group: Sequence[QualityResult]) -> str:
+    return slug(f"{kind}-{group[0].model.task}-{group[0].benchmark.name}")
 
 
 def _size(result: QualityResult | SpeedResult) -> float:
@@ -94,64 +90,58 @@ _KINDS = {"IQ": "IQ types", "Q": "Q types", "F": "float", "BF": "float"}
 
 def _against_size(group: Sequence[QualityResult]) -> Figure:
     main = headline(group[0])
-    points = {kind: [one for one in group if _kind(one) == kind] for kind in dict.fromkeys(map(_kind, group))}
-    series = tuple(
-        Series(kind, tuple(Point(_short(one), _size(one), one.full.means[main].mean) for one in found))
-        for kind, found in points.items()
-    )
+    kinds: dict[str, list[Point]] = {}
+    for label, one in zip(labels(group), group, strict=True):
+        kinds.setdefault(_kind(one), []).append(Point(label, _size(one), one.full.means[main].mean))
     return Figure(
-        _slug("size", group[0]),
-        f"Quality against size: {subject(group[0])}",
+        _slug("size", group),
+        f"Quality against size: {subject(group)}",
         "file size, MiB (log scale)",
         main,
-        series,
+        tuple(Series(kind, tuple(points)) for kind, points in kinds.items()),
         x_log=True,
     )
 
 
 def _differences(group: Sequence[QualityResult]) -> Figure:
     main = headline(group[0])
-    reference = group[0].against.model if group[0].against else group[0].model
-    points = []
-    for place, one in enumerate(group):
-        gap = one.against.differences[main] if one.against else one.full.means[main]
-        points.append(
-            Point(
-                f"{_short(one)}, {_size(one):.1f} MiB" if one.model.size_bytes else _short(one),
-                gap.mean,
-                place,
-                gap.low,
-                gap.high,
-            )
-        )
-    label = f"{main} minus that of {reference.file_type or reference.label}, 95 % interval paired by query"
+    references = {one.against.model.file_type or one.against.model.label for one in group if one.against}
+    points: list[Point] = []
+    for label, one in zip(labels(group), group, strict=True):
+        if one.against:
+            gap, size = one.against.differences[main], f", {_size(one):.1f} MiB" if one.model.size_bytes else ""
+            points.append(Point(f"{label}{size}", gap.mean, len(points), gap.low, gap.high))
     return Figure(
-        _slug("difference", group[0]),
-        f"What is lost: {subject(group[0])}",
-        label,
+        _slug("difference", group),
+        f"What is lost: {subject(group)}",
+        f"{main} minus that of {' or '.join(sorted(references))}, with the {LEVEL:.0%} interval",
         "",
         (Series("", tuple(points)),),
         rows=True,
     )
 
 
-def _spread(group: Sequence[QualityResult]) -> list[QualityResult]:
-    """At most `MOST_LINES` of them, evenly from the largest to the smallest."""
-    places = np.unique(np.linspace(0, len(group) - 1, min(MOST_LINES, len(group))).round().astype(int))
-    return [group[place] for place in places]
+def _spread(count: int) -> list[int]:
+    """At most `MOST_LINES` of so many places, evenly from the first to the last."""
+    return sorted({round(place) for place in np.linspace(0, count - 1, min(MOST_LINES, count)).tolist()})
 
 
 def _curves(group: Sequence[QualityResult]) -> Figure:
-    main = headline(group[0])
+    main, names = headline(group[0]), labels(group)
 
     def point(scores: Scores) -> Point:
         return Point("", scores.dimensions, scores.means[main].mean)
 
-    series = tuple(Series(_short(one), tuple(map(point, one.scores)), joined=True) for one in _spread(group))
-    sizes = tuple(sorted({float(scores.dimensions) for one in group for scores in one.scores}))
-    name = f"Truncated vectors: {subject(group[0])}"
     return Figure(
-        _slug("matryoshka", group[0]), name, "dimensions kept (log scale)", main, series, x_log=True, x_ticks=sizes
+        _slug("matryoshka", group),
+        f"Truncated vectors: {subject(group)}",
+        "dimensions kept (log scale)",
+        main,
+        tuple(
+            Series(names[place], tuple(map(point, group[place].scores)), joined=True) for place in _spread(len(group))
+        ),
+        x_log=True,
+        x_ticks=tuple(sorted({float(scores.dimensions) for one in group for scores in one.scores})),
     )
 
 
@@ -159,31 +149,36 @@ def _speed_against_size(results: Sequence[SpeedResult]) -> Figure:
     series: list[Series] = []
     for engine in dict.fromkeys(one.engine for one in results):
         found = [one for one in results if one.engine == engine]
-        named = not series  # the other engines' points of a file stand above or below, at the same size
-        points = tuple(
-            Point(_short(one) if named else "", _size(one), bucket.tokens_per_s)
-            for one in found
+        names = labels(found) if not series else [""] * len(found)  # other engines' points share a file's size
+        points = [
+            Point(name, _size(one), bucket.tokens_per_s)
+            for name, one in zip(names, found, strict=True)
             for bucket in one.buckets
             if bucket.name == MIXED
-        )
-        series.append(Series(engine, points))
+        ]
+        series.append(Series(engine, tuple(points)))
     name = "Speed against size, texts of mixed length"
     return Figure("speed-size", name, "file size, MiB (log scale)", "tokens per second", tuple(series), x_log=True)
 
 
 def _speed_by_length(results: Sequence[SpeedResult]) -> Figure:
-    largest = sorted(results, key=lambda one: -max(bucket.tokens_per_s for bucket in one.buckets))
-    step = max(1, -(-len(largest) // MOST_LINES))
+    ordered = sorted(results, key=lambda one: -max(bucket.tokens_per_s for bucket in one.buckets))
+    chosen = [ordered[place] for place in _spread(len(ordered))]
     series = tuple(
         Series(
-            f"{_short(one)} ({one.engine})",
+            name if one.engine in name else f"{name} ({one.engine})",
             tuple(Point("", bucket.tokens, bucket.tokens_per_s) for bucket in one.buckets if bucket.tokens),
             joined=True,
         )
-        for one in largest[::step]
+        for name, one in zip(labels(chosen), chosen, strict=True)
     )
     ticks = tuple(sorted({point.x for one in series for point in one.points}))
-    name = "Speed by length of text"
     return Figure(
-        "speed-length", name, "tokens a text (log scale)", "tokens per second", series, x_log=True, x_ticks=ticks
+        "speed-length",
+        "Speed by length of text",
+        "tokens a text (log scale)",
+        "tokens per second",
+        series,
+        x_log=True,
+        x_ticks=ticks,
     )

@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 from nestling.errors import ModelNotFoundError
-from nestling.evaluation import extras
 
 NANOBEIR = (
     "ArguAna", "ClimateFEVER", "DBPedia", "FEVER", "FiQA2018", "HotpotQA", "MSMARCO", "NFCorpus", "NQ",
@@ -25,9 +24,10 @@ def repository(name: str) -> str | None:
 
 def fetch(data_set: str) -> Path:
     """Download a data set's text files, or find them in the hub's cache; ModelNotFoundError when neither works."""
-    library = extras.need("huggingface_hub", wanted_for=f"the hub data set {data_set}")
+    import huggingface_hub
+
     try:
-        return Path(library.snapshot_download(data_set, repo_type="dataset", allow_patterns=_PATTERNS))
+        return Path(huggingface_hub.snapshot_download(data_set, repo_type="dataset", allow_patterns=_PATTERNS))
     except Exception as error:  # noqa: BLE001 - the library raises its own, requests', httpx' and OS errors
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise ModelNotFoundError(

@@ -12,6 +12,7 @@ space between. In tab-separated files the first line names the columns. Lines ar
 import json
 import math
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -182,10 +183,10 @@ def _text(row: Row, place: str) -> str:
 
 
 def _number(value: object, place: str) -> float:
-    try:
-        number = float(value)  # type: ignore[arg-type] - whatever is not a number is refused below
-    except (TypeError, ValueError):
-        number = math.nan
+    number = math.nan
+    if isinstance(value, int | float | str):
+        with suppress(ValueError):
+            number = float(value)
     if not math.isfinite(number):
         raise FileFormatError(f"{place}: score={value!r}: a number is expected")
     return number

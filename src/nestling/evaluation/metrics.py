@@ -1,7 +1,7 @@
 """Measures of a ranking and of agreement, and how sure one can be of a difference. Knows no models and no files.
 
 The measures themselves come from `ir_measures` (pytrec_eval underneath, so trec_eval's definitions: nDCG with linear
-gain and log2 discount) and scipy. Ties are settled here, before the library sees the ranking, so that they come out
+gain and log2 discount). Ties are settled here, before the library sees the ranking, so that they come out
 the same everywhere: of documents with equal scores the one with the larger id stands first, as in trec_eval.
 """
 
@@ -24,6 +24,8 @@ DEPTH = 100
 SCORE_DECIMALS = 9
 """Scores that agree so far are equal: closer than the rounding of a float32 vector can tell."""
 RESAMPLES = 10_000
+CORRELATION_RESAMPLES = 1_000
+"""Fewer, because each sorts anew."""
 LEVEL = 0.95
 SEED = 4
 
@@ -66,9 +68,16 @@ def per_query(relevant: Mapping[str, Mapping[str, int]], ranked: Mapping[str, Se
 
 def spearman(left: Doubles, right: Doubles) -> float:
     """Rank correlation of two series, ties at their mean rank: (N,), (N,) -> -1 to 1; 0 where one is constant."""
-    if np.ptp(left) == 0 or np.ptp(right) == 0:
-        return 0.0
-    return float(extras.need("scipy.stats", wanted_for="Spearman's correlation").spearmanr(left, right).statistic)
+    a, b = _centred_ranks(left), _centred_ranks(right)
+    size = float(np.sqrt((a @ a) * (b @ b)))
+    return float(a @ b) / size if size else 0.0
+
+
+def _centred_ranks(values: Doubles) -> Doubles:
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks = np.cumsum(counts) - (counts - 1) / 2
+    centred: Doubles = ranks[places] - (len(values) + 1) / 2
+    return centred
 
 
 def interval(values: Sequence[float]) -> Interval:
@@ -85,7 +94,7 @@ def interval(values: Sequence[float]) -> Interval:
 
 def spearman_interval(left: Doubles, right: Doubles) -> Interval:
     """Spearman with a bootstrap interval over pairs; resampled ranks are correlated anew."""
-    draws = np.random.default_rng(SEED).integers(0, len(left), (RESAMPLES // 10, len(left)))
+    draws = np.random.default_rng(SEED).integers(0, len(left), (CORRELATION_RESAMPLES, len(left)))
     found = [spearman(left[rows], right[rows]) for rows in draws]
     low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(spearman(left, right), float(low), float(high))
@@ -93,7 +102,7 @@ def spearman_interval(left: Doubles, right: Doubles) -> Interval:
 
 def spearman_difference(gold: Doubles, left: Doubles, right: Doubles) -> Interval:
     """How much better `left` follows `gold` than `right` does: (N,) each -> difference with a paired interval."""
-    draws = np.random.default_rng(SEED).integers(0, len(gold), (RESAMPLES // 10, len(gold)))
+    draws = np.random.default_rng(SEED).integers(0, len(gold), (CORRELATION_RESAMPLES, len(gold)))
     found = [spearman(gold[rows], left[rows]) - spearman(gold[rows], right[rows]) for rows in draws]
     low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(spearman(gold, left) - spearman(gold, right), float(low), float(high))

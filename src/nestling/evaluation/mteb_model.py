@@ -19,7 +19,7 @@ from nestling.spec import Role
 from nestling.vectors import Floats
 
 
-class NestlingModel(AbsEncoder):  # type: ignore[misc] - mteb is not installed where types are checked
+class NestlingModel(AbsEncoder):  # type: ignore[misc]  # mteb is not installed where types are checked
     """An embedder as mteb's encoder protocol wants it.
 
     Queries get the query prompt, documents the passage prompt; texts of tasks with one side only (pairs, clustering,

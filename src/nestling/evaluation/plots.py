@@ -1,5 +1,7 @@
-"""Figures to SVG, with matplotlib, which nothing else imports. Colours are Okabe and Ito's, told apart by colour-blind
-readers too, and every series has a marker of its own. Equal figures give equal bytes.
+"""Figures to SVG, with matplotlib, which nothing else imports.
+
+Colours are Okabe and Ito's, told apart by colour-blind readers too, and every series has a marker of its own. Equal
+figures give equal bytes.
 """
 
 import io
@@ -7,10 +9,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import NullFormatter, NullLocator, ScalarFormatter
 from matplotlib.transforms import Bbox
+from numpy.typing import NDArray
 
 from nestling.evaluation.figures import Figure, Point, Series
 
@@ -19,7 +23,7 @@ MARKERS = ("o", "s", "^", "D", "v", "X")
 WIDTH_IN, ROW_IN = 8.0, 0.26
 HEIGHT_IN, LABELLED_IN = 5.0, 6.5
 """Height of a figure of lines, and of one whose every point has a label."""
-_STYLE = {
+_STYLE: Any = {
     "svg.hashsalt": "nestling", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False,
     "axes.grid": True, "grid.color": "#e4e4e4", "axes.axisbelow": True, "figure.dpi": 100, "axes.titlesize": 11,
 }  # fmt: skip
@@ -36,6 +40,14 @@ _REACH = tuple(
 def draw(figure: Figure, *, form: str = "svg") -> bytes:
     """Draw a figure: -> the bytes of an SVG (or PNG) document."""
     with mpl.rc_context(_STYLE):
+        file = io.BytesIO()
+        compose(figure).savefig(file, format=form, metadata={"Date": None} if form == "svg" else None)
+        return file.getvalue()
+
+
+def compose(figure: Figure) -> Canvas:
+    """Lay a figure out."""
+    with mpl.rc_context(_STYLE):
         canvas = Canvas(figsize=(WIDTH_IN, _height(figure)), layout="constrained")
         axes = canvas.add_subplot()
         axes.set_title(figure.title, loc="left")
@@ -45,9 +57,7 @@ def draw(figure: Figure, *, form: str = "svg") -> bytes:
         else:
             axes.set_ylabel(figure.y_label)
             _scatter(canvas, axes, figure)
-        file = io.BytesIO()
-        canvas.savefig(file, format=form, metadata={"Date": None} if form == "svg" else None)
-        return file.getvalue()
+        return canvas
 
 
 def _height(figure: Figure) -> float:
@@ -96,7 +106,7 @@ def _scales(axes: Any, figure: Figure) -> None:  # noqa: ANN401 - matplotlib's A
 
 def _labels(canvas: Canvas, axes: Any, points: Sequence[Point]) -> None:  # noqa: ANN401 - matplotlib's Axes
     """Write each point's label where it covers no other label and no point; a thin line leads to one further off."""
-    renderer = FigureCanvasAgg(canvas).get_renderer()
+    FigureCanvasAgg(canvas)  # measures texts
     canvas.draw_without_rendering()
     pixels = canvas.dpi / 72
     marks = [axes.transData.transform((point.x, point.y)) for point in points]
@@ -105,7 +115,7 @@ def _labels(canvas: Canvas, axes: Any, points: Sequence[Point]) -> None:  # noqa
         text = axes.annotate(
             point.label, (point.x, point.y), (0, 0), textcoords="offset points", fontsize=8, ha="center", va="center"
         )
-        size = text.get_window_extent(renderer)
+        size = text.get_window_extent()
         box, place = _free(mark, size, taken, axes.bbox, pixels)
         text.set_position(place)
         taken.append(box)
@@ -121,8 +131,8 @@ def _labels(canvas: Canvas, axes: Any, points: Sequence[Point]) -> None:  # noqa
 
 
 def _free(
-    mark: Any, size: Bbox, taken: Sequence[Bbox], inside: Bbox, pixels: float
-) -> tuple[Bbox, tuple[float, float]]:  # noqa: ANN401 - a pair of pixels
+    mark: NDArray[np.float64], size: Bbox, taken: Sequence[Bbox], inside: Bbox, pixels: float
+) -> tuple[Bbox, tuple[float, float]]:
     """The nearest place for a label: its box in pixels and its offset in points; the last one if none is free."""
     for dx, dy in _REACH:
         offset = (dx + (size.width / pixels / 2 if dx > 0 else -size.width / pixels / 2 if dx < 0 else 0), dy)

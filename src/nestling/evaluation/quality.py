@@ -4,7 +4,6 @@ One result file a model and benchmark, written as soon as it is measured. A file
 measured from the same bytes, benchmark and settings by this version is kept, so that a run that was stopped goes on.
 """
 
-import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -16,6 +15,7 @@ import numpy as np
 from nestling import store
 from nestling._version import __version__
 from nestling.build.pipeline import Steps, silent
+from nestling.engine.loading import EngineName
 from nestling.errors import UsageError
 from nestling.evaluation import data, metrics, results
 from nestling.evaluation.data import Benchmark, PairSet, RetrievalSet
@@ -33,7 +33,7 @@ _Key = tuple[str | None, Task | None]
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What to measure. Empty `benchmarks` are those shipped for each model's task, empty `dimensions` the trained ones."""
+    """What to measure. No `benchmarks` are those shipped for each model's task, no `dimensions` all trained ones."""
 
     out: Path
     benchmarks: tuple[str, ...] = ()
@@ -85,6 +85,12 @@ class _Model:
     def key(self) -> _Key:
         """Models of one key are compared with each other."""
         return self.facts.family, self.task
+
+    @property
+    def name(self) -> str:
+        """The model, and the engine if one was asked for."""
+        engine = self.settings.engine
+        return self.facts.label if engine == EngineName.AUTO else f"{self.facts.label}-{engine}"
 
     @property
     def encoder(self) -> Encoder:
@@ -187,7 +193,7 @@ def _largest(models: Sequence[_Model]) -> dict[_Key, _Model]:
 
 
 def _measured(model: _Model, benchmark: Benchmark, base: _Model | None) -> Measured:
-    path = model.settings.out / f"quality-{_slug(model.facts.label)}-{_slug(benchmark.name)}.json"
+    path = model.settings.out / f"quality-{results.slug(model.name)}-{results.slug(benchmark.name)}.json"
     base = None if base is model else base
     if kept := _kept(path, model, benchmark, base):
         return Measured(kept, path, fresh=False)
@@ -218,7 +224,7 @@ def _kept(path: Path, model: _Model, benchmark: Benchmark, base: _Model | None) 
     same = (old.origin.version, old.model.sha256, old.engine, old.benchmark.sha256) == (
         __version__, model.facts.sha256, model.settings.engine, benchmark.sha256,
     )  # fmt: skip
-    same_base = (old.against.model if old.against else None) == (base.facts if base else None)
+    same_base = (old.against.model.sha256 if old.against else None) == (base.facts.sha256 if base else None)
     have = {one.dimensions for one in old.scores}
     return old if same and same_base and have >= set(model.settings.dimensions) else None
 
@@ -281,7 +287,3 @@ def facts_of(benchmark: Benchmark) -> BenchmarkFacts:
         return BenchmarkFacts(benchmark.name, "pairs", tasks, benchmark.sha256, 0, len(benchmark.left))
     sizes = len(benchmark.documents), len(benchmark.queries)
     return BenchmarkFacts(benchmark.name, "retrieval", tasks, benchmark.sha256, *sizes)
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", text).strip("-")

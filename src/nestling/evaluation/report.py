@@ -51,16 +51,13 @@ def contents(results: Sequence[Result]) -> list[Section]:
     quality = [one for one in results if isinstance(one, QualityResult)]
     speed = [one for one in results if isinstance(one, SpeedResult)]
     warning = tables.load_warning(speed)
-    found = [
-        Section("The sets side by side", [], [], tables.published(quality)),
-        *(
-            Section(tables.title(group[0]), [_QUALITY], figures.quality(group), tables.quality(group))
-            for group in tables.by_benchmark(quality)
-        ),
-        Section(
-            "Speed", [_SPEED, *([f"Warning: {warning}."] if warning else [])], figures.speed(speed), tables.speed(speed)
-        ),
+    found = [Section("The sets side by side", [], [], tables.published(quality))]
+    found += [
+        Section(tables.title(group), [] if number else [_QUALITY], figures.quality(group), tables.quality(group))
+        for number, group in enumerate(tables.by_benchmark(quality))
     ]
+    warned = [f"Warning: {warning}."] if warning else []
+    found.append(Section("Speed", [_SPEED, *warned], figures.speed(speed), tables.speed(speed)))
     return [section for section in found if section.tables] + [
         Section("Where the numbers come from", _sources(results), [], [])
     ]
@@ -68,8 +65,8 @@ def contents(results: Sequence[Result]) -> list[Section]:
 
 _QUALITY = (
     "Exact search by cosine, every score at full width unless dimensions are named. Intervals are percentile bootstrap"
-    " intervals over queries at 95 %; differences are paired by query, so that what makes a query easy or hard drops out."
-    " A difference whose interval holds 0 is not told apart from none by this set."
+    " intervals over queries at 95 %; differences are paired by query, so that what makes a query easy or hard drops"
+    " out. A difference whose interval holds 0 is not told apart from none by this set."
 )
 _SPEED = (
     "All sides took turns in every round, each file in a process of its own. Tokens per second are medians over rounds,"
@@ -82,10 +79,10 @@ def _sources(results: Sequence[Result]) -> list[str]:
     for one in results:
         machine, origin = one.origin.machine, one.origin
         packages = ", ".join(f"{name} {version}" for name, version in machine.packages.items())
-        where = f"{machine.processor}, {machine.processors} processors, {machine.memory_bytes / 2**30:.0f} GiB, {machine.system}"
-        lines.append(
-            f"nestling {origin.version}, commit {origin.commit or 'unknown'}; {where}; Python {machine.python}, {packages}"
-        )
+        code = f"nestling {origin.version}, commit {origin.commit or 'unknown'}"
+        memory = f"{machine.memory_bytes / 2**30:.0f} GiB"
+        where = f"{machine.processor}, {machine.processors} processors, {memory}, {machine.system}"
+        lines.append(f"{code}; {where}; Python {machine.python}, {packages}")
     began = sorted(one.origin.started for one in results)
     files = sorted({f"{one.model.label}: SHA-256 {one.model.sha256}" for one in results if one.model.sha256})
     return [f"{len(results)} result files, measured from {began[0]} to {began[-1]}.", *dict.fromkeys(lines), *files]
@@ -136,4 +133,5 @@ def _html_table(table: Table) -> str:
     head = "".join(f"<th>{escape(cell)}</th>" for cell in table.columns)
     body = "\n".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in table.rows)
     notes = "".join(f"<p class=note>{escape(note)}</p>" for note in table.notes)
-    return f"<h3>{escape(table.title)}</h3><div class=wide><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>{notes}"
+    grid = f"<table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>"
+    return f"<h3>{escape(table.title)}</h3><div class=wide>{grid}</div>{notes}"

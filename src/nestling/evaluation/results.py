@@ -5,6 +5,7 @@ Reading checks the whole structure; writing is whole or not at all. Knows neithe
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable
@@ -12,19 +13,21 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
+from math import prod
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, TypeAdapter, ValidationError
 
 from nestling._version import __version__
-from nestling.card import Card
 from nestling.embedder import spec_of
 from nestling.engine.loading import usable_threads
 from nestling.errors import FileFormatError, ModelNotFoundError
 from nestling.evaluation.metrics import Interval
 from nestling.files import atomic_write, sha256_file
 from nestling.gguf_io import GGUFFile
+from nestling.quants import FILE_TYPES
 
 _PACKAGES = ("numpy", "openvino", "tokenizers", "xllamacpp")
 
@@ -43,7 +46,7 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Which code measured, when (UTC) and where; `commit` is None outside a git checkout, `-dirty` when it had changes."""
+    """Which code measured, when (UTC), where; `commit` is None outside a checkout, ends in `-dirty` with changes."""
 
     version: str
     commit: str | None
@@ -67,8 +70,11 @@ class ModelFacts:
 
     @property
     def label(self) -> str:
-        """A short name for tables and plots."""
-        return Path(self.file).stem if self.file else self.reference
+        """A short name for tables and plots: the file's, or what is served and where."""
+        if self.file:
+            return Path(self.file).stem
+        address, _, model = self.reference.partition("#")
+        return f"{model or 'default'} at {urlsplit(address).netloc}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +201,11 @@ def write(path: Path, result: Result) -> None:
         file.write(_ADAPTER.dump_json(result, indent=1) + b"\n")
 
 
+def slug(text: str) -> str:
+    """A text as part of a file's name."""
+    return re.sub(r"[^\w.-]+", "-", text).strip("-")
+
+
 def read(path: Path) -> Result:
     """Read a result file; anything else is a FileFormatError naming the field."""
     try:
@@ -221,18 +232,19 @@ def origin() -> Origin:
 
 
 def model_facts(reference: str, path: Path) -> ModelFacts:
-    """Read a model file's facts: what its card says where it fits the file, its hash from its bytes."""
-    file, sha256 = GGUFFile.open(path), sha256_file(path)
-    spec, card = spec_of(file), Card.read(path)
-    facts = card if card and card.sha256 == sha256 else None
+    """Read what a model file says of itself, and hash it."""
+    file = GGUFFile.open(path)
+    spec, tensors = spec_of(file), file.tensors.values()
+    parameters = sum(prod(info.shape) for info in tensors)
+    number = file.metadata.get("general.file_type")
     return ModelFacts(
         reference=reference,
         file=path.name,
-        sha256=sha256,
+        sha256=sha256_file(path),
         size_bytes=path.stat().st_size,
-        bits_per_weight=facts.bits_per_weight if facts else None,
-        parameters=facts.parameters if facts else None,
-        file_type=facts.file_type if facts else None,
+        bits_per_weight=round(8 * sum(info.size_bytes for info in tensors) / parameters, 4),
+        parameters=parameters,
+        file_type=next((name for name, kind in FILE_TYPES.items() if number and kind == number.value), None),
         family=spec.family,
         task=spec.task,
     )

@@ -1,16 +1,17 @@
 """Measure how fast contenders are: tokens per second by text length, latency, load time, peak memory.
 
-All contenders are loaded, each in a process of its own, and take turns: in every round each does each bucket once,
+Contenders are loaded together, each in a process of its own, and take turns: in every round each does each bucket once,
 so that a machine that slows down slows all of them. A round's texts are the same for all and new to all. Medians over
 rounds; a first round warms up and is not counted.
 What has been measured is written even when a contender fails.
 """
 
 import os
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
 from pathlib import Path
 from statistics import median
 
@@ -33,11 +34,16 @@ IDLE_LOAD = 0.25
 """One-minute load per processor up to which a machine counts as idle."""
 CLIENTS = (1, 8, 64)
 INPUTS = (1, 16, 256)
+Maker = Callable[[], Contender]
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How to measure: rounds that count, tokens of a pass over a bucket, seconds of a latency cell a round."""
+    """How to measure.
+
+    `rounds` are those that count, `pass_tokens` the tokens of a pass over a bucket, `cell_s` the seconds that a latency
+    cell takes in a round (each client asks at least once), `together` the contenders that are loaded at once.
+    """
 
     out: Path
     engines: tuple[str, ...] = ("auto",)
@@ -50,12 +56,13 @@ class Settings:
     clients: tuple[int, ...] = CLIENTS
     inputs: tuple[int, ...] = INPUTS
     task: Task = Task.RETRIEVAL
+    together: int = 4
 
     def __post_init__(self) -> None:
         """Refuse what cannot be measured."""
-        numbers = (*self.lengths, self.rounds, self.pass_tokens, *self.clients, *self.inputs)
+        numbers = (*self.lengths, self.rounds, self.together, self.pass_tokens, *self.clients, *self.inputs)
         if min(numbers) < 1 or self.cell_s < 0:
-            raise UsageError("rounds, lengths, pass_tokens, clients and inputs: at least 1", param="rounds")
+            raise UsageError("rounds, lengths, pass_tokens, clients, inputs and together: at least 1", param="rounds")
 
     def told(self) -> dict[str, int | str]:
         """What a result file says of them."""
@@ -85,19 +92,35 @@ class Timed:
 
 
 def measure(references: Sequence[str], settings: Settings, *, steps: Steps = silent) -> list[Timed]:
-    """Measure files (in every engine of the settings) and servers (`URL#MODEL`) side by side; write a file each."""
+    """Measure files (in every engine of the settings) and servers (`URL#MODEL`) side by side; write a file each.
+
+    At most `settings.together` are loaded at once; more are measured group by group, in the order given.
+    """
     source = TextSource(_tokenizer(references, steps))
+    makers = _makers(references, settings, steps)
+    groups = [makers[start : start + settings.together] for start in range(0, len(makers), settings.together)]
+    told = steps("rounds")
+    turns = count(1)
+
+    def turned() -> None:
+        told(next(turns), len(groups) * (settings.rounds + 1))
+
+    return [one for group in groups for one in _group(group, source, settings, turned=turned)]
+
+
+def _group(
+    makers: Sequence[Maker], source: TextSource, settings: Settings, *, turned: Callable[[], None]
+) -> list[Timed]:
     started, before, rounds = results.origin(), os.getloadavg()[0], []
     with ExitStack() as stack:
-        sides = [(stack.enter_context(closing(one)), _Samples()) for one in _open(references, settings, steps)]
-        told = steps("rounds")
+        sides = [(stack.enter_context(closing(make())), _Samples()) for make in makers]
         try:
             for number in range(settings.rounds + 1):
                 buckets = source.buckets(settings.pass_tokens, settings.lengths)
                 for contender, samples in sides:
                     _round(contender, samples if number else _Samples(), buckets, (source, settings))
                 rounds.append(round(os.getloadavg()[0], 2))
-                told(number + 1, settings.rounds + 1)
+                turned()
         finally:
             load = Load(round(before, 2), rounds, idle=before <= IDLE_LOAD * (os.cpu_count() or 1))
             names = [f"{one.facts.label} ({one.engine})" for one, _ in sides]
@@ -115,16 +138,20 @@ def _tokenizer(references: Sequence[str], steps: Steps) -> Tokenizer:
     return Tokenizer.from_gguf(GGUFFile.open(store.resolve(local[0], steps=steps)))
 
 
-def _open(references: Sequence[str], settings: Settings, steps: Steps) -> Iterator[Contender]:
+def _makers(references: Sequence[str], settings: Settings, steps: Steps) -> list[Maker]:
+    """What loads each side when its turn has come; files are found before anything is measured."""
     cells = tuple(Cell(clients, inputs) for clients in settings.clients for inputs in settings.inputs)
+    found: list[Maker] = []
     for reference in expand(references):
         if is_url(reference):
-            yield RemoteContender(reference, task=settings.task, cells=cells)
+            found.append(partial(RemoteContender, reference, task=settings.task, cells=cells))
             continue
         path = store.resolve(reference, steps=steps)
         facts = results.model_facts(reference, path)
-        for engine in settings.engines:
-            yield LocalContender(facts, path, engine=engine, threads=settings.threads)
+        found += [
+            partial(LocalContender, facts, path, engine=engine, threads=settings.threads) for engine in settings.engines
+        ]
+    return found
 
 
 def _round(
@@ -152,7 +179,7 @@ def _write(side: tuple[Contender, _Samples], told: tuple[Settings, Origin, Load]
         buckets=[_bucket(done[0][0], [one for _, one in done]) for done in samples.passes.values()],
         latencies=[_latency(cell, found, settings.cell_tokens) for cell, found in samples.volleys.items()],
     )
-    path = settings.out / f"speed-{_slug(contender.facts.label)}-{contender.engine}.json"
+    path = settings.out / f"speed-{results.slug(contender.facts.label)}-{contender.engine}.json"
     results.write(path, result)
     return Timed(result, path)
 
@@ -185,7 +212,3 @@ def _latency(cell: Cell, volleys: Sequence[Volley], tokens: int) -> Latency:
         tokens_per_s=round(median(volley.tokens / volley.seconds for volley in volleys), 2),
         stages_s=stages,
     )
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", text).strip("-")

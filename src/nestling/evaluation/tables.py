@@ -25,11 +25,13 @@ class Table:
 
 
 def quality(results: Sequence[QualityResult]) -> list[Table]:
-    """For each benchmark: the measures, the differences of all pairs if they are few, and the Matryoshka curve."""
+    """For each benchmark: the measures, nearness to the reference, all pairs if they are few, and the dimensions."""
     found: list[Table] = []
     for group in by_benchmark(results):
         found.append(_measures(group))
-        if 2 < len(group) <= MOST_IN_PAIRS:  # noqa: PLR2004 - of two, the first table has the difference
+        if any(one.against for one in group):
+            found.append(_against(group))
+        if 2 < len(group) <= MOST_IN_PAIRS:  # noqa: PLR2004 - of two, the table above has the difference
             found.append(_pairs(group))
         if len(group[0].scores) > 1:
             found.append(_curve(group))
@@ -39,49 +41,49 @@ def quality(results: Sequence[QualityResult]) -> list[Table]:
 def by_benchmark(results: Sequence[QualityResult]) -> list[list[QualityResult]]:
     """Results of one benchmark and task together, largest file first."""
     groups: dict[tuple[str, str | None], list[QualityResult]] = {}
-    for result in sorted(results, key=lambda one: -(one.model.size_bytes or 0)):
+    for result in sorted(results, key=_largest_first):
         groups.setdefault((result.benchmark.sha256, result.model.task), []).append(result)
     return sorted(groups.values(), key=lambda group: (group[0].model.task or "", group[0].benchmark.name))
 
 
-def title(result: QualityResult) -> str:
-    """A benchmark, the task it was measured for, and what is in it."""
-    benchmark = result.benchmark
+def title(group: Sequence[QualityResult]) -> str:
+    """A benchmark, the task and family that it was measured for, and what is in it."""
+    benchmark = group[0].benchmark
     if benchmark.kind == "pairs":
-        return f"{subject(result)} ({benchmark.queries} pairs)"
-    return f"{subject(result)} ({benchmark.queries} queries, {benchmark.documents} documents)"
+        return f"{subject(group)} ({benchmark.queries} pairs)"
+    return f"{subject(group)} ({benchmark.queries} queries, {benchmark.documents} documents)"
 
 
-def subject(result: QualityResult) -> str:
-    """A benchmark and the task that it was measured for."""
-    foreign = "" if _fits(result) else " model, a set for other tasks"
-    return f"{result.benchmark.name}, {result.model.task}{foreign}"
+def subject(group: Sequence[QualityResult]) -> str:
+    """A benchmark, and the task and family that it was measured for."""
+    foreign = "" if _fits(group[0]) else " (a set for other tasks)"
+    families = {one.model.family for one in group if one.model.family}
+    of = f", {next(iter(families))}" if len(families) == 1 else ""
+    return f"{group[0].benchmark.name}{foreign}{of}, {group[0].model.task}"
+
+
+def labels(group: Sequence[QualityResult | SpeedResult]) -> list[str]:
+    """The shortest names that tell the models of a group apart: file types if they can, else the files' names."""
+    same_family = len({one.model.family for one in group if one.model.family}) <= 1
+    short = [(same_family and one.model.file_type) or one.model.label for one in group]
+    if len(set(short)) == len(group):
+        return short
+    named = [one.model.label for one in group]
+    if len(set(named)) == len(group):
+        return named
+    return [f"{name} ({one.engine})" for name, one in zip(short, group, strict=True)]
 
 
 def _measures(group: Sequence[QualityResult]) -> Table:
     main = headline(group[0])
-    names = list(MEASURES) if main != SPEARMAN else [SPEARMAN]
-    compared = any(one.against for one in group)
-    columns = ["model", "MiB", "bits/weight", *(_heading(name, main) for name in names)]
-    columns += [f"{main} - reference", "so it is", "cosine", "lowest"] if compared else []
-    rows = [_size_cells(one.model) + [_measure(one, name, main) for name in names] for one in group]
-    if compared:
-        rows = [row + _against_cells(one, main) for row, one in zip(rows, group, strict=True)]
-    return Table(f"{subject(group[0])}: measures", columns, rows, _notes(group, compared=compared))
-
-
-def _notes(group: Sequence[QualityResult], *, compared: bool) -> list[str]:
-    level = f"[ ]: {LEVEL:.0%} bootstrap interval"
-    if not compared:
-        return [f"{level} over queries."]
-    names = ", ".join(sorted({one.against.model.label for one in group if one.against}))
-    return [
-        f"Reference: {names}. {level}, of the difference paired by query. cosine: of all vectors to the reference's."
+    names = [SPEARMAN] if main == SPEARMAN else list(MEASURES)
+    columns = ["model", "MiB", "bits/weight", *(f"{name} [{LEVEL:.0%}]" if name == main else name for name in names)]
+    rows = [
+        _size_cells(label, one.model) + [_measure(one, name, main) for name in names]
+        for label, one in zip(labels(group), group, strict=True)
     ]
-
-
-def _heading(name: str, main: str) -> str:
-    return f"{name} [{LEVEL:.0%}]" if name == main else name
+    note = f"In brackets the {LEVEL:.0%} bootstrap interval, which is wide: compare models by the differences."
+    return Table(f"{subject(group)}: measures", columns, rows, [note])
 
 
 def _measure(result: QualityResult, name: str, main: str) -> str:
@@ -89,12 +91,18 @@ def _measure(result: QualityResult, name: str, main: str) -> str:
     return f"{value.mean:.4f} [{value.low:.3f}, {value.high:.3f}]" if name == main else f"{value.mean:.4f}"
 
 
-def _against_cells(result: QualityResult, main: str) -> list[str]:
-    if result.against is None:
-        return ["the reference", NOTHING, NOTHING, NOTHING]
-    found = result.against
-    gap = found.differences[main]
-    return [_signed(gap), verdict(gap), f"{found.cosine_mean:.6f}", f"{found.cosine_lowest:.6f}"]
+def _against(group: Sequence[QualityResult]) -> Table:
+    main = headline(group[0])
+    rows = []
+    for label, one in zip(labels(group), group, strict=True):
+        if one.against is None:
+            continue
+        gap = one.against.differences[main]
+        near = [f"{one.against.cosine_mean:.6f}", f"{one.against.cosine_lowest:.6f}"]
+        rows.append([label, one.against.model.file_type or one.against.model.label, _signed(gap), verdict(gap), *near])
+    columns = ["model", "reference", f"difference in {main} [{LEVEL:.0%}]", "so it is", "cosine", "lowest"]
+    note = "Differences are paired by query; the cosines are of every vector to the reference's."
+    return Table(f"{subject(group)}: compared with the reference", columns, rows, [note])
 
 
 def verdict(gap: Interval) -> str:
@@ -113,20 +121,21 @@ def _signed(gap: Interval) -> str:
 def _pairs(group: Sequence[QualityResult]) -> Table:
     main = headline(group[0])
     rows = []
-    for left, right in combinations(group, 2):
-        gap = difference(right.full, left.full, main)
-        rows.append([right.model.label, left.model.label, _signed(gap), verdict(gap)])
-    return Table(f"{subject(group[0])}: every pair", ["model", "than", f"difference in {main}", "so it is"], rows)
+    for (left, above), (right, below) in combinations(zip(labels(group), group, strict=True), 2):
+        gap = difference(below.full, above.full, main)
+        rows.append([right, left, _signed(gap), verdict(gap)])
+    columns = ["model", "than", f"difference in {main} [{LEVEL:.0%}]", "so it is"]
+    return Table(f"{subject(group)}: every pair", columns, rows)
 
 
 def _curve(group: Sequence[QualityResult]) -> Table:
     main = headline(group[0])
     sizes = sorted({scores.dimensions for one in group for scores in one.scores})
     rows = []
-    for one in group:
+    for label, one in zip(labels(group), group, strict=True):
         by_size = {scores.dimensions: f"{scores.means[main].mean:.4f}" for scores in one.scores}
-        rows.append([one.model.label, *(by_size.get(size, NOTHING) for size in sizes)])
-    return Table(f"{subject(group[0])}: {main} by dimensions", ["model", *map(str, sizes)], rows)
+        rows.append([label, *(by_size.get(size, NOTHING) for size in sizes)])
+    return Table(f"{subject(group)}: {main} by dimensions", ["model", *map(str, sizes)], rows)
 
 
 def published(results: Sequence[QualityResult], measure: str = "nDCG@5") -> list[Table]:
@@ -134,29 +143,32 @@ def published(results: Sequence[QualityResult], measure: str = "nDCG@5") -> list
     fitting = [one for one in results if measure in one.full.means and _fits(one)]
     found: list[Table] = []
     for task in sorted({one.model.task or "" for one in fitting}):
-        group = [one for one in fitting if (one.model.task or "") == task]
+        group = sorted((one for one in fitting if (one.model.task or "") == task), key=_largest_first)
         sets = sorted({one.benchmark.name for one in group})
-        models = {
-            _identity(one.model): one.model for one in sorted(group, key=lambda one: -(one.model.size_bytes or 0))
-        }
-        cells = {(_identity(one.model), one.benchmark.name): f"{one.full.means[measure].mean:.4f}" for one in group}
+        models = {_identity(one): one.model for one in group}
+        cells = {(_identity(one), one.benchmark.name): f"{one.full.means[measure].mean:.4f}" for one in group}
         rows = [
-            _size_cells(facts) + [cells.get((key, name), NOTHING) for name in sets] for key, facts in models.items()
+            _size_cells(key[0], facts) + [cells.get((key, name), NOTHING) for name in sets]
+            for key, facts in models.items()
         ]
         found.append(Table(f"{measure}, {task}", ["model", "MiB", "bits/weight", *sets], rows))
     return found
+
+
+def _largest_first(result: QualityResult | SpeedResult) -> int:
+    return -(result.model.size_bytes or 0)
 
 
 def _fits(result: QualityResult) -> bool:
     return not result.benchmark.tasks or result.model.task in result.benchmark.tasks
 
 
-def _identity(model: ModelFacts) -> str:
-    return model.sha256 or model.reference
+def _identity(result: QualityResult) -> tuple[str, str, str]:
+    return result.model.label, result.model.sha256 or "", result.engine
 
 
-def _size_cells(model: ModelFacts) -> list[str]:
-    return [model.label, _mib(model.size_bytes), f"{model.bits_per_weight:.2f}" if model.bits_per_weight else NOTHING]
+def _size_cells(label: str, model: ModelFacts) -> list[str]:
+    return [label, _mib(model.size_bytes), f"{model.bits_per_weight:.2f}" if model.bits_per_weight else NOTHING]
 
 
 def _mib(size_bytes: int | None) -> str:
@@ -165,7 +177,7 @@ def _mib(size_bytes: int | None) -> str:
 
 def speed(results: Sequence[SpeedResult]) -> list[Table]:
     """Tokens per second by length with memory and load time; the stages of the mixed corpus; latencies."""
-    ordered = sorted(results, key=lambda one: -(one.model.size_bytes or 0))
+    ordered = sorted(results, key=_largest_first)
     return [table for make in (_rates, _stages, _latencies) if (table := make(ordered)).rows]
 
 
@@ -177,7 +189,14 @@ def _rates(results: Sequence[SpeedResult]) -> Table:
         rates = {bucket.name: f"{bucket.tokens_per_s:.0f}" for bucket in one.buckets}
         load = f"{one.load_time_s:.2f}" if one.load_time_s is not None else NOTHING
         memory = [_mib(one.peak_memory_bytes), load]
-        rows.append([*_size_cells(one.model), one.engine, *memory, *(rates.get(name, NOTHING) for name in names)])
+        rows.append(
+            [
+                *_size_cells(one.model.label, one.model),
+                one.engine,
+                *memory,
+                *(rates.get(name, NOTHING) for name in names),
+            ]
+        )
     columns = ["model", "MiB", "bits/weight", "engine", "peak memory, MiB", "load, s", *headings]
     return Table(
         "Tokens per second by text length", columns, rows, ["Medians over rounds that all sides took in turns."]

@@ -16,6 +16,8 @@ LENGTHS = (16, 128, 512, 2048)
 MIXED = "mixed"
 _MIXED_RANGE = (8, 1024)
 _SEED = 16
+_OF_EACH = 100
+"""Documents of each set: some fifty thousand tokens in all, after which the stream begins anew."""
 _PREFIX_TOKENS = 3
 """About what a role's prefix takes of a text's tokens."""
 
@@ -34,7 +36,7 @@ class TextSource:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         sets = [data.load(name) for name in data.SHIPPED]
-        documents = [text for one in sets if isinstance(one, data.RetrievalSet) for text in one.documents]
+        documents = [text for one in sets if isinstance(one, data.RetrievalSet) for text in one.documents[:_OF_EACH]]
         self._tokenizer = tokenizer
         self._stream = np.concatenate(tokenizer.encode(documents))
         self._at, self._number = 0, count(1000)

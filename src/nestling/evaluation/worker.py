@@ -9,6 +9,7 @@ import resource
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -62,10 +63,8 @@ class Worker:
             self._process.kill()
 
     def _ask(self, question: list[str] | None) -> Any:  # noqa: ANN401 - what was asked for
-        try:
+        with suppress(OSError):  # the child is gone; reading says so
             self._pipe.send(question)
-        except OSError:  # the child is gone; reading says so
-            pass
         return self._answer()
 
     def _answer(self) -> Any:  # noqa: ANN401 - what was asked for

@@ -13,6 +13,9 @@ from nestling import vectors
 from nestling.serve.wire import Form
 from nestling.vectors import Floats
 
+PIECE_BYTES = 1 << 18
+"""Size from which on a piece of an answer is closed."""
+
 
 def rows(pooled: Floats, dimension: int, *, normalised: bool) -> Floats:
     """Pooled states to answers: (B, D) -> (B, dimension); unit rows, or cut as they are."""
@@ -50,12 +53,19 @@ _FORMS: Mapping[Form, Callable[[Floats], Any]] = {
 }
 
 
-def embeddings(values: Floats, *, form: Form, model: str, tokens: int) -> bytes:
-    """The answer of `/v1/embeddings` for (B, D) vectors: a `list` in the order of the input, and the usage."""
+def embeddings(values: Floats, *, form: Form, model: str, tokens: int) -> list[bytes]:
+    """The answer of `/v1/embeddings` for (B, D) vectors, in pieces: a `list` in the order of the input, and the usage.
+
+    It is never one string: copying 80 MB would hold up every other thread.
+    """
     write = _FORMS[form]
-    items = [
-        b'{"object":"embedding","index":%d,"embedding":%b}' % (n, to_json(write(row))) for n, row in enumerate(values)
-    ]
+    pieces, piece = list[bytes](), bytearray(b'{"object":"list","data":[')
+    for index, row in enumerate(values):
+        comma = b"," if index else b""
+        piece += b'%b{"object":"embedding","index":%d,"embedding":%b}' % (comma, index, to_json(write(row)))
+        if len(piece) > PIECE_BYTES:
+            pieces.append(bytes(piece))
+            piece.clear()
     usage = to_json({"prompt_tokens": tokens, "total_tokens": tokens})
-    head = b'{"object":"list","data":[%b],"model":%b,"usage":%b}'
-    return head % (b",".join(items), to_json(model), usage)
+    piece += b'],"model":%b,"usage":%b}' % (to_json(model), usage)
+    return [*pieces, bytes(piece)]

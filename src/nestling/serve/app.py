@@ -1,7 +1,7 @@
 """The routes. Each reads a body, hands it to the service and sends what comes back; nothing is decided here."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import Receive, Scope, Send
 
 from nestling import __version__
 from nestling.errors import NestlingError
@@ -23,7 +24,7 @@ PAGES = Path(__file__).parent / "playground"
 POLICY = (
     "default-src 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'"
 )
-Handler = Callable[[Request], Awaitable[Response]]
+Work = Callable[[bytes], Coroutine[Any, Any, list[bytes]]]
 
 
 def create_app(settings: ServeSettings, load: Load | None = None) -> FastAPI:
@@ -70,7 +71,7 @@ async def _answer_http(request: Request, error: Exception) -> Response:
 def _add_embedding(app: FastAPI, service: Service) -> None:
     bodies = Bodies(service.settings.max_body_bytes)
 
-    def post(path: str, work: Callable[[bytes], Any], model: type[Any], text: str = "") -> None:
+    def post(path: str, work: Work, model: type[Any], text: str = "") -> None:
         async def handle(request: Request) -> Response:
             return await _worked(request, service, bodies, work)
 
@@ -84,14 +85,28 @@ def _add_embedding(app: FastAPI, service: Service) -> None:
     post("/detokenize", service.detokenize, DetokenizeRequest, "The text of token ids.")
 
 
-async def _worked(request: Request, service: Service, bodies: Bodies, work: Callable[[bytes], Any]) -> Response:
+async def _worked(request: Request, service: Service, bodies: Bodies, work: Work) -> Response:
     with admitted(service):
         async with bodies.read(request) as body:
             await service.ready()
             answer = await unless_gone(request, asyncio.ensure_future(work(body)))
     if answer is None:
         return Response(status_code=499)
-    return Response(answer, media_type="application/json")
+    return Pieces(answer)
+
+
+class Pieces(Response):
+    """A JSON answer that is sent piece by piece, each once the client has taken the one before."""
+
+    def __init__(self, pieces: list[bytes]) -> None:
+        super().__init__(headers={"content-length": str(sum(map(len, pieces)))}, media_type="application/json")
+        self._pieces = pieces
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        for left, piece in zip(reversed(range(len(self._pieces))), self._pieces, strict=True):
+            await send({"type": "http.response.body", "body": piece, "more_body": left > 0})
 
 
 def _body_schema(model: type[Any]) -> dict[str, Any]:

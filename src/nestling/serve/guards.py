@@ -107,7 +107,7 @@ def admitted(service: Service) -> Iterator[None]:
         service.in_flight -= 1
 
 
-async def unless_gone(request: Request, work: asyncio.Task[bytes]) -> bytes | None:
+async def unless_gone(request: Request, work: asyncio.Task[list[bytes]]) -> list[bytes] | None:
     """The work's result; None, with the work cancelled, when the client leaves before it is done."""
     gone = asyncio.ensure_future(request.receive())
     try:

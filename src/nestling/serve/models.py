@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from nestling.embedder import Embedder
-from nestling.errors import EngineError
+from nestling.errors import EngineError, NestlingError
 from nestling.serve.settings import MIB
 from nestling.vectors import paired_cosine
 
@@ -100,8 +100,10 @@ class ModelPool:
         before = resident_bytes()
         try:
             embedder = self._load(reference)
-        except (RuntimeError, OSError, MemoryError) as error:
-            raise EngineError(f"{reference}: cannot be loaded: {error}") from error
+        except NestlingError:
+            raise
+        except Exception as error:
+            raise EngineError(f"{reference}: cannot be loaded: {type(error).__name__}: {error}") from error
         self_test(embedder)
         return Model(reference, embedder, max(resident_bytes() - before, 0))
 

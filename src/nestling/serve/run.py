@@ -31,6 +31,8 @@ LINGER_S = 0.5
 """Time between the signal and the closing of the port, in which every answer closes its connection."""
 HEADER_TIMEOUT_S = 10.0
 """Time for a connection to send a whole request head, whether it is new or kept alive."""
+TAKE_TIMEOUT_S = 30.0
+"""Time for a client to take what has been sent, once it is so far behind that sending pauses."""
 LOG = logging.getLogger("nestling.serve")
 
 
@@ -47,35 +49,43 @@ def run(settings: ServeSettings, load: Load | None = None) -> None:
 
 
 class PunctualProtocol(H11Protocol):
-    """uvicorn's HTTP/1.1, which also closes connections that take too long to send a request's head."""
+    """uvicorn's HTTP/1.1, which also ends connections that are too slow with a request's head or in taking an answer."""
 
-    _reaper: asyncio.TimerHandle | None = None
+    _deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """asyncio: a new connection."""
         super().connection_made(transport)
-        self._watch()
+        self._expect(HEADER_TIMEOUT_S)
 
     def data_received(self, data: bytes) -> None:
         """asyncio: bytes have come."""
         super().data_received(data)
         if self.cycle is not None and not self.cycle.response_complete:
-            self._unwatch()
-        elif self._reaper is None:
-            self._watch()
+            self._expect(None)
+        elif self._deadline is None:
+            self._expect(HEADER_TIMEOUT_S)
+
+    def pause_writing(self) -> None:
+        """asyncio: the client does not keep up with what is sent."""
+        super().pause_writing()
+        self._expect(TAKE_TIMEOUT_S)
+
+    def resume_writing(self) -> None:
+        """asyncio: the client has caught up."""
+        super().resume_writing()
+        self._expect(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """asyncio: the connection is over."""
-        self._unwatch()
+        self._expect(None)
         super().connection_lost(exc)
 
-    def _watch(self) -> None:
-        self._reaper = self.loop.call_later(HEADER_TIMEOUT_S, self.transport.abort)
-
-    def _unwatch(self) -> None:
-        if self._reaper:
-            self._reaper.cancel()
-        self._reaper = None
+    def _expect(self, seconds: float | None) -> None:
+        """End the connection after so many seconds, unless this is called again."""
+        if self._deadline:
+            self._deadline.cancel()
+        self._deadline = None if seconds is None else self.loop.call_later(seconds, self.transport.abort)
 
 
 def say_ready(service: Service, listener: socket.socket) -> None:

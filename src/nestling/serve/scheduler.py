@@ -1,140 +1,34 @@
-"""Texts of all requests, packed into batches for one engine thread.
+"""One thread in which engines run, fed from the fair queue.
 
-Fair by tokens: of all waiting requests, the one whose next text would have finished first had they shared the engine
-evenly goes next (weighted fair queueing, Demers, Keshav and Shenker 1989). So a short query overtakes a bulk request
-and cannot starve it. A batch takes about `BATCH_S` of the engine's measured speed: what a query that comes while one
-runs has to wait for. Knows token ids and vectors only.
+A batch takes about `BATCH_S` of the engine's measured speed: what a query that comes while one runs has to wait for.
+The queue is bounded; a failing engine is loaded anew. Knows token ids and vectors only.
 """
 
 import asyncio
-import heapq
 import logging
 import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 
 from nestling.engine.base import TokenIds
 from nestling.errors import EngineError
+from nestling.serve.fairness import Batch, Job, Queue
 from nestling.serve.metrics import Registry
 from nestling.serve.models import Model
 from nestling.serve.problems import busy
 from nestling.vectors import Floats
 
 LOG = logging.getLogger("nestling.serve")
-BATCH_S = 0.2
+BATCH_S = 0.25
 SMALLEST_BATCH = 512
 FIRST_BATCH = 2048
 """Tokens a batch, before the engine's speed is known."""
 TELLING = 256
 """Tokens from which on a batch tells the engine's speed."""
-
-
-@dataclass(eq=False)
-class Job:
-    """One request's texts on their way through the engine; longest first, so that neighbours are of like length."""
-
-    model: Model
-    sequences: Sequence[TokenIds]
-    future: "asyncio.Future[Floats]"
-    start: float = 0.0
-    cancelled: bool = False
-    queued_at: float = field(default_factory=time.perf_counter)
-    order: list[int] = field(default_factory=list)
-    taken: int = 0
-    rows: dict[int, Floats] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.order = sorted(range(len(self.sequences)), key=lambda index: -len(self.sequences[index]))
-
-    @property
-    def next_tokens(self) -> int:
-        """Length of the next text."""
-        return len(self.sequences[self.order[self.taken]])
-
-    @property
-    def waiting_tokens(self) -> int:
-        """Tokens that no batch has taken yet."""
-        return sum(len(self.sequences[index]) for index in self.order[self.taken :])
-
-    def vectors(self) -> Floats:
-        """All rows, in the order of the sequences: (B, D)."""
-        return np.stack([self.rows[index] for index in range(len(self.sequences))])
-
-
-@dataclass(slots=True)
-class Batch:
-    """What goes through the engine at once: (job, index of its text) pairs of one model."""
-
-    model: Model
-    budget: int
-    parts: list[tuple[Job, int]] = field(default_factory=list)
-    tokens: int = 0
-
-    def fits(self, tokens: int) -> bool:
-        """True if a text of so many tokens may join; the first one always may."""
-        return not self.parts or self.tokens + tokens <= self.budget
-
-    def live(self) -> list[tuple[Job, int]]:
-        """The parts that somebody still waits for."""
-        return [(job, index) for job, index in self.parts if not job.cancelled]
-
-
-class Queue:
-    """The waiting jobs in fair order. Not thread-safe by itself."""
-
-    def __init__(self) -> None:
-        self._heap: list[tuple[float, int, Job]] = []
-        self._count = 0
-        self._clock = 0.0
-        self.tokens = 0
-
-    def __len__(self) -> int:
-        return len(self._heap)
-
-    def add(self, job: Job) -> None:
-        """Let a job in, at the present of the virtual clock."""
-        job.start = self._clock
-        self.tokens += job.waiting_tokens
-        self._push(job)
-
-    def take(self, budget_of: Callable[[Model], int]) -> Batch | None:
-        """The next batch, or None when nobody waits."""
-        batch, aside = None, list[Job]()
-        while self._heap:
-            job = heapq.heappop(self._heap)[2]
-            if job.cancelled:
-                self.tokens -= job.waiting_tokens
-                continue
-            batch = batch or Batch(job.model, budget_of(job.model))
-            if job.model is not batch.model or not batch.fits(job.next_tokens):
-                aside.append(job)
-                continue
-            self._clock += job.next_tokens / (len(self._heap) + len(aside) + 1)
-            self._move(job, batch)
-            if batch.tokens >= batch.budget:
-                break
-        for job in aside:
-            self._push(job)
-        return batch
-
-    def _move(self, job: Job, batch: Batch) -> None:
-        tokens = job.next_tokens
-        batch.parts.append((job, job.order[job.taken]))
-        batch.tokens += tokens
-        self.tokens -= tokens
-        job.start += tokens
-        job.taken += 1
-        if job.taken < len(job.order):
-            self._push(job)
-
-    def _push(self, job: Job) -> None:
-        self._count += 1
-        heapq.heappush(self._heap, (job.start + job.next_tokens, self._count, job))
 
 
 class Scheduler:
@@ -166,7 +60,7 @@ class Scheduler:
             return await job.future
         except asyncio.CancelledError:
             job.cancelled = True
-            self._metrics.dropped.add(amount=len(job.order) - job.taken)
+            self._metrics.dropped.add(amount=len(job.waiting))
             raise
 
     def stop(self) -> None:
@@ -177,7 +71,7 @@ class Scheduler:
         self._thread.join()
 
     def _admit(self, job: Job) -> None:
-        tokens = job.waiting_tokens
+        tokens = job.tokens()
         with self._ready:
             if self._queue.tokens and self._queue.tokens + tokens > self._max_tokens:
                 self._metrics.rejected.add("queue")
@@ -209,8 +103,10 @@ class Scheduler:
 
     def _run(self, batch: Batch) -> None:
         start = time.perf_counter()
-        for job in {job for job, index in batch.parts if index == job.order[0]}:
-            self._metrics.stage.observe(start - job.queued_at, "queue")
+        for job in batch.live():
+            if not job.started:
+                self._metrics.stage.observe(start - job.queued_at, "queue")
+                job.started = True
         try:
             rows = _checked(batch.model, [job.sequences[index] for job, index in batch.parts])
         except Exception as error:  # noqa: BLE001 - whatever an engine raises, the next request must be served
@@ -234,7 +130,7 @@ class Scheduler:
     def _rescue(self, batch: Batch) -> None:
         """Load the engine anew and try each request by itself, so that only the guilty one fails."""
         broken = True
-        for job in dict.fromkeys(job for job, _ in batch.live()):
+        for job in batch.live():
             parts = [(one, index) for one, index in batch.parts if one is job]
             try:
                 if broken:

@@ -1,4 +1,4 @@
-"""What the server does, without HTTP: a body in, a body out.
+"""What the server does, without HTTP: a body in, a body out, in pieces.
 
 A request is read, its model found, its texts tokenized, embedded and written. What takes long runs in threads, so that
 the event loop is free for others; what is short runs at once, because a thread's hand-over would cost more.
@@ -107,7 +107,7 @@ class Service:
         started = self._started.done() and not self._started.cancelled() and self._started.exception() is None
         return started and not self.draining
 
-    async def embed(self, body: bytes) -> bytes:
+    async def embed(self, body: bytes) -> list[bytes]:
         """`POST /v1/embeddings`."""
         request = await self._run(EmbeddingRequest.parse, body, short=len(body) < SHORT_BODY)
         self._note(request.unknown)
@@ -123,7 +123,7 @@ class Service:
             pooled = await self._pooled(model, ids)
             return await self._written(pooled, request, form=form, dimension=dimension, tokens=sum(map(len, ids)))
 
-    async def tokenize(self, body: bytes) -> bytes:
+    async def tokenize(self, body: bytes) -> list[bytes]:
         """`POST /tokenize`."""
         request = TokenizeRequest.parse(body)
         self._note(request.unknown)
@@ -136,9 +136,9 @@ class Service:
             ids = await self._run(model.embedder.tokenizer.encode, whole, short=_is_short(listed))
             tokens = [one.tolist() for one in ids]
             answer = {"tokens": tokens[0] if isinstance(texts, str) else tokens, "count": sum(map(len, tokens))}
-            return to_json({**answer, "max_model_len": model.embedder.spec.max_tokens})
+            return [to_json({**answer, "max_model_len": model.embedder.spec.max_tokens})]
 
-    async def detokenize(self, body: bytes) -> bytes:
+    async def detokenize(self, body: bytes) -> list[bytes]:
         """`POST /detokenize`."""
         request = DetokenizeRequest.parse(body)
         self._note(request.unknown)
@@ -146,7 +146,7 @@ class Service:
             text = await self._run(
                 model.embedder.tokenizer.decode, request.tokens, short=len(request.tokens) < SHORT_CHARACTERS
             )
-            return to_json({"content": text, "prompt": text})
+            return [to_json({"content": text, "prompt": text})]
 
     async def list_models(self) -> bytes:
         """`GET /v1/models`: each served reference, in each file type that is here, and each task by its own name."""
@@ -188,10 +188,10 @@ class Service:
 
     async def _written(
         self, pooled: Floats, request: EmbeddingRequest, *, form: Form, dimension: int, tokens: int
-    ) -> bytes:
+    ) -> list[bytes]:
         name = request.model or self.catalog.default.name
 
-        def write() -> bytes:
+        def write() -> list[bytes]:
             rows = answers.rows(pooled, dimension, normalised=request.normalized is not False)
             return answers.embeddings(rows, form=form, model=name, tokens=tokens)
 

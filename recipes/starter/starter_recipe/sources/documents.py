@@ -100,7 +100,7 @@ def _pages(root: Path, manual: Manual, language: str) -> dict[str, Path]:
     code = manual.codes.get(language)
     if code is None:
         return {}
-    pages = {}
+    pages: dict[str, Path] = {}
     for folder in sorted(root.glob(manual.pattern.format(code=code, lower=code.lower()))):
         for path in sorted(folder.rglob(f"*{manual.suffix}")):
             key = str(path.relative_to(folder)).replace(f".{code}.", ".")

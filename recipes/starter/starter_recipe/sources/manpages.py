@@ -61,7 +61,7 @@ def manpage_items(root: Path, banned_pages: set[str], banned_summaries: set[str]
 
 def _language_pages(root: Path, folder: str) -> dict[str, Path]:
     """Map `name.section` to the page of one language."""
-    pages = {}
+    pages: dict[str, Path] = {}
     for path in sorted(root.glob(f"*/usr/share/{folder}/man[1-8]/*.gz")):
         pages.setdefault(path.name.removesuffix(".gz"), path)
     return pages

@@ -1,0 +1,50 @@
+"""The hub: what its repositories hold, and files of theirs in huggingface_hub's own cache, whole and verified.
+
+The only package that imports huggingface_hub, whose variables (`HF_HOME`, `HF_HUB_CACHE`, `HF_HUB_OFFLINE`,
+`HF_TOKEN`, `HF_ENDPOINT`) mean here what they mean there. `cache` is what lies on this machine, `client` what comes
+over the network. Knows no model.
+"""
+
+from nestling.hub.cache import (
+    HubReference,
+    cached_repositories,
+    hash_of,
+    is_readable,
+    known_hash,
+    names_in,
+    remove,
+    repository_folder,
+    snapshot_of,
+)
+from nestling.hub.client import (
+    HubFile,
+    Listing,
+    Steps,
+    check_metadata,
+    fetch,
+    front_matter,
+    is_offline,
+    listing,
+    upload,
+)
+
+__all__ = [
+    "HubFile",
+    "HubReference",
+    "Listing",
+    "Steps",
+    "cached_repositories",
+    "check_metadata",
+    "fetch",
+    "front_matter",
+    "hash_of",
+    "is_offline",
+    "is_readable",
+    "known_hash",
+    "listing",
+    "names_in",
+    "remove",
+    "repository_folder",
+    "snapshot_of",
+    "upload",
+]

@@ -1,0 +1,244 @@
+"""A folder of built files as a repository: the card, what is refused, and a round trip over a hub on loopback."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+from tests.command_line import nestling
+from tests.hub_server import HubServer, running, use
+
+from nestling import pulled, store
+from nestling.build.checkpoint import Checkpoint
+from nestling.build.pipeline import Pipeline
+from nestling.card import SUMS, Card, card_path
+from nestling.errors import FileFormatError, UsageError
+from nestling.hub import HubReference
+from nestling.publishing import README, Publication, plan, send
+from nestling.spec import Task
+
+REPOSITORY = "some-org/small-text-code-GGUF"
+FILES = ("small-text-code-F16.gguf", "small-text-code-Q8_0.gguf")
+HEAD = "---\nlicense: other\nlicense_name: no-cooking\nlicense_link: LICENSE.txt\n---\n# small\n"
+
+
+@pytest.fixture(scope="module")
+def built(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One task's files of a checkpoint with a licence; copy it before changing anything in it."""
+    folder = tmp_path_factory.mktemp("publishing")
+    checkpoint = Path(shutil.copytree(small_checkpoint, folder / "checkpoint"))
+    (checkpoint / "README.md").write_text(HEAD, "utf-8")
+    Pipeline(Checkpoint.open(checkpoint), folder / "built", "small", 1).build([Task.CODE], ["Q8_0"])
+    return folder / "built"
+
+
+@pytest.fixture
+def folder(built: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(built, tmp_path / "built"))
+
+
+def head(publication: Publication) -> dict[str, Any]:
+    """The YAML head, as huggingface_hub reads it."""
+    found: dict[str, Any] = huggingface_hub.ModelCard(publication.readme).data.to_dict()  # type: ignore[no-untyped-call]
+    return found
+
+
+def test_the_head_is_what_the_hub_reads(built: Path) -> None:
+    assert head(plan(built, REPOSITORY, base_model="some-org/small")) == {
+        "license": "other", "license_name": "no-cooking", "license_link": "LICENSE.txt",
+        "base_model": "some-org/small", "base_model_relation": "quantized", "pipeline_tag": "feature-extraction",
+        "tags": ["gguf", "embeddings", "sentence-similarity", "matryoshka", "llama.cpp", "nestling"],
+    }  # fmt: skip
+
+
+def test_the_base_model_is_the_cards_when_it_came_from_the_hub(folder: Path) -> None:
+    for path in folder.glob("*.gguf"):
+        card = Card.read(path)
+        assert card
+        replace(card, source=f"some-org/origin@{'a' * 40}").write(folder)
+    assert head(plan(folder, REPOSITORY))["base_model"] == "some-org/origin"
+
+
+def test_weights_of_unknown_origin_claim_none(built: Path) -> None:
+    assert "base_model" not in plan(built, REPOSITORY).readme
+
+
+def test_the_card_says_how_the_files_are_used(built: Path) -> None:
+    text = plan(built, REPOSITORY, scores="## Scores\n\n| a |\n| --- |\n| 0.5 |\n").readme
+    for part in (
+        "| query | `Query: ` |",
+        "| passage | `Passage: ` |",
+        "16, 32, 64 dimensions",
+        f"nestling pull {REPOSITORY}:Q8_0",
+        f"llama-server -hf {REPOSITORY}:Q8_0 --embedding --pooling mean",
+        '"input": ["Query: A beautiful sunset',
+        "| 0.5 |",
+    ):
+        assert part in text
+    for name in FILES:
+        card = Card.read(built / name)
+        assert card
+        size = f"{card.size_bytes / 2**20:,.1f}"
+        assert f"| {name} | {card.bits_per_weight:.2f} | {size} | `{card.sha256}` |" in text
+
+
+def test_the_files_are_the_models_their_cards_and_the_sums(built: Path) -> None:
+    made = plan(built, REPOSITORY)
+    assert set(made.files) == {README, SUMS, *FILES, *(name.replace(".gguf", ".json") for name in FILES)}
+    assert made.sizes()[FILES[1]] == (built / FILES[1]).stat().st_size
+    sums = made.files[SUMS]
+    assert isinstance(sums, bytes)
+    assert sorted(sums.splitlines()) == sorted((built / SUMS).read_bytes().splitlines())
+
+
+def spoil(folder: Path) -> None:
+    with (folder / FILES[1]).open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\xff")
+
+
+def remove_all(folder: Path) -> None:
+    for path in folder.glob("*.gguf"):
+        path.unlink()
+
+
+def recard(**changes: str) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        card = Card.read(folder / FILES[1])
+        assert card
+        replace(card, **changes).write(folder)  # type: ignore[arg-type]
+
+    return apply
+
+
+FAULTS: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
+    "no card": (lambda folder: card_path(folder / FILES[1]).unlink(), FileFormatError, "Q8_0.gguf: no card"),
+    "another version's card": (
+        lambda folder: card_path(folder / FILES[1]).write_text("{}"), FileFormatError, "not a card of this",
+    ),
+    "a flipped bit": (spoil, FileFormatError, "Q8_0.gguf: not the file that its card is for"),
+    "no licence": (recard(licence=""), FileFormatError, "Q8_0.gguf: no licence in it"),
+    "two licences": (recard(licence="mit"), FileFormatError, "different licences"),
+    "two sources": (recard(source="sha256:1"), FileFormatError, "different sources"),
+    "two families": (recard(family="x"), FileFormatError, "different families"),
+    "two tasks": (
+        lambda folder: shutil.copy(folder / FILES[0], folder / "small-text-retrieval-F16.gguf"),
+        UsageError, "files for code, retrieval; a repository is for one: --task",
+    ),
+    "no files": (remove_all, UsageError, "no file called"),
+    "no folder": (shutil.rmtree, UsageError, "no file called"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_is_not_published(folder: Path, fault: str) -> None:
+    change, error, message = FAULTS[fault]
+    change(folder)
+    with pytest.raises(error, match=message):
+        plan(folder, REPOSITORY)
+
+
+def test_one_task_of_several_is_named(folder: Path) -> None:
+    shutil.copy(folder / FILES[0], folder / "small-text-retrieval-F16.gguf")
+    made = plan(folder, REPOSITORY, task=Task.CODE)
+    assert {name for name in made.files if name.endswith(".gguf")} == set(FILES)
+
+
+@pytest.mark.parametrize("repository", ["name", "org/name:Q8_0", "hf.co/org/name", "a/b/c", "../x", ""])
+def test_a_repository_is_an_organisation_and_a_name(built: Path, repository: str) -> None:
+    with pytest.raises(UsageError, match="org/name is expected"):
+        plan(built, repository)
+
+
+# Over the network: a hub on loopback.
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[HubServer]:
+    with running() as one:
+        yield one
+
+
+@pytest.fixture
+def empty_hub(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HubServer:
+    use(server, tmp_path / "hub", monkeypatch)
+    return server
+
+
+def test_without_yes_nothing_is_sent(built: Path, empty_hub: HubServer) -> None:
+    done = nestling("publish", built, REPOSITORY)
+    assert (done.code, done.err, empty_hub.requests) == (0, "", [])
+    assert "Nothing was sent; --yes sends it." in done.out
+    assert all(part in done.out for part in (*FILES, README, SUMS, "license: other", "## Prefixes"))
+
+
+def test_published_then_pulled_then_shown_then_removed(built: Path, empty_hub: HubServer) -> None:
+    done = nestling("publish", built, REPOSITORY, "--yes")
+    assert (done.code, done.err) == (0, "")
+    assert f"sent: {empty_hub.endpoint}/{REPOSITORY}/commit/" in done.out
+    assert empty_hub.repositories[REPOSITORY][FILES[1]] == (built / FILES[1]).read_bytes()
+    reference = f"{REPOSITORY}:Q8_0"
+    pulled_path = Path(json.loads(nestling("pull", reference, "--json").out)[0]["path"])
+    assert pulled_path.read_bytes() == (built / FILES[1]).read_bytes()
+    listed = json.loads(nestling("list", "--json").out)
+    assert {"reference": reference, "size_bytes": pulled_path.stat().st_size, "path": str(pulled_path)} in listed
+    shown = json.loads(nestling("show", reference, "--json").out)
+    card = Card.read(built / FILES[1])
+    assert card
+    assert (shown["card"]["sha256"], shown["file"]["hub_hash"], shown["spec"]["task"]) == (card.sha256,) * 2 + ("code",)
+    assert shown["file"]["tensor_types"] == card.tensor_types
+    assert "small" in nestling("show", reference).out
+    size = pulled_path.stat().st_size + card_path(pulled_path).stat().st_size
+    removed = json.loads(nestling("rm", reference, "--json").out)
+    assert removed == {"removed": [str(pulled_path), str(card_path(pulled_path))], "freed_bytes": size}
+    assert pulled.find(HubReference(REPOSITORY)) is None
+    assert nestling("show", reference).code == 1
+
+
+def test_it_can_be_a_private_repository(built: Path, empty_hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    create = huggingface_hub.HfApi.create_repo
+
+    def watched(*arguments: object, private: bool, **more: object) -> object:
+        asked.append(private)
+        return create(*arguments, private=private, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", watched)
+    send(plan(built, REPOSITORY), private=True)
+    assert (asked, len(empty_hub.commits)) == ([True], 1)
+
+
+# Removing what was built.
+
+
+def test_rm_removes_a_built_file_with_its_card_and_its_sum(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(store.CACHE_VARIABLE, str(folder.parent / "cache"))
+    home = store.family_folder("small")
+    shutil.copytree(folder, home)
+    freed = sum((home / name).stat().st_size for name in (FILES[1], FILES[1].replace(".gguf", ".json")))
+    assert store.remove("small-code:Q8_0") == (
+        [str(home / FILES[1]), str(home / FILES[1].replace("gguf", "json"))],
+        freed,
+    )
+    assert [path.name for path in sorted(home.glob("small*"))] == [FILES[0], FILES[0].replace("gguf", "json")]
+    assert FILES[1] not in (home / SUMS).read_text()
+    store.remove("small")
+    assert not list(home.glob("small*"))
+
+
+@pytest.mark.parametrize(
+    ("reference", "code", "part"),
+    [
+        ("nobody-code:Q8_0", 1, "nobody-code:Q8_0: not on this machine"),
+        ("org/absent:Q8_0", 1, "org/absent:Q8_0: not in the hub's cache"),
+        ("./x.gguf", 2, "not a path"),
+        ("x y", 2, "name[-task][:QUANT]"),
+    ],
+)
+def test_rm_of_what_is_not_there(reference: str, code: int, part: str) -> None:
+    done = nestling("rm", reference)
+    assert (done.code, done.raw, part in done.err) == (code, b"", True), done.err

@@ -31,7 +31,7 @@ $(VENV)/ready-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	touch $@ $(VENV)/ready
 
 # The exact versions, from what resolves today; no addresses.
-constraints: | $(VENV)/bin/python
+constraints:
 	rm -rf $(VENV)/fresh && $(PYTHON) -m venv $(VENV)/fresh
 	$(VENV)/fresh/bin/python -m pip install --quiet '.[dev]'
 	$(VENV)/fresh/bin/python -m pip freeze --exclude nestling > constraints.txt

@@ -65,7 +65,6 @@ class FakeEncoder:
     def __init__(self, answer: Callable[[Sequence[str], Role], Floats]) -> None:
         self._answer = answer
         self.task: Task | None = Task.RETRIEVAL
-        self.dimensions: tuple[int, ...] = (2, 4)
         self.asked: list[tuple[tuple[str, ...], Role]] = []
         self.closed = False
 

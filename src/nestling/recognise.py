@@ -17,10 +17,9 @@ from nestling.build.convert import MAX_TOKENS
 from nestling.errors import FileFormatError, UsageError
 from nestling.gguf_io import GGUFFile
 from nestling.quants import FILE_TYPES
-from nestling.spec import ModelSpec, Pooling, Task, prefixes_for
+from nestling.spec import MAX_SPEC_LENGTH, ModelSpec, Pooling, Task, prefixes_for
 
 ARCHITECTURES = ("qwen2vl", "qwen2")
-MAX_SPEC_BYTES = 1 << 20
 _NAME_FIELDS = ("general.name", "general.basename", "general.finetune")
 _TASKS = {task.stem: task for task in Task} | {task.value: task for task in Task}
 
@@ -97,8 +96,8 @@ def read_spec(path: Path) -> ModelSpec:
     """Read a specification as JSON: the fields of `ModelSpec`, of which `source` may be left out."""
     known = {field.name for field in fields(ModelSpec)}
     try:
-        if path.stat().st_size > MAX_SPEC_BYTES:
-            raise FileFormatError(f"{path}: larger than {MAX_SPEC_BYTES} bytes; a specification is a few lines")
+        if path.stat().st_size > MAX_SPEC_LENGTH:
+            raise FileFormatError(f"{path}: larger than {MAX_SPEC_LENGTH} bytes; a specification is a few lines")
         raw = json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror or error}", param="spec") from None

@@ -11,6 +11,7 @@ from typing import Self, TypeVar
 
 from nestling.errors import FileFormatError, UsageError
 
+MAX_SPEC_LENGTH = 1 << 16
 _T = TypeVar("_T")
 
 
@@ -110,6 +111,8 @@ class ModelSpec:
     @classmethod
     def from_json(cls, text: str) -> Self:
         """Read what `to_json` wrote; anything else is a FileFormatError."""
+        if len(text) > MAX_SPEC_LENGTH:
+            raise FileFormatError(f"nestling.spec: longer than {MAX_SPEC_LENGTH} characters")
         try:
             raw = json.loads(text)
             spec = cls(

@@ -85,19 +85,41 @@ def test_a_reference_of_ones_own(two: list[Path], tiny_models: dict[str, Path], 
     assert found[1].result.against.model.file_type == "F32"
 
 
-def test_the_same_file_is_equal_to_itself(tiny_models: dict[str, Path], settings: Settings, tmp_path: Path) -> None:
-    twin = tmp_path / "twin.gguf"
-    twin.write_bytes(tiny_models["F32"].read_bytes())
-    found = measure([tiny_models["F32"]], replace(settings, against=str(twin)))
-    against = found[1].result.against
-    assert against is not None
-    assert against.cosine_lowest == pytest.approx(1, abs=1e-12)
-    assert set(against.differences.values()) == {Interval(0, 0, 0)}
+def test_a_reference_for_another_task_is_refused(two: list[Path], settings: Settings) -> None:
+    with pytest.raises(UsageError, match="starter-text-code-F16 is not for retrieval, tiny-F16 is"):
+        measure(two[1:], replace(settings, against="starter-code:F16"))
+
+
+def test_equal_vectors_differ_by_nothing(two: list[Path], settings: Settings) -> None:
+    (measured,) = measure(two[1:], settings)
+    assert quality.difference(measured.result.full, measured.result.full, "nDCG@5") == Interval(0, 0, 0)
 
 
 def test_dimensions_that_were_not_trained_are_refused(two: list[Path], settings: Settings) -> None:
     with pytest.raises(UsageError, match=r"dimensions=100: tiny-F16 is trained for 32, 64, 128, 256"):
         measure(two[1:], replace(settings, dimensions=(100,)))
+
+
+def test_a_result_of_fewer_dimensions_does_not_stand_for_all(two: list[Path], settings: Settings) -> None:
+    measure(two[1:], replace(settings, dimensions=(64,)))
+    (measured,) = measure(two[1:], settings)
+    assert measured.fresh
+    assert len(measured.result.scores) == 4
+
+
+def test_one_file_by_two_names_is_one_model_and_two_of_one_name_are_refused(
+    two: list[Path], tiny_models: dict[str, Path], settings: Settings, tmp_path: Path, benchmark: str
+) -> None:
+    copy = tmp_path / "copy.gguf"
+    copy.write_bytes(two[1].read_bytes())
+    assert len(measure([two[1], copy], settings)) == 1
+    other = tmp_path / two[1].name
+    other.write_bytes(tiny_models["F32"].read_bytes())
+    with pytest.raises(UsageError, match="two of them are called tiny-F16-reference"):
+        measure([two[1], other], settings)
+    same = write_benchmark(tmp_path / "elsewhere" / "mine")
+    with pytest.raises(UsageError, match="two of them are called mine"):
+        measure(two, replace(settings, benchmarks=(benchmark, str(same))))
 
 
 def test_asked_dimensions_and_the_full_width_are_measured(two: list[Path], settings: Settings) -> None:

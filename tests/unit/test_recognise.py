@@ -11,7 +11,6 @@ import pytest
 from tests import tiny_gguf
 from tests.command_line import nestling
 
-from nestling import recognise
 from nestling.build.casts import cast_rows
 from nestling.embedder import Embedder, spec_of
 from nestling.engine.loading import EngineName
@@ -20,7 +19,7 @@ from nestling.errors import FileFormatError, UsageError
 from nestling.gguf_io import Field, GGUFFile, TensorPlan, write_gguf
 from nestling.quants import QuantType
 from nestling.recognise import JINA_V4, by_file_name, published_name, read_spec, with_spec
-from nestling.spec import ModelSpec, Pooling, Task, prefixes_for
+from nestling.spec import MAX_SPEC_LENGTH, ModelSpec, Pooling, Task, prefixes_for
 from nestling.vectors import paired_cosine
 
 SIZES = {**JINA_V4.shape, "context_length": 128000}
@@ -265,14 +264,14 @@ def test_a_files_own_specification_is_not_replaced(tiny_models: dict[str, Path],
     [
         (b"{", "not sound JSON"),
         (b"\xff", "not sound JSON"),
-        (b"[" * 100_000, "not sound JSON"),
+        (b"[" * 60_000, "not sound JSON"),
         (b"[]", "no object: the fields are dimensions, family"),
         (b'{"colour": 1}', "'colour': the fields are"),
         (b"{}", "not a model specification"),
         (json.dumps(SPEC | {"task": "cooking"}).encode(), "not a model specification .*cooking"),
         (json.dumps(SPEC | {"pooling": "cls"}).encode(), "not a model specification .*cls"),
         (json.dumps(SPEC | {"dimensions": []}).encode(), "dimensions, max_tokens or prefixes are missing"),
-        (b" " * (recognise.MAX_SPEC_BYTES + 1), "larger than"),
+        (b" " * (MAX_SPEC_LENGTH + 1), "larger than"),
     ],
 )
 def test_what_is_no_specification_is_refused(tmp_path: Path, content: bytes, reason: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Self
 from nestling.build.safetensors import parse_json
 from nestling.errors import CheckpointError
 
-MAX_JSON_BYTES = 100_000_000
+MAX_JSON_BYTES = 25_000_000
 
 
 @dataclass(frozen=True, slots=True)

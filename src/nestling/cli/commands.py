@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from nestling import __version__
-from nestling.cli import building, embedding, hubbing, serving
+from nestling.cli import building, embedding, evaluating, hubbing, serving
 
 app = typer.Typer(
     help="jina-embeddings-v4 on your own hardware: build small GGUF files, embed with them, serve them.",
@@ -28,9 +28,15 @@ _VERBS: dict[str, Any] = {
     "embed": embedding.embed,
     "similarity": embedding.similarity,
     "serve": serving.serve,
+    "report": evaluating.report,
 }
 for _name, _verb in _VERBS.items():
     app.command(_name)(_verb)
+
+_measuring = typer.Typer(help="Measure models: quality, speed.", no_args_is_help=True)
+_measuring.command("quality")(evaluating.quality)
+_measuring.command("speed")(evaluating.speed)
+app.add_typer(_measuring, name="eval")
 
 
 def _version(wanted: bool) -> None:

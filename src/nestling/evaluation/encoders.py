@@ -25,11 +25,10 @@ CHUNK_TEXTS = 64
 
 
 class Encoder(Protocol):
-    """Texts to vectors of full width. `task` is what it is for, None if unknown; `dimensions` its trained sizes."""
+    """Texts to vectors of full width. `task` is what it is for, None if unknown."""
 
     name: str
     task: Task | None
-    dimensions: tuple[int, ...]
 
     def encode(self, texts: Sequence[str], *, role: Role) -> Floats:
         """Embed the texts of one role: -> (B, D) float32."""
@@ -46,7 +45,6 @@ class LocalEncoder:
     def __init__(self, embedder: Embedder, *, name: str) -> None:
         self.name, self._embedder = name, embedder
         self.task: Task | None = embedder.spec.task
-        self.dimensions = embedder.spec.dimensions
 
     def encode(self, texts: Sequence[str], *, role: Role) -> Floats:
         """Embed the texts of one role; see `Embedder.encode`."""
@@ -68,7 +66,6 @@ class RemoteEncoder:
         self.task = self._named_task or task
         if self.task is None:
             raise UsageError(f"{url}: name its task, with --task or as URL#MODEL/TASK", param="task")
-        self.dimensions: tuple[int, ...] = ()
 
     def encode(self, texts: Sequence[str], *, role: Role) -> Floats:
         """Embed the texts of one role: one request."""

@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from nestling.evaluation.metrics import LEVEL
-from nestling.evaluation.quality import headline
 from nestling.evaluation.results import QualityResult, Scores, SpeedResult, slug
-from nestling.evaluation.tables import MIB, by_benchmark, labels, subject
+from nestling.evaluation.tables import MIB, by_benchmark, headline, labels, subject
 from nestling.evaluation.texts import MIXED
 
 MOST_LINES = 6

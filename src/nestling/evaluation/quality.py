@@ -101,6 +101,7 @@ class _Model:
         return self._encoder
 
     def sides(self, benchmark: Benchmark) -> Sides:
+        """The benchmark's vectors, made when they are first wanted."""
         if benchmark.name not in self.vectors:
             encoder, began = self.encoder, time.perf_counter()
             told = self.steps(f"{self.facts.label} on {benchmark.name}")
@@ -124,24 +125,39 @@ def measure(references: Sequence[str], settings: Settings, *, steps: Steps = sil
     model is `against`, or of several models of one family and task the one with the most bits a weight; it is
     measured too. An unknown or unsound benchmark is found before anything is measured.
     """
-    sets = {name: data.load(name) for name in _named_sets(settings)}
+    sets = [data.load(name) for name in _named_sets(settings)]
     models = [_model(reference, settings, steps) for reference in expand(references)]
     named = [_model(reference, settings, steps) for reference in expand([settings.against] if settings.against else [])]
     base_of = _named_bases(named, models) if named else _largest(models)
-    bases = list({id(base): base for base in base_of.values()}.values())
+    ordered = _unique([*base_of.values(), *models])
+    _check_names([one.name for one in sets], "benchmark")
+    _check_names([model.name for model in ordered], "models")
     try:
-        for model in bases + [model for model in models if model.facts.reference not in _references(bases)]:
-            for name in sets or data.for_task(model.task):
-                sets_or_shipped = sets.get(name) or data.load(name)
-                yield _measured(model, sets_or_shipped, base_of.get(model.key))
-            model.finished(keep_vectors=model in bases)
+        for model in ordered:
+            base = base_of.get(model.key)
+            for benchmark in sets or [data.load(name) for name in data.for_task(model.task)]:
+                yield _measured(model, benchmark, base)
+            model.finished(keep_vectors=model is base)
     finally:
-        for model in models + named:
+        for model in ordered:
             model.finished(keep_vectors=False)
 
 
-def _references(models: Sequence["_Model"]) -> set[str]:
-    return {model.facts.reference for model in models}
+def _unique(models: Sequence["_Model"]) -> list["_Model"]:
+    """Each model once: a file that several references mean is one model."""
+    found: dict[str, _Model] = {}
+    for model in models:
+        found.setdefault(model.facts.sha256 or model.facts.reference, model)
+    return list(found.values())
+
+
+def _check_names(names: Sequence[str], param: str) -> None:
+    """Results are written under these names: UsageError when two are the same."""
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(
+                f"two of them are called {name}; results would overwrite each other: rename one", param=param
+            )
 
 
 def difference(ours: Scores, theirs: Scores, measure: str) -> Interval:
@@ -152,11 +168,6 @@ def difference(ours: Scores, theirs: Scores, measure: str) -> Interval:
             *(np.array(side) for side in (left["score"], left["cosine"], right["cosine"]))
         )
     return metrics.interval([a - b for a, b in zip(left[measure], right[measure], strict=True)])
-
-
-def headline(result: QualityResult) -> str:
-    """The measure to decide by."""
-    return SPEARMAN if result.benchmark.kind == "pairs" else "nDCG@10"
 
 
 def _named_sets(settings: Settings) -> list[str]:
@@ -226,12 +237,13 @@ def _kept(path: Path, model: _Model, benchmark: Benchmark, base: _Model | None) 
     )  # fmt: skip
     same_base = (old.against.model.sha256 if old.against else None) == (base.facts.sha256 if base else None)
     have = {one.dimensions for one in old.scores}
-    return old if same and same_base and have >= set(model.settings.dimensions) else None
+    wanted = set(model.settings.dimensions or model.facts.dimensions)
+    return old if same and same_base and have >= wanted else None
 
 
 def _sizes(model: _Model, width: int) -> list[int]:
     wanted = model.settings.dimensions
-    trained = model.encoder.dimensions or tuple(sorted({*wanted, width}))
+    trained = model.facts.dimensions or tuple(sorted({*wanted, width}))
     for size in wanted:
         if size not in trained or size > width:
             known = ", ".join(map(str, trained))

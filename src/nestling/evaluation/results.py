@@ -56,7 +56,7 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What was measured; a server's URL has a reference alone."""
+    """What was measured; of a server only reference and task are known. `dimensions` are the trained sizes."""
 
     reference: str
     file: str | None = None
@@ -67,6 +67,7 @@ class ModelFacts:
     file_type: str | None = None
     family: str | None = None
     task: str | None = None
+    dimensions: tuple[int, ...] = ()
 
     @property
     def label(self) -> str:
@@ -247,6 +248,7 @@ def model_facts(reference: str, path: Path) -> ModelFacts:
         file_type=next((name for name, kind in FILE_TYPES.items() if number and kind == number.value), None),
         family=spec.family,
         task=spec.task,
+        dimensions=spec.dimensions,
     )
 
 

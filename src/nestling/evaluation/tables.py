@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 
 from nestling.evaluation.metrics import LEVEL, MEASURES, SPEARMAN, Interval
-from nestling.evaluation.quality import difference, headline
+from nestling.evaluation.quality import difference
 from nestling.evaluation.results import ModelFacts, QualityResult, SpeedResult
 
 MIB = 2**20
@@ -60,6 +60,11 @@ def subject(group: Sequence[QualityResult]) -> str:
     families = {one.model.family for one in group if one.model.family}
     of = f", {next(iter(families))}" if len(families) == 1 else ""
     return f"{group[0].benchmark.name}{foreign}{of}, {group[0].model.task}"
+
+
+def headline(result: QualityResult) -> str:
+    """The measure to decide by."""
+    return SPEARMAN if result.benchmark.kind == "pairs" else "nDCG@10"
 
 
 def labels(group: Sequence[QualityResult | SpeedResult]) -> list[str]:

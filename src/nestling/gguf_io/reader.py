@@ -22,6 +22,8 @@ MAGIC = b"GGUF"
 MAX_TENSORS = 1 << 16
 MAX_KEYS = 1 << 12
 MAX_ARRAY_ITEMS = 1 << 20
+MAX_ITEMS = 1 << 20
+MAX_HEADER_BYTES = 1 << 26
 MAX_STRING_BYTES = 1 << 24
 MAX_NAME_BYTES = 1 << 10
 MAX_DIMENSIONS = 4
@@ -95,13 +97,20 @@ class _Cursor:
     path: Path
     data: NDArray[np.uint8]
     at: int = 0
+    items: int = 0
+
+    @property
+    def end(self) -> int:
+        """Where the header ends at the latest."""
+        return min(self.data.size, MAX_HEADER_BYTES)
 
     def fail(self, message: str) -> GGUFError:
         return GGUFError(f"{self.path}: byte {self.at}: {message}")
 
     def take(self, count: int, what: str) -> NDArray[np.uint8]:
-        if count > self.data.size - self.at:
-            raise self.fail(f"{what} needs {count} bytes, the file has {self.data.size - self.at} left")
+        if count > self.end - self.at:
+            whose = "file" if self.end == self.data.size else f"header, of at most {MAX_HEADER_BYTES} bytes,"
+            raise self.fail(f"{what} needs {count} bytes, the {whose} has {self.end - self.at} left")
         piece = self.data[self.at : self.at + count]
         self.at += count
         return piece
@@ -124,7 +133,7 @@ class _Cursor:
 
     def strings(self, count: int, what: str) -> tuple[str, ...]:
         """`count` strings at once: the vocabulary is long, so the loop is kept bare."""
-        buffer, at, end, found = self.data.data, self.at, self.data.size, []
+        buffer, at, end, found = self.data.data, self.at, self.end, []
         for _ in range(count):
             if at + 8 > end:
                 raise self.fail(f"{what} ends early")
@@ -183,6 +192,9 @@ def _scalar(number: Any, kind: ValueKind) -> Any:  # noqa: ANN401
 
 def _items(cursor: _Cursor, key: str, item: ValueKind) -> tuple[Any, ...]:
     count = cursor.count(MAX_ARRAY_ITEMS, f"length of {key}")
+    cursor.items += count
+    if cursor.items > MAX_ITEMS:
+        raise cursor.fail(f"{key}: more than {MAX_ITEMS} items in all arrays together")
     if item is ValueKind.STRING:
         return cursor.strings(count, key)
     numbers = np.frombuffer(cursor.take(count * item.dtype.itemsize, key), item.dtype).tolist()

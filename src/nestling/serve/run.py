@@ -49,7 +49,7 @@ def run(settings: ServeSettings, load: Load | None = None) -> None:
 
 
 class PunctualProtocol(H11Protocol):
-    """uvicorn's HTTP/1.1, which also ends connections that are too slow with a request's head or in taking an answer."""
+    """uvicorn's HTTP/1.1, which also ends connections that are too slow to send a head or to take an answer."""
 
     _deadline: asyncio.TimerHandle | None = None
 

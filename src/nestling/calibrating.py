@@ -1,0 +1,115 @@
+"""Calibration: a text in the shape that a model meets it, and the importance matrix that comes of running it.
+
+The one module beneath the store that knows both what a matrix is (`build`) and how a model is run (`engine`). A text
+is cut into chunks of `CHUNK_TOKENS` tokens; each begins with a role's prefix, query and passage in turn, as every
+text does that is embedded. The text that ships with the package is described in `calibration/README.md`.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from nestling.build.imatrix import MIN_TOKENS, ImportanceMatrix, collect_imatrix
+from nestling.engine.base import TokenIds
+from nestling.errors import BuildError
+from nestling.files import Progress, no_progress
+from nestling.gguf_io import GGUFFile
+from nestling.spec import ModelSpec, Role
+from nestling.tokenizer import Tokenizer
+
+CHUNK_TOKENS = 512
+"""Tokens of a chunk, prefix included: llama-imatrix's own default."""
+BATCH = 4
+"""Chunks that go through the engine together: the tokens that it takes at once."""
+ROLES = (Role.QUERY, Role.PASSAGE)
+
+
+def default_text() -> Path:
+    """The calibration text that ships with the package."""
+    return Path(__file__).parent / "calibration" / "calibration.txt"
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """A calibration text as one model reads it."""
+
+    spec: ModelSpec
+    tokenizer: Tokenizer
+    path: Path
+
+    def chunks(self, limit: int | None = None) -> list[TokenIds]:
+        """The text as chunks of token ids, the first `limit` of them; too short a text is a BuildError."""
+        prefixes = self._prefixes()
+        ids = self.tokenizer.encode([self._text()])[0]
+        if len(ids) < MIN_TOKENS:
+            raise BuildError(
+                f"{self.path}: {len(ids)} tokens of calibration text; at least {MIN_TOKENS} are needed,"
+                " better fifty times as many"
+            )
+        return list(_chunks(ids, prefixes))[:limit]
+
+    def texts(self, count: int, *, longest: int, half: int | None = None) -> list[TokenIds]:
+        """`count` paragraphs from all over the text (of `half` 0 or 1 alone), cut at `longest` tokens, roles in turn."""
+        paragraphs = [part for part in self._text().split("\n\n") if part.strip()]
+        if half is not None:
+            paragraphs = paragraphs[half * len(paragraphs) // 2 : (half + 1) * len(paragraphs) // 2]
+        if len(paragraphs) < count:
+            raise BuildError(f"{self.path}: {len(paragraphs)} paragraphs; {count} are needed, with empty lines between")
+        chosen = [paragraphs[place * len(paragraphs) // count] for place in range(count)]
+        prefixed = [self.spec.prefix(ROLES[place % len(ROLES)]) + text for place, text in enumerate(chosen)]
+        return [ids[:longest] for ids in self.tokenizer.encode(prefixed)]
+
+    def _text(self) -> str:
+        try:
+            return self.path.read_text("utf-8")
+        except UnicodeDecodeError as error:
+            raise BuildError(f"{self.path}: byte {error.start} is not UTF-8; a calibration text is plain text") from None
+
+    def _prefixes(self) -> list[TokenIds]:
+        return self.tokenizer.encode([self.spec.prefix(role) for role in ROLES])
+
+
+def _chunks(ids: TokenIds, prefixes: Sequence[TokenIds]) -> Iterator[TokenIds]:
+    """Cut ids into chunks with a prefix in front of each, in turn; a rest shorter than half a chunk is left out."""
+    start = place = 0
+    while len(ids) - start >= CHUNK_TOKENS // 2:
+        prefix = prefixes[place % len(prefixes)]
+        taken = CHUNK_TOKENS - len(prefix)
+        yield np.concatenate([prefix, ids[start : start + taken]])
+        start, place = start + taken, place + 1
+
+
+def collect(
+    model: Path,
+    *,
+    spec: ModelSpec,
+    text: Path | None = None,
+    threads: int,
+    limit: int | None = None,
+    progress: Progress = no_progress,
+) -> ImportanceMatrix:
+    """Run the calibration text (the package's by default) through a model file: its importance matrix.
+
+    `limit` takes that many chunks only. `progress` is told tokens. A model that is quantized already is a BuildError:
+    its matrix would be that of another model's activations.
+    """
+    from nestling.engine.openvino import Observer
+
+    file = GGUFFile.open(model)
+    if quantized := next((one for one in file.tensors.values() if not one.kind.is_float), None):
+        raise BuildError(
+            f"{model}: {quantized.name} is {quantized.kind.name}; collect the matrix with the F32, F16 or BF16 file"
+        )
+    text = text or default_text()
+    chunks = Calibration(spec, Tokenizer.from_gguf(file), text).chunks(limit)
+    observer = Observer(file, threads=threads)
+    return collect_imatrix(
+        [chunk.tolist() for chunk in chunks],
+        collect=observer.collect,
+        dataset=text.name,
+        chunk_size=CHUNK_TOKENS,
+        batch=BATCH,
+        progress=progress,
+    )

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nestling.embedder import Embedder
-from nestling.errors import TextError
+from nestling.errors import TextError, UsageError
 from nestling.serve.app import create_app
 from nestling.serve.models import Load
 from nestling.serve.run import Server, bound
@@ -43,6 +43,8 @@ class ByteTokenizer:
         return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in texts]
 
     def decode(self, ids: Sequence[int]) -> str:
+        if any(not 0 <= number < self.size for number in ids):
+            raise UsageError("token ids go from 0 to 255", param="tokens")
         return bytes(ids).decode("utf-8", "replace")
 
 

@@ -33,9 +33,20 @@ def safetensors(header: bytes, data: bytes = b"") -> bytes:
     return struct.pack("<Q", len(header)) + header + data
 
 
-def filled(unit: bytes, *, around: tuple[bytes, bytes] = (b'{"a":[', b"]}")) -> bytes:
-    """A header of as many units as fit, with commas between."""
-    return safetensors(around[0] + b",".join([unit] * (MANY // (len(unit) + 1))) + around[1])
+def filled(unit: bytes, *, count: int = MANY // 4) -> bytes:
+    """A header that is a list of so many units."""
+    return safetensors(b'{"a":[' + b",".join([unit] * count) + b"]}")
+
+
+def entry(*, name: bytes = b"a", dtype: bytes = b"F32", shape: bytes = b"1") -> bytes:
+    fields = b'":{"dtype":"' + dtype + b'","shape":[' + shape + b'],"data_offsets":[0,4]}}'
+    return safetensors(b'{"' + name + fields, bytes(4))
+
+
+def gguf_arrays(item: int, content: bytes) -> bytes:
+    """Two arrays that are each as long as one may be."""
+    value = array(item, MAX_ARRAY_ITEMS, content * MAX_ARRAY_ITEMS)
+    return gguf([pair(f"k{number}", ARRAY, value) for number in range(2)])
 
 
 BOMBS: dict[str, Callable[[], bytes]] = {
@@ -43,21 +54,19 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "empty lists": lambda: filled(b"[]"),
     "numbers": lambda: filled(b"1"),
     "texts": lambda: filled(b'""'),
-    "as many items as are allowed": lambda: safetensors(b'{"a":[' + b",".join([b"{}"] * (MAX_JSON_ITEMS // 2 - 2)) + b"]}"),
+    "as many items as are allowed": lambda: filled(b"{}", count=MAX_JSON_ITEMS // 2 - 2),
     "one long text": lambda: safetensors(b'{"a":"' + b"x" * SIZE + b'"}'),
     "a long number": lambda: safetensors(b'{"a":' + b"9" * SIZE + b"}"),
     "depth": lambda: safetensors(b'{"a":' + b"[" * 200_000),
-    "one long key": lambda: safetensors(b'{"' + b"x" * SIZE + b'":{"dtype":"BF16","shape":[1],"data_offsets":[0,2]}}'),
-    "a long type": lambda: safetensors(b'{"a":{"dtype":"' + b"x" * SIZE + b'","shape":[1],"data_offsets":[0,2]}}'),
-    "a long shape": lambda: safetensors(
-        b'{"a":{"dtype":"F32","shape":[' + b",".join([b"1"] * (MAX_JSON_ITEMS - 9)) + b'],"data_offsets":[0,2]}}'
-    ),
-    "a large product": lambda: safetensors(b'{"a":{"dtype":"F32","shape":[' + b"9" * 4000 + b'],"data_offsets":[0,2]}}'),
+    "a long name": lambda: entry(name=b"x" * SIZE),
+    "a long type": lambda: entry(dtype=b"x" * SIZE),
+    "a long shape": lambda: entry(shape=b",".join([b"1"] * (MAX_JSON_ITEMS - 9))),
+    "sizes of 4,000 digits": lambda: entry(shape=b",".join([b"9" * 4000] * 8)),
     "zeros": lambda: bytes(MANY),
-    "many gguf arrays": lambda: gguf([pair(f"k{n}", ARRAY, array(UINT8, MAX_ARRAY_ITEMS, bytes(MAX_ARRAY_ITEMS))) for n in range(2)]),
-    "many gguf texts": lambda: gguf([pair(f"k{n}", ARRAY, array(STRING, MAX_ARRAY_ITEMS, bytes(8) * MAX_ARRAY_ITEMS)) for n in range(2)]),
-    "long gguf texts": lambda: gguf([pair(f"k{n}", STRING, string(bytes(1 << 24))) for n in range(5)]),
-}  # fmt: skip
+    "many gguf numbers": lambda: gguf_arrays(UINT8, bytes(1)),
+    "many gguf texts": lambda: gguf_arrays(STRING, bytes(8)),
+    "long gguf texts": lambda: gguf([pair(f"k{number}", STRING, string(bytes(1 << 24))) for number in range(5)]),
+}
 
 CAPPED = """
 import json, os, sys, time
@@ -74,7 +83,8 @@ for path in sorted(Path(sys.argv[1]).iterdir()):
             (GGUFFile.open if path.read_bytes()[:4] == b"GGUF" else read_header)(path)
         except (CheckpointError, GGUFError) as error:
             end = 0 if len(str(error)) < 2000 and time.process_time() - began < 1 else 4
-        os._exit(end)
+        finally:
+            os._exit(end)
     _, status, usage = os.wait4(pid, 0)
     found[path.name] = os.waitstatus_to_exitcode(status), usage.ru_maxrss >> 10
 print(json.dumps(found))
@@ -103,7 +113,7 @@ def test_a_long_specification_is_not_even_parsed() -> None:
 def test_the_messages_say_what_is_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CheckpointError, match=f"x: .* items in it; at most {MAX_JSON_ITEMS} are allowed"):
         parse_json(b"[" * (MAX_JSON_ITEMS + 1), what="x")
-    (tmp_path / "a.gguf").write_bytes(BOMBS["many gguf arrays"]())
+    (tmp_path / "a.gguf").write_bytes(BOMBS["many gguf numbers"]())
     with pytest.raises(FileFormatError, match="k1: more than 1048576 items in all arrays together"):
         GGUFFile.open(tmp_path / "a.gguf")
     monkeypatch.setattr(reader, "MAX_HEADER_BYTES", 1 << 16)

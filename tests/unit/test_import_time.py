@@ -1,8 +1,10 @@
 """What `import nestling` and `nestling.errors` load; the time itself is measured in `benchmarks/`."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -37,3 +39,10 @@ def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'Nest'"):
         _ = nestling.Nest
     assert json.dumps(nestling.__version__)
+
+
+def test_openvino_calls_nobody(tmp_path: Path) -> None:
+    """Its telemetry package is not loaded and leaves nothing in the home folder."""
+    code = "import sys; import nestling.engine.openvino; sys.exit('openvino_telemetry' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "HOME": str(tmp_path)}, check=True, timeout=60)
+    assert not list(tmp_path.iterdir())

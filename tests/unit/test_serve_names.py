@@ -99,7 +99,7 @@ def test_a_file_is_known_by_its_path_its_stem_and_its_specification() -> None:
 def test_aliases_mean_what_the_operator_said_and_are_checked_at_the_start() -> None:
     named = catalog("starter", aliases={"text-embedding-3-small": "starter/code.passage"})
     assert named.target("text-embedding-3-small") == Target("starter-code:Q8_0", Role.PASSAGE)
-    with pytest.raises(Problem):
+    with pytest.raises(UsageError, match="alias x"):
         catalog("starter", aliases={"x": "nope"})
 
 

@@ -161,7 +161,7 @@ def _short(value: object) -> str:
 
 
 def _are_counts(value: object) -> bool:
-    return isinstance(value, list) and all(type(number) is int and number >= 0 for number in value)
+    return isinstance(value, list) and all(type(number) is int and 0 <= number < 1 << 63 for number in value)
 
 
 def _check_places(path: Path, tensors: dict[str, StoredTensor], data_start: int, size: int) -> None:

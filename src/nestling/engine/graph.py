@@ -13,12 +13,10 @@ from dataclasses import dataclass, fields
 from typing import Self
 
 import numpy as np
-import openvino as ov
-from openvino import Node
-from openvino import opset15 as op
 
 from nestling import ggml
 from nestling.engine.base import Shape
+from nestling.engine.runtime import Node, op, ov
 from nestling.engine.weights import tensor
 from nestling.gguf_io import GGUFFile
 from nestling.quants import QuantType

@@ -9,11 +9,11 @@ import threading
 from collections.abc import Sequence
 
 import numpy as np
-import openvino as ov
 from numpy.typing import NDArray
 
 from nestling.engine import batching, graph, packing
 from nestling.engine.base import POOLS, Shape, TokenIds
+from nestling.engine.runtime import ov
 from nestling.engine.weights import embedding_rows
 from nestling.errors import EngineError
 from nestling.gguf_io import GGUFFile

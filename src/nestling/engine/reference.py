@@ -44,25 +44,34 @@ class ReferenceEngine:
         self._weights.clear()
 
     def _layer(self, x: Floats, at: str) -> Floats:
-        x = x + self._attention(self._norm(x, at + "attn_norm.weight"), at)
+        w = self._weights
+        y = self._norm(x, at + "attn_norm.weight")
+        q, k, v = (y @ w[f"{at}attn_{n}.weight"].T + w[f"{at}attn_{n}.bias"] for n in "qkv")
+        x = x + attention(q, k, v, self._shape) @ w[at + "attn_output.weight"].T
         y = self._norm(x, at + "ffn_norm.weight")
-        gate, up = y @ self._weights[at + "ffn_gate.weight"].T, y @ self._weights[at + "ffn_up.weight"].T
-        gated: Floats = gate / (1 + np.exp(-gate)) * up
-        return x + gated @ self._weights[at + "ffn_down.weight"].T
+        return x + gated(y @ w[at + "ffn_gate.weight"].T, y @ w[at + "ffn_up.weight"].T) @ w[at + "ffn_down.weight"].T
 
     def _norm(self, x: Floats, name: str) -> Floats:
-        scale = np.sqrt((x * x).mean(-1, keepdims=True) + np.float32(self._shape.rms_eps))
-        return np.asarray(x / scale * self._weights[name])
+        return rms_norm(x, self._weights[name], self._shape.rms_eps)
 
-    def _attention(self, y: Floats, at: str) -> Floats:
-        shape = self._shape
-        q, k, v = (y @ self._weights[f"{at}attn_{n}.weight"].T + self._weights[f"{at}attn_{n}.bias"] for n in "qkv")
-        q = _rope(_heads(q, shape.heads), shape.rope_theta)
-        k = _rope(_heads(k, shape.kv_heads), shape.rope_theta)
-        k, v = (np.repeat(part, shape.heads // shape.kv_heads, 0) for part in (k, _heads(v, shape.kv_heads)))
-        rows = [_attend(q, k, v, start) for start in range(0, len(y), QUERY_ROWS)]
-        mixed = np.concatenate(rows, 1).transpose(1, 0, 2).reshape(len(y), -1)
-        return np.asarray(mixed @ self._weights[at + "attn_output.weight"].T)
+
+def rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
+    """RMSNorm of every row: (T, D), (D,) -> (T, D)."""
+    return np.asarray(x / np.sqrt((x * x).mean(-1, keepdims=True) + np.float32(eps)) * weight)
+
+
+def gated(gate: Floats, up: Floats) -> Floats:
+    """SwiGLU: (T, F), (T, F) -> (T, F)."""
+    return np.asarray(gate / (1 + np.exp(-gate)) * up)
+
+
+def attention(q: Floats, k: Floats, v: Floats, shape: Shape) -> Floats:
+    """Causal attention of one text, positions turned in: (T, D) and two of (T, kv heads * d) -> (T, D)."""
+    q = _rope(_heads(q, shape.heads), shape.rope_theta)
+    k = _rope(_heads(k, shape.kv_heads), shape.rope_theta)
+    k, v = (np.repeat(part, shape.heads // shape.kv_heads, 0) for part in (k, _heads(v, shape.kv_heads)))
+    rows = [_attend(q, k, v, start) for start in range(0, q.shape[1], QUERY_ROWS)]
+    return np.concatenate(rows, 1).transpose(1, 0, 2).reshape(q.shape[1], -1)
 
 
 def _heads(flat: Floats, heads: int) -> Floats:

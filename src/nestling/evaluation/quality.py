@@ -127,7 +127,8 @@ def measure(references: Sequence[str], settings: Settings, *, steps: Steps = sil
     """
     sets = [data.load(name) for name in _named_sets(settings)]
     models = [_model(reference, settings, steps) for reference in expand(references)]
-    named = [_model(reference, settings, steps) for reference in expand([settings.against] if settings.against else [])]
+    against = [settings.against] if settings.against else []
+    named = [_model(reference, settings, steps) for reference in expand(against)]
     base_of = _named_bases(named, models) if named else _largest(models)
     ordered = _unique([*base_of.values(), *models])
     _check_names([one.name for one in sets], "benchmark")
@@ -227,9 +228,7 @@ def _measured(model: _Model, benchmark: Benchmark, base: _Model | None) -> Measu
 
 def _kept(path: Path, model: _Model, benchmark: Benchmark, base: _Model | None) -> QualityResult | None:
     """The result of an earlier run of the same file, benchmark, settings, reference and version; else None."""
-    if not path.exists() or model.path is None:
-        return None
-    old = results.read(path)
+    old = results.read(path) if path.exists() and model.path else None
     if not isinstance(old, QualityResult):
         return None
     same = (old.origin.version, old.model.sha256, old.engine, old.benchmark.sha256) == (

@@ -91,6 +91,12 @@ class Bodies:
 
 
 _CLOSE = {"connection": "close"}
+_NO_KEY = Problem(
+    401,
+    "Authorization: Bearer and one of this server's keys is expected",
+    "invalid_api_key",
+    headers={"www-authenticate": "Bearer"},
+)
 
 
 @contextmanager
@@ -129,8 +135,7 @@ class Keys:
         if scope["type"] != "http" or scope["path"] in OPEN_PATHS or self._knows(scope):
             await self._app(scope, receive, send)
             return
-        problem = Problem(401, "Authorization: Bearer and one of this server's keys is expected", "invalid_api_key")
-        await respond(problem)(scope, receive, send)
+        await respond(_NO_KEY)(scope, receive, send)
 
     def _knows(self, scope: Scope) -> bool:
         given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")

@@ -77,8 +77,11 @@ class Catalog:
     ) -> None:
         self.offers = [_offer(reference, spec_of_file) for reference in references]
         self._aliases = dict(aliases or {})
-        for target in self._aliases.values():
-            self.target(target)
+        for name, target in self._aliases.items():
+            try:
+                self.target(target)
+            except Problem as problem:
+                raise UsageError(f"alias {name}: {problem.message}", param="alias") from None
 
     @property
     def default(self) -> Offer:

@@ -110,9 +110,8 @@ class Scheduler:
         try:
             rows = _checked(batch.model, [job.sequences[index] for job, index in batch.parts])
         except Exception as error:  # noqa: BLE001 - whatever an engine raises, the next request must be served
-            LOG.warning(
-                "batch failed", extra={"fields": {"model": batch.model.reference, "error": type(error).__name__}}
-            )
+            facts = {"model": batch.model.reference, "error": f"{type(error).__name__}: {error!s:.200}"}
+            LOG.warning("batch failed", extra={"fields": facts})
             self._rescue(batch)
             return
         seconds = time.perf_counter() - start

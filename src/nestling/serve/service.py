@@ -125,27 +125,21 @@ class Service:
 
     async def tokenize(self, body: bytes) -> list[bytes]:
         """`POST /tokenize`."""
-        request = TokenizeRequest.parse(body)
+        request = await self._run(TokenizeRequest.parse, body, short=len(body) < SHORT_CHARACTERS)
         self._note(request.unknown)
-        texts, roles = request.texts, {"prompt_name": request.prompt_name}
+        roles = {"prompt_name": request.prompt_name}
         target = self.catalog.target(request.model, task=request.task, roles=roles)
         async with self.models.use(target.reference) as model:
-            listed = [texts] if isinstance(texts, str) else texts
-            prefix = model.embedder.spec.prefix(target.role or Role.RAW)
-            whole = [prefix + text for text in listed]
-            ids = await self._run(model.embedder.tokenizer.encode, whole, short=_is_short(listed))
-            tokens = [one.tolist() for one in ids]
-            answer = {"tokens": tokens[0] if isinstance(texts, str) else tokens, "count": sum(map(len, tokens))}
-            return [to_json({**answer, "max_model_len": model.embedder.spec.max_tokens})]
+            write = partial(_tokenized, request.texts, model.embedder, target.role or Role.RAW)
+            return await self._run(write, short=len(body) < SHORT_CHARACTERS)
 
     async def detokenize(self, body: bytes) -> list[bytes]:
         """`POST /detokenize`."""
-        request = DetokenizeRequest.parse(body)
+        request = await self._run(DetokenizeRequest.parse, body, short=len(body) < SHORT_CHARACTERS)
         self._note(request.unknown)
         async with self.models.use(self.catalog.target(request.model).reference) as model:
-            text = await self._run(
-                model.embedder.tokenizer.decode, request.tokens, short=len(request.tokens) < SHORT_CHARACTERS
-            )
+            decode = model.embedder.tokenizer.decode
+            text = await self._run(decode, request.tokens, short=len(body) < SHORT_CHARACTERS)
             return [to_json({"content": text, "prompt": text})]
 
     async def list_models(self) -> bytes:
@@ -227,6 +221,13 @@ class Service:
             lambda: sum(m.size_bytes for m in self.models.loaded),
         )
         add("nestling_cache_bytes", "Size of the result cache", lambda: self.cache.size_bytes)
+
+
+def _tokenized(texts: str | list[str], embedder: Embedder, role: Role) -> list[bytes]:
+    prefix, listed = embedder.spec.prefix(role), [texts] if isinstance(texts, str) else texts
+    tokens = [ids.tolist() for ids in embedder.tokenizer.encode([prefix + text for text in listed])]
+    answer = {"tokens": tokens[0] if isinstance(texts, str) else tokens, "count": sum(map(len, tokens))}
+    return [to_json({**answer, "max_model_len": embedder.spec.max_tokens})]
 
 
 def _listed(offer: Offer, spec: ModelSpec) -> list[dict[str, Any]]:

@@ -20,6 +20,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks import measuring
+from nestling.build.plan import Mix, plan_file
+from nestling.quants import FLOAT_FILE_TYPES
+
+LADDER = "Q8_0,Q6_K,Q5_K_M,Q4_K_M,Q3_K_M"
 
 GIB = 1 << 30
 ROUNDS = 5
@@ -40,8 +44,17 @@ def main(folder: Path) -> None:
     embedding = [
         _embed(path, engine) for path in (files["Q8_0"], files["Q4_K_M"]) for engine in ("openvino", "llamacpp")
     ]
-    path = measuring.write("full-size", {"steps": steps, "sizes": sizes, "embedding": embedding})
+    result = {"steps": steps, "sizes": sizes, "planned": _planned(base), "embedding": embedding}
+    path = measuring.write("full-size", result)
     print(f"{path}\n{path.read_text()}")
+
+
+def _planned(base: Path) -> dict[str, Any]:
+    """The exact size of every file type of the ladder, from the plan alone: what quantizing would write."""
+    plans = {
+        kind: plan_file(base, Mix(kind, imatrix=None)) for kind in LADDER.split(",") if kind not in FLOAT_FILE_TYPES
+    }
+    return {kind: {"bytes": made.size_bytes, "bits_per_weight": made.bits_per_weight} for kind, made in plans.items()}
 
 
 def _step(name: str, *arguments: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from nestling.serve.app import create_app
 from nestling.serve.models import Load
 from nestling.serve.run import Server, bound
 from nestling.serve.service import Service
-from nestling.serve.settings import ServeSettings
+from nestling.serve.settings import ServeSettings, TokenInput
 from nestling.spec import ModelSpec, Task, prefixes_for
 from nestling.store import ModelReference
 from nestling.vectors import Floats
@@ -95,7 +95,8 @@ def loader(make_engine: Callable[[], FakeEngine] = FakeEngine, loads: list[str] 
 
 
 def settings(**changes: Any) -> ServeSettings:
-    return ServeSettings(**{"model": ("fake",), "port": 0, **changes})
+    mode = TokenInput(changes.pop("token_input", TokenInput.REJECT))
+    return ServeSettings(**{"model": ("fake",), "port": 0, "token_input": mode, **changes})
 
 
 @dataclass(frozen=True)

@@ -330,8 +330,14 @@ SCALARS = st.none() | st.booleans() | NUMBERS | st.text(max_size=20)
 ANYTHING = st.recursive(
     SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=3)
 )
+INPUTS = {
+    "input": st.text(min_size=1)
+    | st.text()
+    | st.lists(st.text(), max_size=5)
+    | st.lists(st.integers(-1, 300), max_size=5)
+    | ANYTHING,
+}
 LIKELY = {
-    "input": st.text() | st.lists(st.text(), max_size=5) | st.lists(st.integers(-1, 300), max_size=5) | ANYTHING,
     "model": st.sampled_from(["fake", "fake-code", "fake/code.passage", "fake:Q8_0", "x", "", "/"]) | SCALARS,
     "dimensions": st.sampled_from([16, 32, 64, 0]) | SCALARS,
     "encoding_format": st.sampled_from(["float", "base64"]) | SCALARS,
@@ -349,7 +355,7 @@ LIKELY = {
 @settings(max_examples=300)
 @given(
     path=st.sampled_from(["/v1/embeddings", "/v1/embeddings", "/tokenize", "/detokenize"]),
-    body=st.fixed_dictionaries({}, optional=LIKELY),
+    body=st.fixed_dictionaries(INPUTS, optional=LIKELY) | st.fixed_dictionaries({}, optional=LIKELY | INPUTS),
 )
 def test_no_body_is_a_server_error(server: Running, path: str, body: dict[str, Any]) -> None:
     answer = CLIENT.post(server.url + path, content=json.dumps(body).encode())

@@ -33,10 +33,8 @@ _VERBS: dict[str, Any] = {
 for _name, _verb in _VERBS.items():
     app.command(_name)(_verb)
 
-_measuring = typer.Typer(help="Measure models: quality, speed.", no_args_is_help=True)
-_measuring.command("quality")(evaluating.quality)
-_measuring.command("speed")(evaluating.speed)
-app.add_typer(_measuring, name="eval")
+
+app.add_typer(evaluating.app, name="eval")
 
 
 def _version(wanted: bool) -> None:

@@ -106,7 +106,10 @@ def publish(
         typer.Option("--results", help="Result files of `nestling eval`, for the card; several times."),
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="Make the repository a private one.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Send it; without this, only show what would be sent.")] = False,
+    yes: Annotated[
+        bool,
+        typer.Option("--yes/--dry-run", help="Send it; by default, only show what would be.", show_default=False),
+    ] = False,
 ) -> None:
     """Show, and with --yes send, a folder's files as a hub repository with its card."""
     from nestling import publishing

@@ -17,6 +17,9 @@ def serve(
     model: Annotated[
         Repeated, _flag("A model reference, several times; a family is all three tasks.", "--model", "-m")
     ] = None,
+    spec: Annotated[
+        Path | None, _flag("What the served files are for that do not say so themselves, as JSON.", "--spec")
+    ] = None,
     host: Annotated[str | None, _flag("Address to listen on [127.0.0.1].")] = None,
     port: Annotated[int | None, _flag("Port to listen on; 0 for a free one [8080].")] = None,
     engine: Annotated[str | None, _flag("auto, openvino, llamacpp or reference [auto].", "--engine", "-e")] = None,

@@ -20,6 +20,7 @@ from nestling.embedder import Embedder, spec_of
 from nestling.engine.base import TokenIds
 from nestling.errors import NestlingError
 from nestling.gguf_io import GGUFFile
+from nestling.recognise import read_spec
 from nestling.serve import answers
 from nestling.serve.cache import ResultCache
 from nestling.serve.inputs import Input, Reader, are_texts, limit_of
@@ -52,12 +53,8 @@ Result = TypeVar("Result")
 
 def loader(settings: ServeSettings) -> Load:
     """How models are loaded for real."""
-    return lambda reference: Embedder.load(reference, engine=settings.engine, threads=settings.threads)
-
-
-def spec_of_file(path: str) -> ModelSpec:
-    """What a file says that it is for."""
-    return spec_of(GGUFFile.open(resolve(path)))
+    spec = read_spec(settings.spec) if settings.spec else None
+    return lambda reference: Embedder.load(reference, engine=settings.engine, threads=settings.threads, spec=spec)
 
 
 class Service:
@@ -65,7 +62,12 @@ class Service:
 
     def __init__(self, settings: ServeSettings, load: Load | None = None) -> None:
         self.settings, self.metrics = settings, Registry()
-        self.catalog = Catalog(settings.model, spec_of_file=spec_of_file, aliases=settings.aliases)
+        spec = read_spec(settings.spec) if settings.spec else None
+        self.catalog = Catalog(
+            settings.model,
+            spec_of_file=lambda path: spec_of(GGUFFile.open(resolve(path)), spec),
+            aliases=settings.aliases,
+        )
         budget, idle_s = settings.memory_budget_mb * MIB, settings.idle_unload_s
         self.models = ModelPool(load or loader(settings), budget_bytes=budget, idle_s=idle_s)
         self.cache = ResultCache(settings.cache_mb * MIB)

@@ -34,6 +34,7 @@ class ServeSettings:
     """What `nestling serve` can be told. Lists are repeated as flags and separated by commas in a variable."""
 
     model: tuple[str, ...] = ("starter",)
+    spec: Path | None = None
     host: str = "127.0.0.1"
     port: int = 8080
     engine: str = EngineName.AUTO.value
@@ -136,6 +137,7 @@ def _token_input(value: Any) -> TokenInput:  # noqa: ANN401 - a flag's or a vari
 
 _PARSERS: dict[str, Callable[[Any], Any]] = {
     "model": _several,
+    "spec": Path,
     "host": str,
     "port": _whole(0, 65_535),
     "engine": lambda value: EngineName.parse(str(value)).value,

@@ -15,7 +15,7 @@ GIB = 1 << 30
 
 
 def file_types() -> str:
-    """File type, bits per weight and size at full size, the starter's nearness to its F16 vectors and to the original."""
+    """File type, bits and size at full size, the starter's nearness to its F16 vectors and to the original."""
     accuracy, full = (_read(name) for name in ("starter-accuracy", "full-size"))
     sizes = {kind: one["bytes"] for kind, one in full["planned"].items()} | {"F16": full["sizes"]["F16"]["bytes"]}
     bits = {kind: one["bits_per_weight"] for kind, one in full["planned"].items()} | {"F16": 16.0}

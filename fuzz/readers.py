@@ -1,8 +1,8 @@
 """Feed the two file readers with mutated files: atheris, guided by coverage.
 
     pip install atheris
-    python fuzz/readers.py gguf -runs=1000000 -timeout=1 -rss_limit_mb=512
-    python fuzz/readers.py safetensors -runs=1000000 -timeout=1 -rss_limit_mb=512
+    python fuzz/readers.py gguf -runs=1000000 -timeout=5 -rss_limit_mb=512
+    python fuzz/readers.py safetensors -runs=1000000 -timeout=5 -rss_limit_mb=512
 
 Options after the reader's name are libFuzzer's; 512 MiB are 256 for the reader and as many for the libraries. A file
 is either read, every tensor of it, or refused with the reader's own error in one line that is not long; anything else
@@ -104,7 +104,8 @@ def main() -> None:
         target.write_bytes(data)
         reader(target)
 
-    atheris.Setup([sys.argv[0], *sys.argv[2:], str(folder / "corpus")], once)
+    options = [f"-artifact_prefix={folder}/", *sys.argv[2:]]
+    atheris.Setup([sys.argv[0], *options, str(folder / "corpus")], once)
     atheris.Fuzz()
 
 

@@ -50,6 +50,7 @@ class Request:
     path: str
     range: str | None
     authorization: str | None
+    agent: str | None
 
 
 class HubServer(ThreadingHTTPServer):
@@ -235,7 +236,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _remember(self) -> None:
         path = urlsplit(self.path).path
         headers = self.headers
-        self.server.requests.append(Request(self.command, path, headers["Range"], headers["Authorization"]))
+        one = Request(self.command, path, headers["Range"], headers["Authorization"], headers["User-Agent"])
+        self.server.requests.append(one)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing."""

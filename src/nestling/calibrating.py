@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from nestling.build.imatrix import MIN_TOKENS, ImportanceMatrix, collect_imatrix
+from nestling.build.pipeline import CollectMatrix
 from nestling.engine.base import TokenIds
 from nestling.errors import BuildError
-from nestling.files import Progress, no_progress
+from nestling.files import Progress, no_progress, sha256_file
 from nestling.gguf_io import GGUFFile
 from nestling.spec import ModelSpec, Role
 from nestling.tokenizer import Tokenizer
@@ -51,7 +52,7 @@ class Calibration:
         return list(_chunks(ids, prefixes))[:limit]
 
     def texts(self, count: int, *, longest: int, half: int | None = None) -> list[TokenIds]:
-        """`count` paragraphs from all over the text (of `half` 0 or 1 alone), cut at `longest` tokens, roles in turn."""
+        """`count` paragraphs from all over the text (or a `half`, 0 or 1), cut at `longest` tokens, roles in turn."""
         paragraphs = [part for part in self._text().split("\n\n") if part.strip()]
         if half is not None:
             paragraphs = paragraphs[half * len(paragraphs) // 2 : (half + 1) * len(paragraphs) // 2]
@@ -65,7 +66,9 @@ class Calibration:
         try:
             return self.path.read_text("utf-8")
         except UnicodeDecodeError as error:
-            raise BuildError(f"{self.path}: byte {error.start} is not UTF-8; a calibration text is plain text") from None
+            raise BuildError(
+                f"{self.path}: byte {error.start} is not UTF-8; a calibration text is plain text"
+            ) from None
 
     def _prefixes(self) -> list[TokenIds]:
         return self.tokenizer.encode([self.spec.prefix(role) for role in ROLES])
@@ -113,3 +116,14 @@ def collect(
         batch=BATCH,
         progress=progress,
     )
+
+
+def for_pipeline(*, threads: int, text: Path | None = None) -> CollectMatrix:
+    """What a build needs to make the matrices of its tasks; the files say themselves what they are for."""
+    chosen = text or default_text()
+
+    def run(model: Path, progress: Progress) -> ImportanceMatrix:
+        spec = ModelSpec.from_json(str(GGUFFile.open(model).value("nestling.spec")))
+        return collect(model, spec=spec, text=chosen, threads=threads, progress=progress)
+
+    return CollectMatrix(run, sha256_file(chosen))

@@ -4,21 +4,24 @@ A card holds nothing that changes from one build to the next (no times, no paths
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Self
+from typing import Self, get_origin
 
 from nestling.errors import FileFormatError
 from nestling.files import atomic_write
 
 SUMS = "SHA256SUMS"
+MAX_CARD_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Card:
     """Provenance of one GGUF file.
 
-    `tensor_types` counts tensors by type; `made_from` is the SHA-256 of the file that was quantized.
+    `tensor_types` counts tensors by type; `made_from` is the SHA-256 of the file that was quantized, `imatrix`
+    that of the importance matrix it was quantized with. `worst_tensor` lost the largest share of its squares,
+    `worst_error` (columns weighted by the matrix); both are empty where nothing was quantized.
     """
 
     file: str
@@ -34,6 +37,9 @@ class Card:
     licence: str
     made_from: str
     made_by: str
+    imatrix: str = ""
+    worst_tensor: str = ""
+    worst_error: float = 0.0
 
     def write(self, folder: Path) -> None:
         """Write `<file's stem>.json` into the folder."""
@@ -47,10 +53,20 @@ class Card:
         path = card_path(model)
         if not path.exists():
             return None
+        if path.stat().st_size > MAX_CARD_BYTES:
+            raise FileFormatError(f"{path}: not a card of this version (larger than {MAX_CARD_BYTES} bytes)")
         try:
-            return cls(**json.loads(path.read_text("utf-8")))
-        except (ValueError, TypeError) as error:
+            card = cls(**json.loads(path.read_text("utf-8")))
+            card._check()
+        except (ValueError, TypeError, RecursionError) as error:
             raise FileFormatError(f"{path}: not a card of this version ({error}); build the file again") from None
+        return card
+
+    def _check(self) -> None:
+        for one in fields(self):
+            value, kind = getattr(self, one.name), get_origin(one.type) or one.type
+            if not isinstance(value, (int, float) if kind is float else kind):  # type: ignore[arg-type]
+                raise TypeError(f"{one.name}={value!r:.80}: {kind} is expected")
 
 
 def card_path(model: Path) -> Path:

@@ -109,6 +109,13 @@ def models() -> list[PulledModel]:
     return [model for repository in hub.cached_repositories() for model in _in_repository(repository)]
 
 
+def published_models() -> list[tuple[Name, Path]]:
+    """Those of the published families' own repositories, under their names here."""
+    repositories = [family.repository_of(task) for family in FAMILIES for task in Task]
+    every = (model for repository in repositories for model in _in_repository(repository))
+    return [(model.name, model.path) for model in every if model.name]
+
+
 def _in_repository(repository: str) -> list[PulledModel]:
     snapshot = hub.snapshot_of(repository)
     names = hub.names_in(snapshot) if snapshot else []
@@ -125,7 +132,7 @@ def _published_name(repository: str, name: str) -> Name | None:
     return found if found and known and known.repository_of(found[1]) == repository else None
 
 
-def pull(wanted: HubReference, *, steps: hub.Steps) -> list[Path]:
+def pull(wanted: HubReference, *, steps: hub.Steps = hub.silent) -> list[Path]:
     """Bring a model here, or a checkpoint, whichever the repository holds; -> its files, or the checkpoint's folder.
 
     Without the network, what is already here is the answer. Raises what `hub.listing` and `hub.fetch` raise.

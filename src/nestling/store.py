@@ -14,7 +14,7 @@ from typing import Self
 
 from platformdirs import user_cache_path
 
-from nestling import hub, pulled
+from nestling import calibrating, hub, pulled
 from nestling.build.checkpoint import Checkpoint
 from nestling.build.pipeline import Pipeline, Steps, model_path, silent
 from nestling.card import card_path, write_sums
@@ -121,7 +121,9 @@ def _hint(family: str, task: Task, quant: str) -> str:
 
 def _starter(task: Task, quant: str, steps: Steps) -> Path:
     checkpoint = Checkpoint.open(starter_checkpoint())
-    pipeline = Pipeline(checkpoint, family_folder(STARTER), STARTER, threads=os.cpu_count() or 1, steps=steps)
+    threads = os.cpu_count() or 1
+    collect = calibrating.for_pipeline(threads=threads)
+    pipeline = Pipeline(checkpoint, family_folder(STARTER), STARTER, threads, steps, collect)
     return pipeline.build([task], [quant])[-1].path
 
 
@@ -153,7 +155,7 @@ def available() -> list[StoredModel]:
     """Every named model: files in the cache, pulled ones of published families, the starter's default files."""
     found = [model for folder in sorted((cache_folder() / "models").glob("*/")) for model in _in_folder(folder)]
     built = {(model.family, model.task, model.quant) for model in found}
-    found += [StoredModel(*one.name, one.path) for one in pulled.models() if one.name and one.name not in built]
+    found += [StoredModel(*name, path) for name, path in pulled.published_models() if name not in built]
     have = {(model.family, model.task, model.quant) for model in found}
     missing = [StoredModel(STARTER, task, DEFAULT_QUANT, None) for task in Task]
     return found + [model for model in missing if (model.family, model.task, model.quant) not in have]

@@ -38,6 +38,11 @@ class Tower:
         """Tokens of all texts."""
         return len(self._ids)
 
+    @property
+    def keeps_weights(self) -> bool:
+        """True for a model small enough to be kept in memory expanded."""
+        return self._cache is not None
+
     def settle(self, exchanged: Mapping[str, Floats]) -> float:
         """Exchange matrices for good: name -> (R, W) weights. Answers with `error()` from now on."""
         self._settled = dict(exchanged)
@@ -59,6 +64,9 @@ class Tower:
             self._cache[name] = tensor(self._file, name)
         return self._cache[name]
 
+    def _matrix(self, name: str, exchanged: Mapping[str, Floats]) -> Floats:
+        return exchanged[name] if name in exchanged else self.weights(name)
+
     def _error(self, pooled: Floats) -> float:
         return float(1 - paired_cosine(pooled, self.original).mean())
 
@@ -77,13 +85,12 @@ class Tower:
         return self._pool(x, self._lengths)
 
     def _layer(self, x: Floats, at: str, exchanged: Mapping[str, Floats]) -> Floats:
-        w = {name: exchanged.get(f"{at}{name}.weight") for name in LAYER_MATRICES}
-        w = {name: self.weights(f"{at}{name}.weight") if found is None else found for name, found in w.items()}
+        w = {name: self._matrix(f"{at}{name}.weight", exchanged) for name in LAYER_MATRICES}
         y = rms_norm(x, self.weights(at + "attn_norm.weight"), self._shape.rms_eps)
         q, k, v = (y @ w[f"attn_{n}"].T + self.weights(f"{at}attn_{n}.bias") for n in "qkv")
         ends = np.cumsum(self._lengths)[:-1]
-        texts = zip(*(np.split(part, ends) for part in (q, k, v)), strict=True)
-        mixed = np.concatenate([attention(*qkv, self._shape) for qkv in texts])
-        x = x + mixed @ w["attn_output"].T
+        texts = zip(np.split(q, ends), np.split(k, ends), np.split(v, ends), strict=True)
+        mixed = np.concatenate([attention(*qkv, shape=self._shape) for qkv in texts])
+        x = np.asarray(x + mixed @ w["attn_output"].T)
         y = rms_norm(x, self.weights(at + "ffn_norm.weight"), self._shape.rms_eps)
         return x + gated(y @ w["ffn_gate"].T, y @ w["ffn_up"].T) @ w["ffn_down"].T

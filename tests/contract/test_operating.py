@@ -64,6 +64,15 @@ def test_it_is_alive_but_not_ready_while_it_loads_and_requests_wait() -> None:
     thread.join(20)
 
 
+def test_while_it_drains_it_is_not_ready_and_closes_connections_but_answers() -> None:
+    with running() as server:
+        assert "connection" not in CLIENT.get(f"{server.url}/ready").headers
+        server.service.draining = True
+        answer = CLIENT.get(f"{server.url}/ready")
+        assert (answer.status_code, answer.headers["connection"]) == (503, "close")
+        assert embed(server, input="a").status_code == 200
+
+
 def test_a_model_that_cannot_be_loaded_ends_the_server_with_its_reason() -> None:
     def load(_reference: str) -> Embedder:
         raise ModelNotFoundError("it is not here")

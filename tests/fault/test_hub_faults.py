@@ -226,7 +226,7 @@ def test_no_code_and_no_pickle_is_ever_asked_for(server: HubServer, cache: Path,
     bait = ["modeling.py", "pytorch_model.bin", "adapters/adapter_model.bin", "training_args.pt", "x.pkl", "setup.sh",
             "model.ckpt", "model.h5", "x.so", "requirements.txt", "adapters/x.py"]  # fmt: skip
     server.repositories[REPOSITORY] = files | dict.fromkeys(bait, b"raise SystemExit('executed')" * 50)
-    (snapshot,) = pulled.pull(HubReference(REPOSITORY), steps=lambda _name: lambda _done, _total: None)
+    (snapshot,) = pulled.pull(HubReference(REPOSITORY))
     assert set(hub.names_in(snapshot)) == set(files)
     assert len(final_names(cache)) == len({oid_of(content) for content in files.values()})
     asked = {one.path.partition(f"/resolve/{COMMIT}/")[2] for one in server.requests}
@@ -273,7 +273,7 @@ def test_the_librarys_variables_are_honoured(cache: Path, server: HubServer, tmp
     path = Path(done.stdout.strip())
     assert path.is_relative_to(tmp_path / "home" / "hub" / "models--org--repo")
     assert path.read_bytes() == CONTENT
-    assert {one.authorization for one in server.requests if REPOSITORY in one.path} == {"Bearer hf_secret"}
+    assert {one.authorization for one in server.requests if "/cdn/" not in one.path} == {"Bearer hf_secret"}
     server.requests.clear()
     missing = real("pull", "org/repo:F16", **home, HF_HUB_OFFLINE="1")
     assert (missing.returncode, missing.stdout, len(missing.stderr.splitlines())) == (1, "", 1)
@@ -417,3 +417,17 @@ def test_a_pulled_file_that_lies_is_refused_by_our_reader(server: HubServer, ver
     done = nestling(*arguments)
     assert done.code == 1
     assert "length of loop! is 9223372036854775808" in done.out + done.err
+
+
+@pytest.mark.parametrize(
+    "card",
+    [b"[" * 100_000, b"[]", b"{}", b"\xff", b'{"file": 5}', b" " * (1 << 20) + b"{}", b'{"sha256": ["x"]}'],
+    ids=["depth", "a list", "nothing", "not UTF-8", "one field", "long", "a list as a hash"],
+)
+@pytest.mark.usefixtures("cache")
+def test_a_pulled_card_that_is_none_is_one_line(tiny_models: dict[str, Path], server: HubServer, card: bytes) -> None:
+    server.repositories[REPOSITORY] = {"tiny-F32.gguf": tiny_models["F32"].read_bytes(), "tiny-F32.json": card}
+    pulled.pull(HubReference(REPOSITORY))
+    done = nestling("show", "org/repo")
+    assert (done.code, done.raw, len(done.err.splitlines())) == (1, b"", 1), done
+    assert "tiny-F32.json: not a card of this version" in done.err

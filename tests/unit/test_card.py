@@ -73,3 +73,15 @@ def test_sums_are_those_that_sha256sum_checks(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "a.gguf: OK\nb.gguf: OK\n")
     (tmp_path / "a.gguf").write_bytes(b"other")
     assert subprocess.run(["sha256sum", "--check", SUMS], cwd=tmp_path, capture_output=True, check=False).returncode
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("sha256", 5), ("size_bytes", "5"), ("bits_per_weight", None), ("tensor_types", []), ("licence", ["mit"])],
+)
+def test_a_field_of_another_kind_is_refused(tmp_path: Path, field: str, value: object) -> None:
+    CARD.write(tmp_path)
+    path = card_path(tmp_path / CARD.file)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    with pytest.raises(FileFormatError, match=f"not a card of this version .{field}="):
+        Card.read(tmp_path / CARD.file)

@@ -1,5 +1,6 @@
 """References, the cache's layout as huggingface_hub itself reads it, and downloads from a hub on loopback."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ import pytest
 from huggingface_hub import constants
 from tests.hub_server import COMMIT, Fault, HubServer, oid_of, running, use
 
-from nestling import hub, pulled, store
+from nestling import __version__, hub, pulled, store
 from nestling.errors import BuildError, FileFormatError, ModelNotFoundError, UsageError
 from nestling.files import Progress
 from nestling.hub import HubReference
@@ -22,6 +23,11 @@ FILES = {
     MODEL: bytes(range(256)) * 20, CARD: b"{}", TEXT: b"a b\n", "sub/x.json": b"[]", "README.md": b"# x\n",
     "run.py": b"raise SystemExit", "w.bin": b"\x80\x04." * 500, "w.pt": b"PK", ".gitattributes": b"*",
 }  # fmt: skip
+
+AGENT = (
+    f"nestling/{__version__}; hf_hub/{huggingface_hub.__version__}; python/{sys.version_info[0]}.{sys.version_info[1]}"
+    f".{sys.version_info[2]}"
+)
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +157,14 @@ def test_the_token_is_sent_to_the_hub_and_to_nobody_else(server: HubServer, monk
         assert one.authorization == (None if "/cdn/" in one.path else "Bearer hf_secret")
 
 
+def test_the_hub_is_not_told_what_else_is_installed(cache: Path, server: HubServer) -> None:
+    fetch(MODEL, CARD)
+    assert {one.agent for one in server.requests} == {AGENT}
+    assert {one.path.split("/")[1] for one in server.requests} == {"api", "some-org", "cdn"}
+    assert not [one.path for one in server.requests if one.path.startswith("/api/") and "/models/" not in one.path]
+    assert cache.is_dir()
+
+
 # Choosing a file.
 
 NAMES = ["a-F16.gguf", "a-Q8_0.gguf", "a.iq3_s.gguf", "UD/a-UD-Q4_K_XL.gguf", "mmproj-a-Q4_0.gguf", "imatrix-a.gguf",
@@ -198,9 +212,7 @@ def jina(cache: Path, server: HubServer) -> dict[Task, str]:
 
 
 def pull(text: str) -> list[Path]:
-    return [
-        path for one in pulled.references(text) for path in pulled.pull(one, steps=lambda _name: lambda _a, _b: None)
-    ]
+    return [path for one in pulled.references(text) for path in pulled.pull(one)]
 
 
 @pytest.mark.parametrize(
@@ -296,6 +308,37 @@ def test_bytes_that_another_name_has_stay(cache: Path, server: HubServer) -> Non
     assert hub.remove(snapshot, [MODEL]) == 0
     assert (snapshot / "copy-Q4_0.gguf").read_bytes() == FILES[MODEL]
     assert blobs(cache) == {oid_of(FILES[MODEL])}
+
+
+# Bytes that repositories share, as huggingface_hub's Xet downloads leave them.
+
+
+@pytest.fixture
+def shared(cache: Path) -> Path:
+    """Two repositories with the same file, its bytes in the cache's common folder."""
+    store_file = cache / "blobs" / "ab" / ("ab" + "1" * 62)
+    store_file.parent.mkdir(parents=True)
+    store_file.write_bytes(FILES[MODEL])
+    store_file.with_name(f"{store_file.name}.refs").write_text("")
+    for name in ("one", "two"):
+        snapshot = cache / f"models--org--{name}" / "snapshots" / COMMIT
+        snapshot.mkdir(parents=True)
+        blob = snapshot.parents[1] / "blobs" / oid_of(FILES[MODEL])
+        blob.parent.mkdir()
+        blob.symlink_to(f"../../blobs/ab/{store_file.name}")
+        (snapshot / MODEL).symlink_to(f"../../blobs/{blob.name}")
+    return store_file
+
+
+def test_shared_bytes_are_found_and_go_with_the_last_of_their_users(shared: Path) -> None:
+    path = store.resolve("org/one:Q8_0")
+    assert path.read_bytes() == FILES[MODEL]
+    assert hub.known_hash(path) == oid_of(FILES[MODEL])
+    assert store.remove("org/one:Q8_0") == ([str(path)], 0)
+    assert store.resolve("org/two:Q8_0").read_bytes() == FILES[MODEL]
+    assert store.remove("org/two")[1] == len(FILES[MODEL])
+    assert not shared.exists()
+    assert hub.cached_repositories() == []
 
 
 # Without the network.

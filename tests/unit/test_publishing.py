@@ -10,7 +10,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 from tests.command_line import nestling
-from tests.hub_server import HubServer, running, use
+from tests.hub_server import COMMIT, HubServer, running, use
 
 from nestling import pulled, store
 from nestling.build.checkpoint import Checkpoint
@@ -210,6 +210,19 @@ def test_it_can_be_a_private_repository(built: Path, empty_hub: HubServer, monke
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", watched)
     send(plan(built, REPOSITORY), private=True)
     assert (asked, len(empty_hub.commits)) == ([True], 1)
+
+
+def test_build_from_a_repository(small_checkpoint: Path, empty_hub: HubServer, tmp_path: Path) -> None:
+    paths = [path for path in small_checkpoint.rglob("*") if path.is_file()]
+    files = {str(path.relative_to(small_checkpoint)): path.read_bytes() for path in paths}
+    empty_hub.repositories["some-org/full"] = files | {"README.md": HEAD.encode(), "modeling.py": b"raise SystemExit"}
+    out = tmp_path / "out"
+    done = nestling("build", "some-org/full", "--task", "code", "--quant", "F16", "--out", out, "--family", "small")
+    assert (done.code, done.err) == (0, "")
+    card = Card.read(out / FILES[0])
+    assert card
+    assert (card.source, card.licence) == (f"some-org/full@{COMMIT}", "other")
+    assert head(plan(out, REPOSITORY))["base_model"] == "some-org/full"
 
 
 # Removing what was built.

@@ -68,15 +68,15 @@ class ImportanceMatrix:
         chunks, size = (int(file.value(f"imatrix.{key}")) for key in ("chunk_count", "chunk_size"))
         return cls(entries, tuple(file.value("imatrix.datasets")), chunks, size, path.name)
 
-    def write(self, path: Path) -> str:
-        """Write the file, entries sorted by name; returns its SHA-256 in hex."""
+    def write(self, path: Path, *, extra: Mapping[str, Field] | None = None) -> str:
+        """Write the file, entries sorted by name, with further fields at the end; returns its SHA-256 in hex."""
         metadata = {
             "general.type": Field.string("imatrix"),
             "imatrix.datasets": Field.strings(self.datasets),
             "imatrix.chunk_count": Field.uint32(self.chunk_count),
             "imatrix.chunk_size": Field.uint32(self.chunk_size),
         }
-        return write_gguf(path, metadata, list(self._plans()))
+        return write_gguf(path, metadata | dict(extra or {}), list(self._plans()))
 
     def importance(self, name: str) -> NDArray[np.float32] | None:
         """The tensor's column weights, (W,) float32; None when the matrix does not cover it."""

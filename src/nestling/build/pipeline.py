@@ -1,20 +1,23 @@
 """A checkpoint to a folder of files: every task in every file type, each file with its card.
 
 A rerun takes up where the last one stopped: a file whose card fits the checkpoint and whose bytes fit its card is
-kept. The F16 file is always made and kept: every quantized file is made from it and measured against it.
+kept. The F16 file is always made and kept: every quantized file is made from it and measured against it. The file
+types that an importance matrix makes better get one, collected once a task by a callable that is handed in.
 """
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
 from nestling._version import __version__
 from nestling.build.checkpoint import Checkpoint
 from nestling.build.convert import convert
+from nestling.build.imatrix import ImportanceMatrix
+from nestling.build.made_matrix import WITHOUT, MadeMatrix, keep, kept, matrix_path
 from nestling.build.plan import Mix
-from nestling.build.quantize import quantize
+from nestling.build.quantize import quantize_many
 from nestling.card import Card, write_sums
 from nestling.errors import FileFormatError
 from nestling.files import Progress, lock, no_progress, sha256_file
@@ -23,8 +26,18 @@ from nestling.quants import FLOAT_FILE_TYPES
 from nestling.spec import Task
 
 BASE = "F16"
+TOGETHER = 4
+"""Files that are quantized in one pass over the source: more would save little reading and lose more to a kill."""
 Steps = Callable[[str], Progress]
 """Told a step's name when it begins; answers with what is to be told of its progress."""
+
+
+@dataclass(frozen=True, slots=True)
+class CollectMatrix:
+    """Makes the importance matrix of a float file (a path; progress in tokens) from a text with this SHA-256."""
+
+    run: Callable[[Path, Progress], ImportanceMatrix]
+    text_sha256: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,40 +68,74 @@ class Pipeline:
     family: str
     threads: int
     steps: Steps = silent
+    collect: CollectMatrix | None = None
 
     def build(self, tasks: Sequence[Task], file_types: Sequence[str]) -> list[BuiltFile]:
-        """Make every file of every task, F16 first; CheckpointError and BuildError say what stands in the way."""
+        """Make every file of every task, F16 first; CheckpointError and BuildError say what stands in the way.
+
+        Without `collect` the quantized files are made without a matrix.
+        """
         with lock(self.folder / ".lock"):
-            built = [self._file(task, kind) for task in tasks for kind in (BASE, *self._others(file_types))]
+            built = [file for task in tasks for file in self._task(task, list(dict.fromkeys((BASE, *file_types))))]
             write_sums(self.folder)
         return built
 
-    @staticmethod
-    def _others(file_types: Sequence[str]) -> list[str]:
-        return [kind for kind in dict.fromkeys(file_types) if kind != BASE]
+    def _task(self, task: Task, file_types: Sequence[str]) -> list[BuiltFile]:
+        built = {kind: self._converted(task, kind) for kind in file_types if kind in FLOAT_FILE_TYPES}
+        wanted = [kind for kind in file_types if kind not in built]
+        helped = [kind for kind in wanted if kind not in WITHOUT and self.collect]
+        base = built[BASE]
+        built |= self._quantized(task, [kind for kind in wanted if kind not in helped], base, None)
+        if helped:
+            built |= self._quantized(task, helped, base, self._matrix(task, base))
+        return [built[kind] for kind in file_types]
 
-    def _file(self, task: Task, file_type: str) -> BuiltFile:
-        path = model_path(self.folder, family=self.family, task=task, file_type=file_type)
-        made_from = ""
-        if file_type not in FLOAT_FILE_TYPES:
-            base = Card.read(model_path(self.folder, family=self.family, task=task, file_type=BASE))
-            made_from = base.sha256 if base else ""
-        if card := self._kept(path, made_from):
+    def _converted(self, task: Task, file_type: str) -> BuiltFile:
+        path = self._path(task, file_type)
+        if card := self._kept(path, made_from="", imatrix=""):
             return BuiltFile(path, card, fresh=False)
         progress = self.steps(path.name)
-        if made_from:
-            source = model_path(self.folder, family=self.family, task=task, file_type=BASE)
-            sha256 = quantize(source, out=path, mix=Mix(file_type), threads=self.threads, progress=progress).sha256
-        else:
-            report = convert(
-                self.checkpoint, task=task, out=path, family=self.family, file_type=file_type, progress=progress
-            )
-            sha256 = report.sha256
-        card = self._card(path, task, file_type, sha256, made_from)
-        card.write(self.folder)
-        return BuiltFile(path, card, fresh=True)
+        report = convert(
+            self.checkpoint, task=task, out=path, family=self.family, file_type=file_type, progress=progress
+        )
+        return self._finished(self._card(path, task, file_type, report.sha256))
 
-    def _kept(self, path: Path, made_from: str) -> Card | None:
+    def _quantized(
+        self, task: Task, file_types: Sequence[str], base: BuiltFile, made: MadeMatrix | None
+    ) -> dict[str, BuiltFile]:
+        paths = {kind: self._path(task, kind) for kind in file_types}
+        imatrix = made.sha256 if made else ""
+        cards = {kind: self._kept(path, made_from=base.card.sha256, imatrix=imatrix) for kind, path in paths.items()}
+        built = {kind: BuiltFile(paths[kind], card, fresh=False) for kind, card in cards.items() if card}
+        missing = [kind for kind in file_types if kind not in built]
+        for start in range(0, len(missing), TOGETHER):
+            kinds = missing[start : start + TOGETHER]
+            mixes = {paths[kind]: Mix(kind, imatrix=made.matrix if made else None) for kind in kinds}
+            progress = self.steps(", ".join(path.name for path in mixes))
+            reports = quantize_many(base.path, mixes, threads=self.threads, progress=progress)
+            for kind, report in zip(kinds, reports, strict=True):
+                worst, error = report.worst
+                card = self._card(report.path, task, kind, report.sha256)
+                origin = replace(card, made_from=base.card.sha256, imatrix=imatrix)
+                built[kind] = self._finished(replace(origin, worst_tensor=worst, worst_error=float(f"{error:.3g}")))
+        return built
+
+    def _matrix(self, task: Task, base: BuiltFile) -> MadeMatrix:
+        path = matrix_path(self.folder, task)
+        assert self.collect
+        origin = f"{base.card.sha256} {self.collect.text_sha256} {_made_by()}"
+        if found := kept(path, origin):
+            return found
+        return keep(path, self.collect.run(base.path, self.steps(path.name)), origin)
+
+    def _path(self, task: Task, file_type: str) -> Path:
+        return model_path(self.folder, family=self.family, task=task, file_type=file_type)
+
+    def _finished(self, card: Card) -> BuiltFile:
+        card.write(self.folder)
+        return BuiltFile(self.folder / card.file, card, fresh=True)
+
+    def _kept(self, path: Path, *, made_from: str, imatrix: str) -> Card | None:
         """The card of a file that an earlier run finished from the same checkpoint with this version; else None."""
         try:
             card = Card.read(path) if path.exists() else None
@@ -96,10 +143,11 @@ class Pipeline:
             return None
         if card is None:
             return None
-        same = (card.source, card.made_from, card.made_by) == (self.checkpoint.source, made_from, _made_by())
+        theirs, ours = (card.made_from, card.imatrix, card.made_by), (made_from, imatrix, _made_by())
+        same = card.source == self.checkpoint.source and theirs == ours
         return card if same and card.sha256 == sha256_file(path) else None
 
-    def _card(self, path: Path, task: Task, file_type: str, sha256: str, made_from: str) -> Card:
+    def _card(self, path: Path, task: Task, file_type: str, sha256: str) -> Card:
         file = GGUFFile.open(path)
         parameters = sum(prod(info.shape) for info in file.tensors.values())
         stored = sum(info.size_bytes for info in file.tensors.values())
@@ -116,7 +164,7 @@ class Pipeline:
             task=task,
             source=self.checkpoint.source,
             licence=str(licence.value) if licence else "",
-            made_from=made_from,
+            made_from="",
             made_by=_made_by(),
         )
 

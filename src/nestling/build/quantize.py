@@ -31,7 +31,11 @@ _F16_END = 65520.0  # from here on float32 rounds to infinity in float16
 
 @dataclass(frozen=True, slots=True)
 class QuantizeReport:
-    """A finished file: its hash, size, stored bits per weight, and the type of every tensor."""
+    """A finished file: its hash, size, stored bits per weight, and the type of every tensor.
+
+    `errors` are of the tensors that were quantized: the squared error's share of the squares, columns weighted by the
+    importance matrix where there is one.
+    """
 
     path: Path
     file_type: str
@@ -39,6 +43,12 @@ class QuantizeReport:
     size_bytes: int
     bits_per_weight: float
     types: Mapping[str, QuantType]
+    errors: Mapping[str, float]
+
+    @property
+    def worst(self) -> tuple[str, float]:
+        """The tensor with the largest error, and that; an empty name where nothing was quantized."""
+        return max(self.errors.items(), key=lambda item: item[1], default=("", 0.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +70,21 @@ class _Job:
 
 
 @dataclass(frozen=True, slots=True)
-class _Done:
-    """A job's source rows, (R, bytes of a row), and their bytes in every output."""
+class _Piece:
+    """A job's bytes in one output; the weighted squares that got lost there, and those there were."""
 
+    made: NDArray[np.uint8]
+    lost: float = 0.0
+    whole: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """A job's source rows, (R, bytes of a row), and what every output has of them."""
+
+    name: str
     raw: NDArray[np.uint8]
-    pieces: Sequence[NDArray[np.uint8]]
+    pieces: Sequence[_Piece]
 
 
 def quantize(
@@ -91,11 +111,11 @@ def quantize_many(
             stack.enter_context(open_writer(out, made.metadata, made.tensors))
             for out, made in zip(mixes, plans, strict=True)
         ]
-        _stream(file, plans, writers, threads=_thread_count(threads), progress=progress)
-    return [_report(*parts) for parts in zip(mixes, plans, writers, strict=True)]
+        errors = _stream(file, plans, writers, threads=_thread_count(threads), progress=progress)
+    return [_report(*parts) for parts in zip(mixes, plans, writers, errors, strict=True)]
 
 
-def _report(path: Path, made: QuantizePlan, writer: GGUFWriter) -> QuantizeReport:
+def _report(path: Path, made: QuantizePlan, writer: GGUFWriter, errors: Mapping[str, float]) -> QuantizeReport:
     return QuantizeReport(
         path,
         made.mix.file_type,
@@ -103,6 +123,7 @@ def _report(path: Path, made: QuantizePlan, writer: GGUFWriter) -> QuantizeRepor
         writer.size_bytes,
         made.bits_per_weight,
         {tensor.name: tensor.kind for tensor in made.tensors},
+        errors,
     )
 
 
@@ -114,15 +135,19 @@ def _thread_count(threads: int | None) -> int:
 
 def _stream(
     file: GGUFFile, plans: Sequence[QuantizePlan], writers: Sequence[GGUFWriter], *, threads: int, progress: Progress
-) -> None:
+) -> list[dict[str, float]]:
+    """Write all outputs; returns the relative error of every quantized tensor of each."""
+    sums: list[dict[str, NDArray[np.float64]]] = [{} for _ in plans]
     total, done = sum(info.size_bytes for info in file.tensors.values()), 0
     with ThreadPoolExecutor(threads) as pool:
         for result in _in_order(pool, file, _jobs(file, plans), ahead=2 * threads):
-            for writer, piece in zip(writers, result.pieces, strict=True):
-                writer.write(piece)
+            for writer, piece, mine in zip(writers, result.pieces, sums, strict=True):
+                writer.write(piece.made)
+                mine[result.name] = mine.get(result.name, 0.0) + np.array((piece.lost, piece.whole))
             file.forget(result.raw)
             done += result.raw.nbytes
             progress(done, total)
+    return [{name: float(lost / whole) for name, (lost, whole) in mine.items() if whole} for mine in sums]
 
 
 def _jobs(file: GGUFFile, plans: Sequence[QuantizePlan]) -> Iterator[_Job]:
@@ -157,7 +182,22 @@ def _run(file: GGUFFile, job: _Job) -> _Done:
     if not np.isfinite(rows).all():
         bad = int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])
         raise BuildError(f"{where}: row {job.first + bad} holds NaN or infinity; convert the checkpoint again")
-    return _Done(raw, [_made(raw, rows, job.info.kind, target, where) for target in job.targets])
+    return _Done(job.info.name, raw, [_piece(raw, rows, job.info.kind, target, where) for target in job.targets])
+
+
+def _piece(raw: NDArray[np.uint8], rows: NDArray[np.float32], source: QuantType, target: _Target, where: str) -> _Piece:
+    made = _made(raw, rows, source, target, where)
+    if target.kind.is_float or target.kind is source:
+        return _Piece(made)
+    weights = np.ones(rows.shape[1], np.float32) if target.importance is None else target.importance
+    return _Piece(
+        made, *(weighted_squares(part, weights) for part in (dequantize_rows(made, target.kind) - rows, rows))
+    )
+
+
+def weighted_squares(rows: NDArray[np.float32], weights: NDArray[np.float32]) -> float:
+    """The sum of squares, each column times its weight: (R, W), (W,) -> a number."""
+    return float(np.einsum("rw,rw->w", rows, rows) @ weights)
 
 
 def _made(

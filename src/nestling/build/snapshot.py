@@ -1,7 +1,8 @@
 """The folder of a checkpoint: found from a plain folder or a local hub cache, its files handed out only when safe.
 
 A hub cache keeps `models--org--name/{blobs,refs,snapshots/<revision>}`, where a snapshot's files are links into
-`blobs`. A link may not leave that cache folder (or the plain folder). Knows nothing of what the files hold.
+`blobs`, and those may be links into the `blobs` that all repositories share. A link may not leave these (or the plain
+folder). Knows nothing of what the files hold.
 """
 
 from dataclasses import dataclass
@@ -44,7 +45,8 @@ class Folder:
         path = self.path / PurePosixPath(name)
         if not path.is_file():
             raise CheckpointError(f"{path}: no such file")
-        if not path.resolve().is_relative_to(self.boundary):
+        homes = (self.boundary, self.boundary.parent / "blobs") if self.repository else (self.boundary,)
+        if not any(path.resolve().is_relative_to(home) for home in homes):
             raise CheckpointError(f"{path}: a link that leaves {self.boundary}; files of a checkpoint lie inside it")
         return path
 

@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,9 +11,17 @@ from nestling import pulled, store
 from nestling.cli.console import Bars, show_table
 from nestling.cli.hubbing import checkpoint_folder
 from nestling.cli.options import JsonOption, SpecOption, ThreadsOption
-from nestling.quants import FLOAT_FILE_TYPES, parse_file_type
+from nestling.quants import FILE_TYPES, FLOAT_FILE_TYPES, parse_file_type
 from nestling.spec import Task
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from nestling.build.pipeline import BuiltFile
+    from nestling.nearness import Nearness
+
+EVERY = tuple(name for name in FILE_TYPES if name != "Q2_K_S")
+"""The file types of the published collection."""
 LADDER = "F32,F16,BF16,Q8_0,Q6_K,Q5_K_M,Q4_K_M,Q3_K_M"
 
 
@@ -24,13 +32,24 @@ def build(
     task: Annotated[
         list[str] | None, typer.Option("--task", "-t", help="A task, several times; all by default.")
     ] = None,
-    quant: Annotated[str, typer.Option("--quant", "-q", help="File types, separated by commas.")] = LADDER,
+    quant: Annotated[
+        str, typer.Option("--quant", "-q", help="File types, separated by commas; `all` for the whole ladder.")
+    ] = LADDER,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder; the model cache by default.")] = None,
     family: Annotated[str, typer.Option(help="The name of the files of a checkpoint of your own.")] = "jina-v4",
+    calibration: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Text for the importance matrices; the package's own by default."),
+    ] = None,
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Build a checkpoint's task models in every file type asked for; what is already there is kept."""
+    """Build a checkpoint's task models in every file type asked for; what is already there is kept.
+
+    Quantized files but Q8_0 are made with an importance matrix, collected once a task. What is made anew is compared
+    with the F16 file.
+    """
+    from nestling import calibrating
     from nestling.build.checkpoint import Checkpoint
     from nestling.build.pipeline import Pipeline
     from nestling.engine.loading import usable_threads
@@ -38,11 +57,14 @@ def build(
     starter = checkpoint == store.STARTER
     name = store.STARTER if starter else family
     tasks = [Task.parse(one) for one in task] if task else list(Task)
-    kinds = [parse_file_type(one) for one in quant.split(",")]
+    kinds = list(EVERY) if quant.lower() == "all" else [parse_file_type(one) for one in quant.split(",")]
+    workers = threads or usable_threads()
     with Bars() as bars:
         source = Checkpoint.open(store.starter_checkpoint() if starter else checkpoint_folder(checkpoint, bars))
         folder = out or store.family_folder(name)
-        built = Pipeline(source, folder, name, threads or usable_threads(), bars.step).build(tasks, kinds)
+        collect = calibrating.for_pipeline(threads=workers, text=calibration)
+        built = Pipeline(source, folder, name, workers, bars.step, collect).build(tasks, kinds)
+        near = {} if as_json else _nearness(built, workers, bars)
     if as_json:
         typer.echo(json.dumps([_card_json(file.path, file.fresh) for file in built], indent=2))
         return
@@ -51,11 +73,29 @@ def build(
             file.path.name,
             f"{file.card.bits_per_weight:.2f}",
             f"{file.card.size_bytes / 2**20:.1f}",
+            f"{near[file.path].mean:.6f}" if file.path in near else "",
+            f"{near[file.path].lowest:.6f}" if file.path in near else "",
+            f"{file.card.worst_tensor} {file.card.worst_error:.4f}" if file.card.worst_tensor else "",
             "built" if file.fresh else "kept",
         ]
         for file in built
     ]
-    show_table(f"{folder}", ["file", "bits per weight", "MiB", ""], rows)
+    columns = ["file", "bits per weight", "MiB", "cosine to F16", "lowest", "worst tensor: error's share", ""]
+    show_table(f"{folder}", columns, rows)
+
+
+def _nearness(built: "Sequence[BuiltFile]", threads: int, bars: Bars) -> "dict[Path, Nearness]":
+    """The nearness to F16 of every quantized file that was made anew."""
+    from nestling.nearness import nearness
+
+    fresh = [file for file in built if file.fresh and file.card.file_type not in FLOAT_FILE_TYPES]
+    found: dict[Path, Nearness] = {}
+    for base in built:
+        paths = [file.path for file in fresh if file.card.task == base.card.task]
+        if base.card.file_type == "F16" and paths:
+            told = bars.step(f"comparing with {base.path.name}")
+            found |= nearness(paths, base.path, threads=threads, progress=told)
+    return found
 
 
 def _card_json(path: Path, fresh: bool) -> dict[str, Any]:
@@ -93,33 +133,6 @@ def convert(
         return
     typer.echo(f"{out}: {report.size_bytes:,} bytes, sha256 {report.sha256}")
     typer.echo("parameters: " + ", ".join(f"{name} {value:,}" for name, value in counts.items()))
-
-
-def quantize(
-    model: Annotated[Path, typer.Argument(help="A float GGUF file (F32, F16 or BF16).")],
-    quant: Annotated[str, typer.Argument(help="The file type to make, such as Q4_K_M.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The GGUF file to write.")],
-    threads: ThreadsOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Quantize a float GGUF file, with llama-quantize's tensor types and ggml's own quantizers."""
-    from nestling.build.plan import Mix
-    from nestling.build.quantize import quantize as run
-
-    with Bars() as bars:
-        report = run(model, out=out, mix=Mix(parse_file_type(quant)), threads=threads, progress=bars.step(out.name))
-    facts = {
-        "path": str(out),
-        "sha256": report.sha256,
-        "size_bytes": report.size_bytes,
-        "bits_per_weight": report.bits_per_weight,
-    }
-    if as_json:
-        typer.echo(json.dumps(facts))
-        return
-    typer.echo(
-        f"{out}: {report.size_bytes:,} bytes, {report.bits_per_weight:.2f} bits per weight, sha256 {report.sha256}"
-    )
 
 
 def inspect(

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from nestling import __version__
-from nestling.cli import building, embedding, evaluating, hubbing, serving
+from nestling.cli import building, embedding, evaluating, hubbing, quantizing, serving
 
 app = typer.Typer(
     help="jina-embeddings-v4 on your own hardware: build small GGUF files, embed with them, serve them.",
@@ -17,7 +17,8 @@ app = typer.Typer(
 _VERBS: dict[str, Any] = {
     "build": building.build,
     "convert": building.convert,
-    "quantize": building.quantize,
+    "imatrix": quantizing.imatrix,
+    "quantize": quantizing.quantize,
     "inspect": building.inspect,
     "pull": hubbing.pull,
     "list": building.list_models,

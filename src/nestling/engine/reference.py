@@ -47,7 +47,7 @@ class ReferenceEngine:
         w = self._weights
         y = self._norm(x, at + "attn_norm.weight")
         q, k, v = (y @ w[f"{at}attn_{n}.weight"].T + w[f"{at}attn_{n}.bias"] for n in "qkv")
-        x = x + attention(q, k, v, self._shape) @ w[at + "attn_output.weight"].T
+        x = x + attention(q, k, v, shape=self._shape) @ w[at + "attn_output.weight"].T
         y = self._norm(x, at + "ffn_norm.weight")
         return x + gated(y @ w[at + "ffn_gate.weight"].T, y @ w[at + "ffn_up.weight"].T) @ w[at + "ffn_down.weight"].T
 
@@ -65,7 +65,7 @@ def gated(gate: Floats, up: Floats) -> Floats:
     return np.asarray(gate / (1 + np.exp(-gate)) * up)
 
 
-def attention(q: Floats, k: Floats, v: Floats, shape: Shape) -> Floats:
+def attention(q: Floats, k: Floats, v: Floats, *, shape: Shape) -> Floats:
     """Causal attention of one text, positions turned in: (T, D) and two of (T, kv heads * d) -> (T, D)."""
     q = _rope(_heads(q, shape.heads), shape.rope_theta)
     k = _rope(_heads(k, shape.kv_heads), shape.rope_theta)

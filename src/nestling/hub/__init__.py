@@ -23,8 +23,8 @@ from nestling.hub.client import (
     check_metadata,
     fetch,
     front_matter,
-    is_offline,
     listing,
+    silent,
     upload,
 )
 
@@ -38,13 +38,13 @@ __all__ = [
     "fetch",
     "front_matter",
     "hash_of",
-    "is_offline",
     "is_readable",
     "known_hash",
     "listing",
     "names_in",
     "remove",
     "repository_folder",
+    "silent",
     "snapshot_of",
     "upload",
 ]

@@ -3,11 +3,13 @@
     models--org--name/blobs/<oid>                  a file's bytes, named by their hash
     models--org--name/snapshots/<commit>/<name>    a link into blobs
     models--org--name/refs/main                    the commit
+    blobs/<2 digits>/<hash>                        bytes that several repositories share; theirs are links to it
 
 A large file's oid is its SHA-256, a small one's is git's SHA-1 of it.
 """
 
 import hashlib
+import os
 import re
 import shutil
 from collections.abc import Sequence
@@ -76,10 +78,12 @@ def snapshot_of(repository: str) -> Path | None:
 
 
 def names_in(snapshot: Path) -> list[str]:
-    """The files of a snapshot that are there and lie in its repository's folder, wherever its links lead."""
-    home = snapshot.parent.parent.resolve()
-    paths = sorted(path for path in snapshot.rglob("*") if path.is_file() and path.resolve().is_relative_to(home))
-    return [str(PurePosixPath(path.relative_to(snapshot))) for path in paths]
+    """The files of a snapshot that are there and lie in its repository's folder or among the shared bytes."""
+    repository = snapshot.parent.parent.resolve()
+    homes = (repository, repository.parent / "blobs")
+    found = ((path, path.resolve()) for path in sorted(snapshot.rglob("*")) if path.is_file())
+    inside = (path for path, target in found if any(target.is_relative_to(home) for home in homes))
+    return [str(PurePosixPath(path.relative_to(snapshot))) for path in inside]
 
 
 def cached_repositories() -> list[str]:
@@ -95,15 +99,35 @@ def remove(snapshot: Path, names: Sequence[str]) -> int:
     """
     folder, freed = snapshot.parent.parent, 0
     for name in names:
-        blob = (snapshot / name).resolve()
+        blob = _target(snapshot / name)
         (snapshot / name).unlink()
-        others = (path.resolve() for path in (folder / "snapshots").rglob("*") if path.is_symlink())
-        if blob.parent == (folder / "blobs").resolve() and blob not in others:
-            freed += blob.stat().st_size
-            blob.unlink()
+        if blob not in map(_target, (folder / "snapshots").rglob("*")):
+            freed += _remove_blob(blob)
     if not any(path.is_symlink() or path.is_file() for path in (folder / "snapshots").rglob("*")):
         shutil.rmtree(folder)
     return freed
+
+
+def _target(path: Path) -> Path:
+    """Where a link leads, one step and no further; a file that is none is itself."""
+    return Path(os.path.normpath(path.parent / path.readlink())) if path.is_symlink() else path
+
+
+def _remove_blob(blob: Path) -> int:
+    """Delete a blob, and the shared bytes behind it that no other repository has; -> bytes freed."""
+    if not blob.exists():
+        return 0
+    shared, size = _target(blob), blob.stat().st_size
+    blob.unlink()
+    if shared == blob:
+        return size
+    store = blob.parents[2] / "blobs"
+    others = (path for path in store.parent.glob("*--*/blobs/*") if path.is_symlink())
+    if not shared.is_relative_to(store) or any(_target(path) == shared for path in others):
+        return 0
+    shared.unlink()
+    shared.with_name(f"{shared.name}.refs").unlink(missing_ok=True)
+    return size
 
 
 def hash_of(path: Path, *, like: str) -> str:
@@ -119,6 +143,6 @@ def hash_of(path: Path, *, like: str) -> str:
 
 def known_hash(path: Path) -> str | None:
     """The hash that the hub gave for a file of its cache (its blob's name); None for any other file."""
-    target = path.resolve()
+    target = _target(path)
     in_cache = target.parent.name == "blobs" and target.parent.parent.name.startswith("models--")
     return target.name if in_cache and OID.fullmatch(target.name) else None

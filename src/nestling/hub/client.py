@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 import huggingface_hub
 from huggingface_hub import constants
 
+from nestling._version import __version__
 from nestling.errors import BuildError, FileFormatError, ModelNotFoundError, UsageError
 from nestling.files import Progress, lock, no_progress
 from nestling.hub.cache import OID, hash_of, is_readable, repository_folder
@@ -34,6 +35,12 @@ _PARTIAL, _RANGE_REFUSED = 206, 416
 _PASSING = (408, 425, 429)
 """Refusals that another attempt may not meet."""
 Steps = Callable[[str], Progress]
+"""Told a file's name when its download begins; answers with what is to be told of its progress."""
+
+
+def silent(_name: str) -> Progress:
+    """Steps that nobody watches."""
+    return no_progress
 
 
 class _Unreachable(ModelNotFoundError):
@@ -63,9 +70,10 @@ class Listing:
         return repository_folder(self.repository) / "snapshots" / self.commit
 
 
-def is_offline() -> bool:
-    """True when the environment forbids the network (`HF_HUB_OFFLINE`)."""
-    return bool(constants.is_offline_mode())
+def _api() -> huggingface_hub.HfApi:
+    """The library's client, which is kept from telling the hub what else is installed and which program calls it."""
+    constants.HF_HUB_DISABLE_TELEMETRY = True
+    return huggingface_hub.HfApi(library_name="nestling", library_version=__version__)
 
 
 def listing(repository: str) -> Listing:
@@ -76,9 +84,7 @@ def listing(repository: str) -> Listing:
     """
     try:
         with _one_line(repository):
-            info = huggingface_hub.HfApi().model_info(
-                repository, revision="main", files_metadata=True, timeout=TIMEOUT_S
-            )
+            info = _api().model_info(repository, revision="main", files_metadata=True, timeout=TIMEOUT_S)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise FileFormatError(f"{repository}: {constants.ENDPOINT} does not answer as a hub ({error!r})") from None
     if not _COMMIT.fullmatch(commit := str(info.sha)):
@@ -101,7 +107,7 @@ def _listed(repository: str, entry: Any) -> HubFile | None:  # noqa: ANN401 - hu
     return HubFile(name, size, oid)
 
 
-def fetch(listed: Listing, names: Sequence[str], *, steps: Steps = lambda _name: no_progress) -> Path:
+def fetch(listed: Listing, names: Sequence[str], *, steps: Steps = silent) -> Path:
     """Bring files of a listing into the cache, those that are missing; -> the snapshot's folder.
 
     What an earlier run left is gone on from. BuildError when the disk is too small or full, FileFormatError when what
@@ -169,7 +175,7 @@ def _receive(url: str, out: BinaryIO, *, what: str, size: int, progress: Progres
     """Append what is missing; may end early when the connection does, never takes more than `size` bytes."""
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined] # documented, but not in its __all__
 
-    headers = build_hf_headers(library_name="nestling") | {"Accept-Encoding": "identity"}
+    headers = build_hf_headers(library_name="nestling", library_version=__version__) | {"Accept-Encoding": "identity"}
     if start := out.tell():
         headers["Range"] = f"bytes={start}-"
     session = huggingface_hub.get_session()
@@ -244,7 +250,7 @@ def _brief(error: BaseException) -> str:
 def upload(repository: str, files: Mapping[str, Path | bytes], *, message: str, private: bool) -> str:
     """Make the repository if need be and send files (paths or bytes by name) as one commit; -> its address."""
     adds = [huggingface_hub.CommitOperationAdd(name, content) for name, content in files.items()]
-    api = huggingface_hub.HfApi()
+    api = _api()
     with _one_line(repository):
         api.create_repo(repository, private=private, exist_ok=True)
         done = api.create_commit(repository, adds, commit_message=message)

@@ -134,8 +134,10 @@ def _add_watching(app: FastAPI, service: Service) -> None:
 
     @app.get("/health")
     async def health() -> Response:
-        """200 while the process lives."""
-        return Response(b'{"status":"ok"}', media_type="application/json")
+        """200 while the process and its engine thread live."""
+        if service.scheduler.is_alive:
+            return Response(b'{"status":"ok"}', media_type="application/json")
+        return respond(unavailable("the engine thread has died"))
 
     @app.get("/ready")
     async def ready() -> Response:

@@ -6,6 +6,7 @@ Knows neither HTTP nor names: a model is asked for by a reference and made by th
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -83,10 +84,13 @@ class ModelPool:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def _get(self, reference: str) -> Model:
-        task = self._models.get(reference)
-        if task is None or (task.done() and not _is_ready(task)):
-            task = self._models[reference] = asyncio.create_task(self._loaded(reference))
-        return await asyncio.shield(task)
+        while True:
+            task = self._models.get(reference)
+            if task is None or (task.done() and not _is_ready(task)):
+                task = self._models[reference] = asyncio.create_task(self._loaded(reference))
+            model = await asyncio.shield(task)
+            if self._models.get(reference) is task:  # it may have been unloaded between its loading and this turn
+                return model
 
     async def _loaded(self, reference: str) -> Model:
         start = time.monotonic()
@@ -146,4 +150,4 @@ def resident_bytes() -> int:
         pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
     except (OSError, ValueError, IndexError):
         return 0
-    return pages * 4096
+    return pages * os.sysconf("SC_PAGE_SIZE")

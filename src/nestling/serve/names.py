@@ -39,7 +39,11 @@ class Offer:
     @property
     def name(self) -> str:
         """How `/v1/models` calls it."""
-        return Path(self.path).name.removesuffix(".gguf") if self.path else str(ModelReference(self.family, self.task, self.quant))
+        return (
+            Path(self.path).name.removesuffix(".gguf")
+            if self.path
+            else str(ModelReference(self.family, self.task, self.quant))
+        )
 
     @property
     def tasks(self) -> tuple[Task, ...]:

@@ -5,6 +5,7 @@ close, and lets everything that was accepted finish; a second one ends the proce
 """
 
 import asyncio
+import errno
 import json
 import logging
 import os
@@ -157,7 +158,7 @@ class Server(uvicorn.Server):
     async def _accept_last(self) -> None:
         """Closing the port would reset the connections that the kernel has completed and nobody has accepted yet."""
         last = []
-        with suppress(BlockingIOError):
+        with suppress(OSError):  # nobody waits, or there is no room for more
             while True:
                 last.append(self._listener.accept()[0])
         for server in self.servers:
@@ -202,7 +203,7 @@ def bound(host: str, port: int) -> socket.socket:
         listener.listen(2048)
     except OSError as error:
         listener.close()
-        hint = "another program has it; choose one with --port" if error.errno == 98 else error.strerror  # noqa: PLR2004 - EADDRINUSE
+        hint = "another program has it; choose one with --port" if error.errno == errno.EADDRINUSE else error.strerror
         raise NestlingError(f"{host}:{port}: cannot listen there: {hint}") from None
     listener.setblocking(False)  # noqa: FBT003 - the socket's own interface
     return listener

@@ -44,6 +44,11 @@ class Scheduler:
         self._thread.start()
 
     @property
+    def is_alive(self) -> bool:
+        """False if the thread has died, which only a bug can do: the process must be started anew."""
+        return self._thread.is_alive()
+
+    @property
     def waiting_tokens(self) -> int:
         """Tokens in the queue."""
         return self._queue.tokens
@@ -80,6 +85,7 @@ class Scheduler:
             self._ready.notify()
 
     def _drain_time_s(self, model: Model) -> int:
+        """Seconds until half of the queue is done, from 1 to 60."""
         speed = self._speeds.get(model.reference, FIRST_BATCH / BATCH_S)
         return min(max(math.ceil(self._queue.tokens / 2 / speed), 1), 60)
 
@@ -173,7 +179,7 @@ def _fail(job: Job, error: Exception) -> None:
     _tell(job.future, partial(job.future.set_exception, wrapped))
 
 
-def _tell(future: "asyncio.Future[Floats]", act: Callable[[], None]) -> None:
+def _tell(future: asyncio.Future[Floats], act: Callable[[], None]) -> None:
     def run() -> None:
         if not future.done():
             act()

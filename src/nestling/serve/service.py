@@ -122,8 +122,10 @@ class Service:
         async with self.models.use(target.reference) as model:
             dimension = model.embedder.spec.dimension(request.dimensions)
             ids = await self._ids(inputs, request, target, model)
-            pooled = await self._pooled(model, ids)
-            return await self._written(pooled, request, form=form, dimension=dimension, tokens=sum(map(len, ids)))
+            pooled, tokens = await self._pooled(model, ids), sum(map(len, ids))
+            self.metrics.texts.add(target.reference, amount=len(ids))
+            self.metrics.tokens.add(target.reference, amount=tokens)
+            return await self._written(pooled, request, form=form, dimension=dimension, tokens=tokens)
 
     async def tokenize(self, body: bytes) -> list[bytes]:
         """`POST /tokenize`."""
@@ -171,8 +173,6 @@ class Service:
     async def _pooled(self, model: Model, ids: Sequence[TokenIds]) -> Floats:
         known = [self.cache.get(model.reference, one) for one in ids]
         missing = [index for index, row in enumerate(known) if row is None]
-        self.metrics.texts.add(model.reference, amount=len(ids))
-        self.metrics.tokens.add(model.reference, amount=sum(map(len, ids)))
         self.metrics.cache_hits.add(amount=len(ids) - len(missing))
         if not missing:
             return np.stack([row for row in known if row is not None])

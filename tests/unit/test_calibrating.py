@@ -1,0 +1,146 @@
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests import tiny_gguf
+
+from nestling import calibrating
+from nestling.build.imatrix import ImportanceMatrix
+from nestling.calibrating import CHUNK_TOKENS, Calibration, collect, default_text
+from nestling.engine.reference import ReferenceEngine
+from nestling.errors import BuildError
+from nestling.evaluation import data
+from nestling.files import sha256_file
+from nestling.gguf_io import GGUFFile
+from nestling.tokenizer import Tokenizer
+
+LINE = "The lock is held while the folder is built, and a killed holder loses it.\n"
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "words.txt"
+    path.write_text("\n".join(LINE * 3 + f"Paragraph {number}.\n" for number in range(20)))
+    return path
+
+
+def calibration(model: Path, text: Path) -> Calibration:
+    return Calibration(tiny_gguf.spec(), Tokenizer.from_gguf(GGUFFile.open(model)), text)
+
+
+def test_chunks_begin_with_a_prefix_in_turn_and_hold_the_whole_text(tiny_models: dict[str, Path], text: Path) -> None:
+    it = calibration(tiny_models["F32"], text)
+    chunks = it.chunks()
+    assert {len(chunk) for chunk in chunks[:-1]} == {CHUNK_TOKENS}
+    words = [it.tokenizer.decode(chunk) for chunk in chunks]
+    prefixes = ["Query: ", "Passage: "]
+    assert [word.startswith(prefixes[place % 2]) for place, word in enumerate(words)] == [True] * len(words)
+    rest = "".join(word.removeprefix(prefixes[place % 2]) for place, word in enumerate(words))
+    whole = text.read_text()
+    assert whole.startswith(rest)
+    assert len(it.tokenizer.encode([whole[len(rest) :]])[0]) < CHUNK_TOKENS // 2
+    assert len(it.chunks(2)) == 2
+
+
+def test_paragraphs_come_from_all_over_the_text(tiny_models: dict[str, Path], text: Path) -> None:
+    it = calibration(tiny_models["F32"], text)
+    found = [it.tokenizer.decode(ids) for ids in it.texts(4, longest=1000)]
+    assert [int(re.findall(r"Paragraph (\d+)", one)[0]) for one in found] == [0, 5, 10, 15]
+    assert [one.split(":")[0] for one in found] == ["Query", "Passage"] * 2
+    halves = [[it.tokenizer.decode(ids) for ids in it.texts(4, longest=1000, half=half)] for half in (0, 1)]
+    numbers = [[int(re.findall(r"Paragraph (\d+)", one)[0]) for one in half] for half in halves]
+    assert max(numbers[0]) < 10 <= min(numbers[1])
+    assert {len(ids) for ids in it.texts(4, longest=50)} == {50}
+    with pytest.raises(BuildError, match="20 paragraphs; 21 are needed"):
+        it.texts(21, longest=50)
+
+
+def test_the_matrix_is_the_mean_square_of_what_the_reference_engine_multiplies(
+    tiny_models: dict[str, Path], text: Path
+) -> None:
+    matrix = collect(tiny_models["F32"], spec=tiny_gguf.spec(), text=text, threads=1)
+    file = GGUFFile.open(tiny_models["F32"])
+    chunks = calibration(tiny_models["F32"], text).chunks()
+    engine = ReferenceEngine(file)
+    rows = np.concatenate([engine._norm(_embedded(file, ids), "blk.0.attn_norm.weight") for ids in chunks])
+    entry = matrix.entries["blk.0.attn_q.weight"]
+    assert entry.count == len(rows) == sum(map(len, chunks))
+    np.testing.assert_allclose(entry.mean_square, (rows.astype(np.float64) ** 2).mean(0), rtol=1e-4)  # float32 sums
+    assert entry.mean_square.tolist() == matrix.entries["blk.0.attn_v.weight"].mean_square.tolist()
+    assert (matrix.chunk_count, matrix.chunk_size, matrix.datasets) == (len(chunks), 512, ("words.txt",))
+    matrix.check_covers({name: info.shape for name, info in file.tensors.items()})
+
+
+def _embedded(file: GGUFFile, ids: "np.ndarray") -> "np.ndarray":
+    return file.raw("token_embd.weight").view(np.float32)[ids]
+
+
+def test_the_same_text_gives_the_same_bytes(tiny_models: dict[str, Path], text: Path, tmp_path: Path) -> None:
+    made = [collect(tiny_models["F16"], spec=tiny_gguf.spec(), text=text, threads=1) for _ in range(2)]
+    assert made[0].write(tmp_path / "a.gguf") == made[1].write(tmp_path / "b.gguf")
+    assert ImportanceMatrix.read(tmp_path / "a.gguf").chunk_count == made[0].chunk_count
+
+
+def test_progress_counts_tokens(tiny_models: dict[str, Path], text: Path) -> None:
+    told: list[tuple[int, int]] = []
+    collect(tiny_models["F16"], spec=tiny_gguf.spec(), text=text, threads=1, progress=lambda *one: told.append(one))
+    assert told[-1][0] == told[-1][1] == sum(map(len, calibration(tiny_models["F16"], text).chunks()))
+
+
+@pytest.mark.parametrize("words", ["", "One line of text, and no more.\n"])
+def test_too_little_text_is_refused(tiny_models: dict[str, Path], tmp_path: Path, words: str) -> None:
+    path = tmp_path / "little.txt"
+    path.write_text(words)
+    with pytest.raises(BuildError, match=r"little\.txt: \d+ tokens of calibration text; at least 1024 are needed"):
+        collect(tiny_models["F32"], spec=tiny_gguf.spec(), text=path, threads=1)
+
+
+def test_a_file_that_is_no_text_is_refused(tiny_models: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_bytes(b"abc\xff")
+    with pytest.raises(BuildError, match=r"x\.txt: byte 3 is not UTF-8"):
+        collect(tiny_models["F32"], spec=tiny_gguf.spec(), text=tmp_path / "x.txt", threads=1)
+
+
+def test_a_quantized_model_is_refused(tiny_models: dict[str, Path], text: Path) -> None:
+    with pytest.raises(BuildError, match=r"token_embd\.weight is Q8_0; collect the matrix with the F32, F16 or BF16"):
+        collect(tiny_models["Q8_0"], spec=tiny_gguf.spec(), text=text, threads=1)
+
+
+def test_a_pipelines_matrix_is_that_of_the_files_own_spec(
+    tiny_models: dict[str, Path], text: Path, tmp_path: Path
+) -> None:
+    made = calibrating.for_pipeline(threads=1, text=text)
+    assert made.text_sha256 == sha256_file(text)
+    matrix = made.run(tiny_models["F32"], lambda _done, _total: None)
+    other = collect(tiny_models["F32"], spec=tiny_gguf.spec(), text=text, threads=1)
+    assert matrix.write(tmp_path / "a.gguf") == other.write(tmp_path / "b.gguf")
+
+
+# The text in the package.
+
+
+def _normalised(text: str) -> str:
+    return re.sub(r"[\W_]+", "", text.lower())
+
+
+def test_the_packages_text_holds_no_benchmark_text() -> None:
+    paragraphs = default_text().read_text("utf-8").split("\n\n")
+    pieces = [*paragraphs, *(line for part in paragraphs for line in part.split("\n"))]
+    keys = {_normalised(piece) for piece in pieces}
+    starts = {key[:80] for key in keys}
+    for name in data.SHIPPED:
+        one = data.load(name)
+        assert isinstance(one, data.RetrievalSet)
+        for text in (*one.documents, *one.queries):
+            key = _normalised(text)
+            assert key not in keys, text
+            assert len(key) < 60 or key[:80] not in starts, text
+
+
+def test_the_packages_text_is_of_many_kinds_and_long_enough() -> None:
+    text = default_text().read_text("utf-8")
+    assert 300_000 < len(text.encode()) < 700_000
+    for kind in ("def ", "文件", "ファイル", "файл", "der ", "les ", "los "):
+        assert text.count(kind) > 20, kind
+    assert "\r" not in text

@@ -80,7 +80,7 @@ def test_version() -> None:
         ["fly"],
         ["embed", "--wings"],
         ["embed", "--format", "xml", "a"],
-        ["quantize", "x.gguf"],
+        ["quantize"],
         ["quantize", "x.gguf", "Q8_0", "--out", "y.gguf", "--threads", "0"],
         ["convert", "x"],
         ["build", "--threads", "-1"],

@@ -77,6 +77,12 @@ def write_json(path: Path, value: dict[str, Any], *, indent: int = 2) -> None:
     path.write_text(json.dumps(value, indent=indent), encoding="utf-8")
 
 
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a safetensors file that others may read, which the library's own files are not."""
+    save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod(0o644)
+
+
 def write_shards(folder: Path, tensors: dict[str, Tensor]) -> None:
     """Write the embedding in the first shard, everything else in the second, and the index."""
     first = {name: tensor for name, tensor in tensors.items() if name.startswith("model.embed")}
@@ -84,7 +90,7 @@ def write_shards(folder: Path, tensors: dict[str, Tensor]) -> None:
     places: dict[str, str] = {}
     for number, shard in enumerate((first, second), 1):
         name = _SHARD.format(number)
-        save_file(shard, folder / name, metadata={"format": "pt"})
+        write_tensors(folder / name, shard)
         places |= dict.fromkeys(shard, name)
     count = sum(tensor.numel() for tensor in tensors.values())
     sizes = {"total_size": 2 * count, "total_parameters": count}
@@ -95,7 +101,7 @@ def write_adapters(folder: Path, adapters: dict[str, dict[str, Tensor]]) -> None
     """Write all tasks' adapters as one flat file, and its configuration."""
     folder.mkdir(exist_ok=True)
     flat = {adapter_key(task, name): tensor for task, adapter in adapters.items() for name, tensor in adapter.items()}
-    save_file(as_bf16(flat), folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    write_tensors(folder / "adapter_model.safetensors", as_bf16(flat))
     write_json(folder / "adapter_config.json", adapter_config())
 
 

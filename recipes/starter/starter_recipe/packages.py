@@ -30,14 +30,14 @@ DOCUMENTS = [
     *("debian-faq", *_in_languages("debian-faq", "de fr ja ru zh-cn")),
     *("developers-reference", *_in_languages("developers-reference", "de fr ja ru")),
     *("gnome-user-docs", "debian-handbook", "installation-guide-amd64", "debian-policy"),
-    *("python3.11-doc", "r-doc-html", "git-doc", "postgresql-doc-15", "sqlite3-doc", "gnumeric-doc"),
+    *("python3.11-doc", "r-doc-html", "git-doc", "postgresql-doc-15", "sqlite3-doc"),
 ]
 CATALOGUES = [
     *_in_languages("libreoffice-l10n", "de fr es ja ru zh-cn"),
-    *(f"{name}-l10n" for name in ("krita", "kdevelop", "libc", "vlc", "wordpress", "josm", "smplayer", "cinnamon")),
+    *(f"{name}-l10n" for name in ("krita", "kdevelop", "libc", "vlc", "cinnamon")),
     *_in_languages("wesnoth-1.16", "core data l did dm dw ei httt low nr sof sota sotbe thot trow utbs"),
     *"gnucash-common gimp-data inkscape evolution-common nautilus-data kdenlive-data digikam-data".split(),  # noqa: SIM905
-    *"gcompris-qt-data audacity-data libgtk-3-common gnumeric-common freeciv-data tuxpaint-data".split(),  # noqa: SIM905
+    *"audacity-data libgtk-3-common gnumeric-common freeciv-data tuxpaint-data".split(),  # noqa: SIM905
     *"gnome-control-center-data kmymoney-common util-linux-locales aptitude-common".split(),  # noqa: SIM905
 ]
 DEBIAN = sorted({*DICTIONARIES, *MANUAL_PAGES, *DOCUMENTS, *CATALOGUES})

@@ -22,6 +22,8 @@ from nestling.vectors import Floats
 
 TOKEN_BUDGET = 2048
 """Tokens that go through the graph at once; a longer text goes in pieces of at most so many."""
+KEPT_SHAPES = 128
+"""Kernels that are kept for shapes met before; unbounded, a server's memory grows with every new number of tokens."""
 SCORE_BYTES = 1 << 28
 """Memory for the attention scores of a piece of a long text: with 16 heads, 2,048 tokens of the first piece."""
 
@@ -108,4 +110,5 @@ def _properties(threads: int) -> dict[str, str | int]:
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": "f32",
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": graph.GROUP,
+        "CPU_RUNTIME_CACHE_CAPACITY": KEPT_SHAPES,
     }

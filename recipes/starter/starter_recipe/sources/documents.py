@@ -24,12 +24,14 @@ _SHORT_BODY = 60
 
 @dataclass(frozen=True, slots=True)
 class Manual:
-    """A manual in several languages: the packages and, with {lang}, where a language's pages lie."""
+    """A manual in several languages: where a language's pages lie, given its {code} or {lower} case code."""
 
     name: str
     pattern: str
     codes: dict[str, str]
     suffix: str = ".html"
+    english: str = ""
+    """Where the English pages lie, if the pattern does not say it."""
 
 
 def _codes(*pairs: str) -> dict[str, str]:
@@ -56,19 +58,21 @@ MANUALS = (
         {**_PLAIN, "zh": "zh_CN"},
     ),
     Manual("debian-reference", "debian-reference-{lower}/usr/share/debian-reference", {**_PLAIN, "zh": "zh-cn"}),
-    Manual("developers-reference", "developers-reference*/usr/share/developers-reference/{code}", _PLAIN),
-    Manual("debian-faq", "debian-faq*/usr/share/doc/debian/FAQ/{code}", {**_PLAIN, "zh": "zh-cn"}),
+    Manual(
+        "developers-reference",
+        "developers-reference-{lower}/usr/share/developers-reference/{code}",
+        _PLAIN,
+        english="developers-reference/usr/share/developers-reference",
+    ),
+    Manual(
+        "debian-faq",
+        "debian-faq-{lower}/usr/share/doc/debian/FAQ/{code}",
+        {**_PLAIN, "zh": "zh-cn"},
+        english="debian-faq/usr/share/doc/debian/FAQ",
+    ),
     Manual("aptitude", "aptitude-doc-{lower}/usr/share/doc/aptitude/html/{code}", _PLAIN),
 )
-ENGLISH_ONLY = (
-    "python3.11-doc",
-    "r-doc-html",
-    "git-doc",
-    "postgresql-doc-15",
-    "debian-policy",
-    "sqlite3-doc",
-    "gnumeric-doc",
-)
+ENGLISH_ONLY = ("python3.11-doc", "r-doc-html", "git-doc", "postgresql-doc-15", "debian-policy", "sqlite3-doc")
 
 
 def document_items(root: Path) -> Iterator[Item]:
@@ -101,7 +105,8 @@ def _pages(root: Path, manual: Manual, language: str) -> dict[str, Path]:
     if code is None:
         return {}
     pages: dict[str, Path] = {}
-    for folder in sorted(root.glob(manual.pattern.format(code=code, lower=code.lower()))):
+    pattern = manual.english if language == "en" and manual.english else manual.pattern
+    for folder in sorted(root.glob(pattern.format(code=code, lower=code.lower()))):
         for path in sorted(folder.rglob(f"*{manual.suffix}")):
             key = str(path.relative_to(folder)).replace(f".{code}.", ".")
             if path.is_file() and not path.is_symlink():

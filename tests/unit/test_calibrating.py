@@ -8,12 +8,14 @@ from tests import tiny_gguf
 from nestling import calibrating
 from nestling.build.imatrix import ImportanceMatrix
 from nestling.calibrating import CHUNK_TOKENS, Calibration, collect, default_text
+from nestling.engine.base import TokenIds
 from nestling.engine.reference import ReferenceEngine
 from nestling.errors import BuildError
 from nestling.evaluation import data
 from nestling.files import sha256_file
 from nestling.gguf_io import GGUFFile
 from nestling.tokenizer import Tokenizer
+from nestling.vectors import Floats
 
 LINE = "The lock is held while the folder is built, and a killed holder loses it.\n"
 
@@ -72,8 +74,9 @@ def test_the_matrix_is_the_mean_square_of_what_the_reference_engine_multiplies(
     matrix.check_covers({name: info.shape for name, info in file.tensors.items()})
 
 
-def _embedded(file: GGUFFile, ids: "np.ndarray") -> "np.ndarray":
-    return file.raw("token_embd.weight").view(np.float32)[ids]
+def _embedded(file: GGUFFile, ids: TokenIds) -> Floats:
+    rows: Floats = file.raw("token_embd.weight").view(np.float32)[ids]
+    return rows
 
 
 def test_the_same_text_gives_the_same_bytes(tiny_models: dict[str, Path], text: Path, tmp_path: Path) -> None:

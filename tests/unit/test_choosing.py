@@ -6,7 +6,7 @@ from tests import tiny_gguf
 
 from nestling import choosing
 from nestling.build.imatrix import ColumnSums, ImportanceMatrix
-from nestling.build.plan import plan
+from nestling.build.plan import Mix, plan
 from nestling.build.quantize import quantize
 from nestling.build.recipes import is_quantizable
 from nestling.choosing import Budget, Chooser, embedding_kept, requantized
@@ -68,7 +68,7 @@ def test_an_exchange_is_what_a_file_with_those_types_does(names: list[str], sour
     tower = Tower(file, TEXTS)
     changes = {name: requantized(tower.weights(name), T.Q2_K, None) for name in names}
     patterns = tuple((f"^{name}$", T.Q2_K) for name in names)
-    quantize(source, out=tmp_path / "x.gguf", mix=choosing.Mix("F32", patterns))
+    quantize(source, out=tmp_path / "x.gguf", mix=Mix("F32", patterns))
     real = ReferenceEngine(GGUFFile.open(tmp_path / "x.gguf")).pool(TEXTS)
     wanted = 1 - paired_cosine(real, ReferenceEngine(file).pool(TEXTS)).mean()
     assert wanted > 1e-4
@@ -157,4 +157,4 @@ def test_a_quantized_source_is_refused(tiny_models: dict[str, Path], matrix: Imp
 
 
 def test_the_plan_of_a_stock_type_has_the_matrix(chooser: Chooser, source: Path, matrix: ImportanceMatrix) -> None:
-    assert chooser.stock("IQ2_M") == plan(GGUFFile.open(source), choosing.Mix("IQ2_M", imatrix=matrix))
+    assert chooser.stock("IQ2_M") == plan(GGUFFile.open(source), Mix("IQ2_M", imatrix=matrix))

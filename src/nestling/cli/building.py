@@ -68,20 +68,21 @@ def build(
     if as_json:
         typer.echo(json.dumps([_card_json(file.path, file.fresh) for file in built], indent=2))
         return
-    rows = [
-        [
-            file.path.name,
-            f"{file.card.bits_per_weight:.2f}",
-            f"{file.card.size_bytes / 2**20:.1f}",
-            f"{near[file.path].mean:.6f}" if file.path in near else "",
-            f"{near[file.path].lowest:.6f}" if file.path in near else "",
-            f"{file.card.worst_tensor} {file.card.worst_error:.4f}" if file.card.worst_tensor else "",
-            "built" if file.fresh else "kept",
-        ]
-        for file in built
-    ]
     columns = ["file", "bits per weight", "MiB", "cosine to F16", "lowest", "worst tensor: error's share", ""]
-    show_table(f"{folder}", columns, rows)
+    show_table(f"{folder}", columns, [_row(file, near.get(file.path)) for file in built])
+
+
+def _row(file: "BuiltFile", near: "Nearness | None") -> list[str]:
+    card = file.card
+    return [
+        file.path.name,
+        f"{card.bits_per_weight:.2f}",
+        f"{card.size_bytes / 2**20:.1f}",
+        f"{near.mean:.6f}" if near else "",
+        f"{near.lowest:.6f}" if near else "",
+        f"{card.worst_tensor} {card.worst_error:.3g}" if card.worst_tensor else "",
+        "built" if file.fresh else "kept",
+    ]
 
 
 def _nearness(built: "Sequence[BuiltFile]", threads: int, bars: Bars) -> "dict[Path, Nearness]":

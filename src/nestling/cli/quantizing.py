@@ -17,11 +17,37 @@ if TYPE_CHECKING:
     from nestling.build.imatrix import ImportanceMatrix
     from nestling.build.mix_recipe import MixRecipe
     from nestling.build.plan import Mix, QuantizePlan
+    from nestling.build.quantize import QuantizeReport
     from nestling.spec import ModelSpec
 
 CalibrationOption = Annotated[
     Path | None, typer.Option("--calibration", metavar="FILE", help="Plain text; the package's own by default.")
 ]
+OutOption = Annotated[Path | None, typer.Option("--out", "-o", help="The GGUF file to write.")]
+ImatrixOption = Annotated[
+    Path | None, typer.Option("--imatrix", metavar="FILE", help="An importance matrix of this model.")
+]
+TensorTypeOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="PATTERN=TYPE", help="Another type for tensors whose names match; several times."),
+]
+EmbeddingTypeOption = Annotated[str | None, typer.Option(metavar="TYPE", help="The embedding table's type.")]
+TargetBitsOption = Annotated[
+    float | None, typer.Option(min=0.1, metavar="BITS", help="Choose the best mix of so many bits per weight.")
+]
+TargetSizeOption = Annotated[
+    int | None, typer.Option(min=1, metavar="BYTES", help="Choose the best mix for a file of so many bytes.")
+]
+KeepEmbeddingOption = Annotated[
+    str | None, typer.Option(metavar="TYPE", help="The embedding table's type in a chosen mix.")
+]
+TrialsOption = Annotated[int, typer.Option(min=1, help="Measurements that refine a chosen mix.")]
+RecipeOption = Annotated[Path | None, typer.Option(metavar="FILE", help="Apply a mix that was chosen before.")]
+RecipeOutOption = Annotated[Path | None, typer.Option(metavar="FILE", help="Write the chosen mix.")]
+RequantizeOption = Annotated[
+    bool, typer.Option("--allow-requantize", help="Take a quantized file for a source, at a cost in quality.")
+]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show the tensors' types and sizes; write no GGUF file.")]
 
 
 def imatrix(
@@ -57,36 +83,19 @@ def imatrix(
 def quantize(
     model: Annotated[Path, typer.Argument(help="A float GGUF file (F32, F16 or BF16).")],
     quant: Annotated[str | None, typer.Argument(help="The file type to make, such as Q4_K_M.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="The GGUF file to write.")] = None,
-    imatrix: Annotated[
-        Path | None, typer.Option("--imatrix", metavar="FILE", help="An importance matrix of this model.")
-    ] = None,
-    tensor_type: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PATTERN=TYPE", help="Another type for tensors whose names match; several times."),
-    ] = None,
-    token_embedding_type: Annotated[
-        str | None, typer.Option(metavar="TYPE", help="The embedding table's type.")
-    ] = None,
-    target_bpw: Annotated[
-        float | None, typer.Option(min=0.1, metavar="BITS", help="Choose the best mix of so many bits per weight.")
-    ] = None,
-    target_size: Annotated[
-        int | None, typer.Option(min=1, metavar="BYTES", help="Choose the best mix for a file of so many bytes.")
-    ] = None,
-    keep_embedding: Annotated[
-        str | None, typer.Option(metavar="TYPE", help="The embedding table's type in a chosen mix.")
-    ] = None,
+    out: OutOption = None,
+    imatrix: ImatrixOption = None,
+    tensor_type: TensorTypeOption = None,
+    token_embedding_type: EmbeddingTypeOption = None,
+    target_bpw: TargetBitsOption = None,
+    target_size: TargetSizeOption = None,
+    keep_embedding: KeepEmbeddingOption = None,
     calibration: CalibrationOption = None,
-    trials: Annotated[int, typer.Option(min=1, help="Measurements that refine a chosen mix.")] = 100,
-    recipe: Annotated[Path | None, typer.Option(metavar="FILE", help="Apply a mix that was chosen before.")] = None,
-    recipe_out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the chosen mix.")] = None,
-    allow_requantize: Annotated[
-        bool, typer.Option("--allow-requantize", help="Take a quantized file for a source, at a cost in quality.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the tensors' types and sizes; write nothing.")
-    ] = False,
+    trials: TrialsOption = 100,
+    recipe: RecipeOption = None,
+    recipe_out: RecipeOutOption = None,
+    allow_requantize: RequantizeOption = False,
+    dry_run: DryRunOption = False,
     spec: SpecOption = None,
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
@@ -95,48 +104,64 @@ def quantize(
     from nestling.build.plan import plan_file
     from nestling.build.quantize import quantize as run
 
-    stock = {"tensor_type": tensor_type, "token_embedding_type": token_embedding_type}
-    wishes = {"keep_embedding": keep_embedding, "recipe_out": recipe_out, "calibration": calibration}
-    target = target_bpw if target_bpw is not None else target_size
-    _check_sources({"a file type": quant, "--target-bpw": target_bpw, "--target-size": target_size, "--recipe": recipe})
-    _check_unused(stock, used=quant is not None, needed="a file type")
-    _check_unused(wishes, used=target is not None, needed="--target-bpw or --target-size")
+    stock = _Stock(quant, tuple(tensor_type or ()), token_embedding_type)
+    wish = _Wish(target_bpw, target_size, keep_embedding, calibration, trials, recipe_out)
+    _check_order(stock, wish, recipe)
     if out is None and not dry_run:
         raise UsageError("out: the file to write is missing: --out FILE, or --dry-run", param="out")
     with Bars() as bars:
-        matrix = _read(imatrix)
-        if target is not None:
-            wish = _Wish(target_bpw, target_size, keep_embedding, trials, calibration)
-            found = _choose(model, wish, _needed(matrix), _spec(model, spec), threads, bars)
-            if recipe_out:
-                found.write(recipe_out)
-            mix = _applied(model, found, matrix)
-        else:
-            mix = (
-                _stock(quant, tensor_type, token_embedding_type, matrix) if quant else _reapplied(model, recipe, matrix)
-            )
-        mix = replace(mix, allow_requantize=allow_requantize)
+        work = _Work(model, _read(imatrix), spec, threads, bars)
+        mix = replace(_mix(work, stock, wish, recipe), allow_requantize=allow_requantize)
         if out is None or dry_run:
             _show_plan(plan_file(model, mix), as_json=as_json)
             return
         report = run(model, out=out, mix=mix, threads=threads, progress=bars.step(out.name))
-    facts = {"path": str(out), "sha256": report.sha256, "size_bytes": report.size_bytes}
-    facts |= {"bits_per_weight": report.bits_per_weight}
-    if as_json:
-        typer.echo(json.dumps(facts))
-        return
-    typer.echo(
-        f"{out}: {report.size_bytes:,} bytes, {report.bits_per_weight:.2f} bits per weight, sha256 {report.sha256}"
-    )
+    _show_report(report, as_json=as_json)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stock:
+    """A file type and what differs from it."""
+
+    quant: str | None
+    tensor_type: tuple[str, ...]
+    token_embedding_type: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class _Wish:
+    """What a mix is to be chosen for."""
+
     bits_per_weight: float | None
     size_bytes: int | None
     keep_embedding: str | None
-    trials: int
     calibration: Path | None
+    trials: int
+    recipe_out: Path | None
+
+    @property
+    def given(self) -> bool:
+        return (self.bits_per_weight, self.size_bytes) != (None, None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """The model, its matrix, and how to work on them."""
+
+    model: Path
+    matrix: "ImportanceMatrix | None"
+    spec: Path | None
+    threads: int | None
+    bars: Bars
+
+
+def _check_order(stock: _Stock, wish: _Wish, recipe: Path | None) -> None:
+    sources = {"a file type": stock.quant, "--target-bpw": wish.bits_per_weight, "--target-size": wish.size_bytes}
+    _check_sources({**sources, "--recipe": recipe})
+    own = {"tensor_type": stock.tensor_type, "token_embedding_type": stock.token_embedding_type}
+    _check_unused(own, used=stock.quant is not None, needed="a file type")
+    wishes = {name: getattr(wish, name) for name in ("keep_embedding", "recipe_out", "calibration")}
+    _check_unused(wishes, used=wish.given, needed="--target-bpw or --target-size")
 
 
 def _check_sources(given: Mapping[str, object]) -> None:
@@ -175,52 +200,49 @@ def _spec(model: Path, given: Path | None) -> "ModelSpec":
     return spec_of(GGUFFile.open(model), read_spec(given) if given else None)
 
 
-def _stock(
-    quant: str, tensor_type: list[str] | None, token_embedding_type: str | None, matrix: "ImportanceMatrix | None"
-) -> "Mix":
+def _mix(work: _Work, stock: _Stock, wish: _Wish, recipe: Path | None) -> "Mix":
+    from nestling.build.mix_recipe import MixRecipe
     from nestling.build.plan import Mix, parse_quant_type, parse_tensor_type
+    from nestling.gguf_io import GGUFFile
 
-    exceptions = tuple(parse_tensor_type(one) for one in tensor_type or ())
-    embedding = token_embedding_type and parse_quant_type(token_embedding_type, param="token_embedding_type")
-    return Mix(parse_file_type(quant), exceptions, embedding or None, matrix)
+    if stock.quant:
+        exceptions = tuple(parse_tensor_type(one) for one in stock.tensor_type)
+        name = stock.token_embedding_type
+        embedding = parse_quant_type(name, param="token_embedding_type") if name else None
+        return Mix(parse_file_type(stock.quant), exceptions, embedding, work.matrix)
+    found = MixRecipe.read(recipe) if recipe else _chosen(work, wish)
+    if wish.recipe_out:
+        found.write(wish.recipe_out)
+    shapes = {name: info.shape for name, info in GGUFFile.open(work.model).tensors.items()}
+    return found.mix(shapes, work.matrix)
 
 
-def _choose(
-    model: Path, wish: _Wish, matrix: "ImportanceMatrix", spec: "ModelSpec", threads: int | None, bars: Bars
-) -> "MixRecipe":
+def _chosen(work: _Work, wish: _Wish) -> "MixRecipe":
     from nestling.build.plan import parse_quant_type
     from nestling.choosing import Budget, Chooser, embedding_kept
     from nestling.engine.loading import usable_threads
 
-    keep = wish.keep_embedding and parse_quant_type(wish.keep_embedding, param="keep_embedding")
+    name = wish.keep_embedding
+    keep = embedding_kept(parse_quant_type(name, param="keep_embedding")) if name else None
     chooser = Chooser.measure(
-        model,
-        spec=spec,
-        matrix=matrix,
+        work.model,
+        matrix=_needed(work.matrix),
+        spec=_spec(work.model, work.spec),
         text=wish.calibration,
-        threads=threads or usable_threads(),
-        progress=bars.step("measuring the tensors"),
+        threads=work.threads or usable_threads(),
+        progress=work.bars.step("measuring the tensors"),
     )
-    chosen = chooser.choose(
-        Budget(wish.size_bytes, wish.bits_per_weight),
-        keep=embedding_kept(keep) if keep else None,
-        trials=wish.trials,
-        progress=bars.step("refining the mix"),
-    )
-    return chosen.recipe
+    budget, told = Budget(wish.size_bytes, wish.bits_per_weight), work.bars.step("refining the mix")
+    return chooser.choose(budget, keep=keep, trials=wish.trials, progress=told).recipe
 
 
-def _reapplied(model: Path, recipe: Path | None, matrix: "ImportanceMatrix | None") -> "Mix":
-    from nestling.build.mix_recipe import MixRecipe
-
-    assert recipe
-    return _applied(model, MixRecipe.read(recipe), matrix)
-
-
-def _applied(model: Path, recipe: "MixRecipe", matrix: "ImportanceMatrix | None") -> "Mix":
-    from nestling.gguf_io import GGUFFile
-
-    return recipe.mix({name: info.shape for name, info in GGUFFile.open(model).tensors.items()}, matrix)
+def _show_report(report: "QuantizeReport", *, as_json: bool) -> None:
+    facts = {name: getattr(report, name) for name in ("sha256", "size_bytes", "bits_per_weight")}
+    if as_json:
+        typer.echo(json.dumps({"path": str(report.path), **facts}))
+        return
+    size = f"{report.size_bytes:,} bytes, {report.bits_per_weight:.2f} bits per weight"
+    typer.echo(f"{report.path}: {size}, sha256 {report.sha256}")
 
 
 def _show_plan(made: "QuantizePlan", *, as_json: bool) -> None:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from tests.golden.texts import LONG_TEXTS, TEXTS
 
 from benchmarks import measuring
+from nestling import calibrating
 from nestling.build.checkpoint import Checkpoint
 from nestling.build.pipeline import Pipeline, model_path
 from nestling.cli.building import LADDER
@@ -40,9 +41,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         began = time.perf_counter()
-        built = Pipeline(Checkpoint.open(starter_checkpoint()), folder, "starter", usable_threads()).build(
-            list(Task), LADDER.split(",")
-        )
+        threads = usable_threads()
+        collect = calibrating.for_pipeline(threads=threads)
+        pipeline = Pipeline(Checkpoint.open(starter_checkpoint()), folder, "starter", threads, collect=collect)
+        built = pipeline.build(list(Task), LADDER.split(","))
         build = {"files": len(built), "seconds": time.perf_counter() - began}
         rows = [_measured(folder, *case) for case in product(LADDER.split(","), Task, ENGINES)]
         sizes = {

@@ -1,4 +1,4 @@
-"""Draw `docs/quantization.svg` and print the tables of `docs/quantization.md` from the benchmark's result.
+"""Draw `docs/quantization.svg` and write the figures into `docs/quantization.md`, from the benchmark's result.
 
 python -m benchmarks.plot_quantization
 """
@@ -16,13 +16,16 @@ from nestling.evaluation.plots import draw
 DOCS = Path(__file__).parents[1] / "docs"
 LABELLED = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M", "IQ3_XXS", "Q2_K", "IQ2_M", "IQ2_XXS", "IQ1_S")
 
+Mixes = dict[tuple[str, str], list[dict[str, Any]]]
+"""Stock file type and kind of mix -> a row a task."""
+
 
 def main() -> None:
-    """Draw and print."""
+    """Draw and write."""
     result = json.loads((RESULTS / "quantization.json").read_text("utf-8"))
     ladder = [_mean_row(kind, result) for kind in dict.fromkeys(row["file_type"] for row in result["ladder"])]
     quantized = [row for row in ladder if row["bits"] < 16]
-    mixes: dict[tuple[str, str], list[dict[str, Any]]] = {(row["stock"], row["mix"]): [] for row in result["mixes"]}
+    mixes: Mixes = {(row["stock"], row["mix"]): [] for row in result["mixes"]}
     for row in result["mixes"]:
         mixes[row["stock"], row["mix"]].append(row)
     series = [
@@ -40,7 +43,14 @@ def main() -> None:
         tuple(series),
     )  # fmt: skip
     (DOCS / "quantization.svg").write_bytes(draw(figure))
-    _print(ladder, mixes)
+    _fill(
+        {
+            "ladder": _ladder(ladder),
+            "correlation": _correlation(result),
+            "mixes": _mixes(mixes),
+            "gains": _gains(result),
+        }
+    )
 
 
 def _mean_row(kind: str, result: dict[str, Any]) -> dict[str, Any]:
@@ -63,19 +73,55 @@ def _nines(error: float) -> float:
     return -math.log10(max(error, 1e-9))
 
 
-def _print(ladder: list[dict[str, Any]], mixes: dict[tuple[str, str], list[dict[str, Any]]]) -> None:
-    print("| file type | bits per weight | MiB | cosine to F16 | lowest | engines agree |\n|---|---|---|---|---|---|")
-    for row in ladder:
-        print(
-            f"| {row['type']} | {row['bits']:.2f} | {row['mib']:.1f} | {row['cosine']:.5f} | {row['lowest']:.4f}"
-            f" | {row['llamacpp']:.5f} |"
-        )
-    print("\n| size of | mix | size to stock | 1 - cosine, stock | mix | ratio by task |\n|---|---|---|---|---|---|")
-    for (stock, mix), rows in mixes.items():
-        sizes = fmean(row["bytes"] / row["stock_bytes"] for row in rows)
-        ratios = ", ".join(f"{row['task']} {row['ratio']:.2f}" for row in rows)
-        errors = (fmean(row["stock_error"] for row in rows), fmean(row["error"] for row in rows))
-        print(f"| {stock} | {mix} | {sizes:.4f} | {errors[0]:.5f} | {errors[1]:.5f} | {ratios} |")
+def _ladder(ladder: list[dict[str, Any]]) -> str:
+    head = "| file type | bits per weight | MiB | cosine to F16 | lowest | engines agree |\n|---|---|---|---|---|---|\n"
+    return head + "\n".join(
+        f"| {row['type']} | {row['bits']:.2f} | {row['mib']:.1f} | {row['cosine']:.5f} | {row['lowest']:.4f}"
+        f" | {row['llamacpp']:.5f} |"
+        for row in ladder
+    )
+
+
+def _mixes(mixes: Mixes) -> str:
+    head = "| size of | mix | size to stock | 1 - cosine, stock | mix | ratio by task |\n|---|---|---|---|---|---|\n"
+    return head + "\n".join(_mix_row(stock, mix, rows) for (stock, mix), rows in mixes.items())
+
+
+def _mix_row(stock: str, mix: str, rows: list[dict[str, Any]]) -> str:
+    sizes = fmean(row["bytes"] / row["stock_bytes"] for row in rows)
+    ratios = ", ".join(f"{row['task']} {row['ratio']:.2f}" for row in rows)
+    errors = (fmean(row["stock_error"] for row in rows), fmean(row["error"] for row in rows))
+    return f"| {stock} | {mix} | {sizes:.4f} | {errors[0]:.5f} | {errors[1]:.5f} | {ratios} |"
+
+
+def _gains(result: dict[str, Any]) -> str:
+    found = [one for row in result["mixes"] for one in row["nDCG@10"].values()]
+    lower, higher = sum(one["high"] < 0 for one in found), sum(one["low"] > 0 for one in found)
+    mean = fmean(one["difference"] for one in found)
+    return (
+        f"of {len(found)} comparisons (mix, task, set) the mix is significantly better in {higher} and worse"
+        f" in {lower}; the mean difference is {mean:+.4f}."
+    )
+
+
+def _correlation(result: dict[str, Any]) -> str:
+    rates = [facts["estimate_correlation"] for facts in result["tasks"].values()]
+    count = sum(facts["estimates_checked"] for facts in result["tasks"].values())
+    return (
+        f"Against {count} single changes that were really measured, the estimates' logarithms correlate with at least"
+        f" {min(rates):.3f}."
+    )
+
+
+def _fill(parts: dict[str, str]) -> None:
+    """Put each part between its two marks in the page."""
+    page = DOCS / "quantization.md"
+    text = page.read_text("utf-8")
+    for name, part in parts.items():
+        first, last = f"<!-- {name} -->", f"<!-- /{name} -->"
+        before, _, rest = text.partition(first)
+        text = f"{before}{first}\n{part}\n{last}{rest.partition(last)[2]}"
+    page.write_text(text, "utf-8")
 
 
 if __name__ == "__main__":

@@ -118,12 +118,12 @@ def collect(
     )
 
 
-def for_pipeline(*, threads: int, text: Path | None = None) -> CollectMatrix:
+def for_pipeline(*, threads: int, text: Path | None = None, limit: int | None = None) -> CollectMatrix:
     """What a build needs to make the matrices of its tasks; the files say themselves what they are for."""
     chosen = text or default_text()
 
     def run(model: Path, progress: Progress) -> ImportanceMatrix:
         spec = ModelSpec.from_json(str(GGUFFile.open(model).value("nestling.spec")))
-        return collect(model, spec=spec, text=chosen, threads=threads, progress=progress)
+        return collect(model, spec=spec, text=chosen, threads=threads, limit=limit, progress=progress)
 
-    return CollectMatrix(run, sha256_file(chosen))
+    return CollectMatrix(run, sha256_file(chosen) + (f" {limit}" if limit else ""))

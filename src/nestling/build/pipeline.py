@@ -111,7 +111,7 @@ class Pipeline:
         for start in range(0, len(missing), TOGETHER):
             kinds = missing[start : start + TOGETHER]
             mixes = {paths[kind]: Mix(kind, imatrix=made.matrix if made else None) for kind in kinds}
-            progress = self.steps(", ".join(path.name for path in mixes))
+            progress = self.steps(paths[kinds[0]].name if len(kinds) == 1 else f"{task.stem}: {', '.join(kinds)}")
             reports = quantize_many(base.path, mixes, threads=self.threads, progress=progress)
             for kind, report in zip(kinds, reports, strict=True):
                 worst, error = report.worst

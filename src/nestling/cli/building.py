@@ -10,7 +10,7 @@ import typer
 from nestling import pulled, store
 from nestling.cli.console import Bars, show_table
 from nestling.cli.hubbing import checkpoint_folder
-from nestling.cli.options import JsonOption, SpecOption, ThreadsOption
+from nestling.cli.options import CalibrationOption, ChunksOption, JsonOption, SpecOption, ThreadsOption
 from nestling.quants import FILE_TYPES, FLOAT_FILE_TYPES, parse_file_type
 from nestling.spec import Task
 
@@ -37,18 +37,12 @@ def build(
     ] = LADDER,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder; the model cache by default.")] = None,
     family: Annotated[str, typer.Option(help="The name of the files of a checkpoint of your own.")] = "jina-v4",
-    calibration: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Text for the importance matrices; the package's own by default."),
-    ] = None,
+    calibration: CalibrationOption = None,
+    chunks: ChunksOption = None,
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Build a checkpoint's task models in every file type asked for; what is already there is kept.
-
-    Quantized files but Q8_0 are made with an importance matrix, collected once a task. What is made anew is compared
-    with the F16 file.
-    """
+    """Build a checkpoint's task models in every file type asked for; what is already there is kept."""
     from nestling import calibrating
     from nestling.build.checkpoint import Checkpoint
     from nestling.build.pipeline import Pipeline
@@ -57,12 +51,11 @@ def build(
     starter = checkpoint == store.STARTER
     name = store.STARTER if starter else family
     tasks = [Task.parse(one) for one in task] if task else list(Task)
-    kinds = list(EVERY) if quant.lower() == "all" else [parse_file_type(one) for one in quant.split(",")]
-    workers = threads or usable_threads()
+    kinds, workers = _kinds(quant), threads or usable_threads()
     with Bars() as bars:
         source = Checkpoint.open(store.starter_checkpoint() if starter else checkpoint_folder(checkpoint, bars))
         folder = out or store.family_folder(name)
-        collect = calibrating.for_pipeline(threads=workers, text=calibration)
+        collect = calibrating.for_pipeline(threads=workers, text=calibration, limit=chunks)
         built = Pipeline(source, folder, name, workers, bars.step, collect).build(tasks, kinds)
         near = {} if as_json else _nearness(built, workers, bars)
     if as_json:
@@ -70,6 +63,10 @@ def build(
         return
     columns = ["file", "bits per weight", "MiB", "cosine to F16", "lowest", "worst tensor: error's share", ""]
     show_table(f"{folder}", columns, [_row(file, near.get(file.path)) for file in built])
+
+
+def _kinds(quant: str) -> list[str]:
+    return list(EVERY) if quant.lower() == "all" else [parse_file_type(one) for one in quant.split(",")]
 
 
 def _row(file: "BuiltFile", near: "Nearness | None") -> list[str]:

@@ -25,4 +25,11 @@ SpecOption = Annotated[
     Path | None,
     typer.Option("--spec", metavar="FILE", help="What a file is for that does not say so itself, as JSON."),
 ]
+CalibrationOption = Annotated[
+    Path | None, typer.Option("--calibration", metavar="FILE", help="Plain text; the package's own by default.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
+ChunksOption = Annotated[
+    int | None,
+    typer.Option("--chunks", min=1, help="Calibrate with so many chunks of 512 tokens only."),
+]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nestling.cli.console import Bars, show_table
-from nestling.cli.options import JsonOption, SpecOption, ThreadsOption
+from nestling.cli.options import CalibrationOption, ChunksOption, JsonOption, SpecOption, ThreadsOption
 from nestling.errors import UsageError
 from nestling.quants import parse_file_type
 
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from nestling.build.quantize import QuantizeReport
     from nestling.spec import ModelSpec
 
-CalibrationOption = Annotated[
-    Path | None, typer.Option("--calibration", metavar="FILE", help="Plain text; the package's own by default.")
-]
 OutOption = Annotated[Path | None, typer.Option("--out", "-o", help="The GGUF file to write.")]
 ImatrixOption = Annotated[
     Path | None, typer.Option("--imatrix", metavar="FILE", help="An importance matrix of this model.")
@@ -54,7 +51,7 @@ def imatrix(
     model: Annotated[Path, typer.Argument(help="A float GGUF file (F32, F16 or BF16).")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The GGUF file to write.")],
     calibration: CalibrationOption = None,
-    chunks: Annotated[int | None, typer.Option(min=1, help="Take so many chunks of 512 tokens only.")] = None,
+    chunks: ChunksOption = None,
     spec: SpecOption = None,
     threads: ThreadsOption = None,
     as_json: JsonOption = False,

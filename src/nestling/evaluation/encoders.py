@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from nestling import store
+from nestling import pulled, store
 from nestling.embedder import Embedder
 from nestling.errors import EngineError, ModelNotFoundError, TextError, UsageError
 from nestling.evaluation.remote import Connection
@@ -103,7 +103,7 @@ def _expanded(reference: str) -> list[str]:
     if is_url(reference):
         return [reference]
     if Path(reference).is_dir():
-        files = sorted(Path(reference).glob("*.gguf"))
+        files = [path for path in sorted(Path(reference).glob("*.gguf")) if pulled.is_model(path.name)]
         if not files:
             raise ModelNotFoundError(f"{reference}: no GGUF files in this folder")
         return [str(path) for path in files]

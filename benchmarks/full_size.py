@@ -82,7 +82,8 @@ def _planned(base: Path) -> dict[str, Any]:
 def _step(name: str, *arguments: str) -> dict[str, Any]:
     run = measuring.run(sys.executable, "-c", "from nestling.cli import main; main()", *arguments, "--json")
     print(f"{name}: {run.wall_s:.0f} s, peak {run.peak_resident_bytes / GIB:.2f} GiB", flush=True)
-    return {"step": name, **_cost(run), "report": json.loads(run.output)}
+    report = json.loads(run.output)
+    return {"step": name, **_cost(run), "report": {**report, "path": Path(report["path"]).name}}
 
 
 def _cost(run: measuring.Run) -> dict[str, Any]:

@@ -88,10 +88,15 @@ def commit() -> str:
     return head + ("+" if dirty else "")
 
 
+def _shown(argument: str) -> str:
+    """An argument as a reader can repeat it: a folder of this machine is DIR."""
+    return "DIR" if Path(argument).is_absolute() else argument
+
+
 def write(name: str, result: dict[str, Any]) -> Path:
     """Write a result with the machine, the commit and the command that made it."""
     path = RESULTS / f"{name}.json"
-    command = "python -m benchmarks." + Path(sys.argv[0]).stem + "".join(f" {one}" for one in sys.argv[1:])
+    command = "python -m benchmarks." + Path(sys.argv[0]).stem + "".join(f" {_shown(one)}" for one in sys.argv[1:])
     whole = {"command": command, "commit": commit(), "machine": machine(), **result}
     path.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
     return path

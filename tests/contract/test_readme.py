@@ -10,7 +10,7 @@ import pytest
 from benchmarks import tables
 
 README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
-NEEDS = ("path/to", "nestling serve", "org/repo", "jinaai/")
+NEEDS = ("path/to", "nestling serve", "nestling pull")
 """What a command names that a test machine does not have; `nestling serve` has tests of its own."""
 COMMANDS = [
     line.split("  #")[0].strip()

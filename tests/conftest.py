@@ -1,6 +1,7 @@
 """Fixtures of every suite: a cache folder of the session's own, and small models that are made once."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from nestling.build.plan import Mix
 from nestling.build.quantize import quantize_many
 from nestling.quants import FLOAT_FILE_TYPES
 from nestling.spec import Task
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts us in the background has it ignored
 
 QUANTIZED = ("Q8_0", "Q4_K_M", "Q3_K_M")
 

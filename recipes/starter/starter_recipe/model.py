@@ -126,7 +126,8 @@ class Layer(nn.Module):
     def forward(self, states: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
         """Map (B, T, hidden) to (B, T, hidden)."""
         states = states + self.self_attn(self.input_layernorm(states), cosine, sine)
-        return states + self.mlp(self.post_attention_layernorm(states))
+        output: Tensor = states + self.mlp(self.post_attention_layernorm(states))
+        return output
 
 
 class Tower(nn.Module):

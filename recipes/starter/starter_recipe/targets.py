@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ Vectors = NDArray[np.float32]
 
 def principal_components(vectors: Vectors) -> tuple[Vectors, Vectors]:
     """Return (mean (384,), basis (384, 256)) of teacher vectors, by falling variance."""
-    mean = vectors.mean(0)
+    mean: Vectors = vectors.mean(0)
     values, basis = np.linalg.eigh(np.cov((vectors - mean).T))
     order = np.argsort(values)[::-1][: MATRYOSHKA_DIMS[-1]]
     print(f"variance kept in {len(order)} dimensions: {values[order].sum() / values.sum():.3f}")
@@ -43,6 +44,12 @@ def procrustes(source: Vectors, wanted: Vectors) -> Vectors:
     left, _, right = np.linalg.svd(source.T @ wanted)
     rotation: Vectors = (left @ right).astype(np.float32)
     return rotation
+
+
+def project(vectors: NDArray[Any], mean: Vectors, basis: Vectors) -> Vectors:
+    """Return centred vectors in a basis: (N, 384), (384,), (384, 256) -> (N, 256)."""
+    projected: Vectors = np.matmul(vectors.astype(np.float32) - mean, basis)
+    return projected
 
 
 def unit_rows(vectors: Vectors) -> Vectors:
@@ -83,10 +90,10 @@ def make_targets(work: Path, start: Path | None) -> tuple[Vectors, NDArray[np.bo
         rows = Rows.load(work)
         members = np.unique(rows.english[(rows.english >= 0) & usable[rows.anchors]])
         members = np.sort(generator.permutation(members)[:ALIGNED])
-        raw = np.asarray(vectors[rows.anchors[members]], np.float32)
-        basis = basis @ alignment(unit_rows((raw - mean) @ basis), start, rows, members)
+        components = unit_rows(project(vectors[rows.anchors[members]], mean, basis))
+        basis = np.matmul(basis, alignment(components, start, rows, members))
     targets = np.zeros((len(vectors), MATRYOSHKA_DIMS[-1]), np.float32)
-    targets[available] = unit_rows((np.asarray(vectors[available], np.float32) - mean) @ basis)
+    targets[available] = unit_rows(project(vectors[available], mean, basis))
     return targets, usable
 
 

@@ -34,10 +34,10 @@ Steps = Callable[[str], Progress]
 
 @dataclass(frozen=True, slots=True)
 class CollectMatrix:
-    """Makes the importance matrix of a float file (a path; progress in tokens) from a text with this SHA-256."""
+    """Makes the importance matrix of a float file (a path; progress in tokens); `calibration` names what from."""
 
     run: Callable[[Path, Progress], ImportanceMatrix]
-    text_sha256: str
+    calibration: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ class Pipeline:
     def _matrix(self, task: Task, base: BuiltFile) -> MadeMatrix:
         path = matrix_path(self.folder, task)
         assert self.collect
-        origin = f"{base.card.sha256} {self.collect.text_sha256} {_made_by()}"
+        origin = f"{base.card.sha256} {self.collect.calibration} {_made_by()}"
         if found := kept(path, origin):
             return found
         return keep(path, self.collect.run(base.path, self.steps(path.name)), origin)

@@ -31,5 +31,5 @@ CalibrationOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 ChunksOption = Annotated[
     int | None,
-    typer.Option("--chunks", min=1, help="Calibrate with so many chunks of 512 tokens only."),
+    typer.Option("--chunks", min=1, help="Calibrate with so many chunks of 512 tokens."),
 ]

@@ -31,19 +31,16 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     part = path.with_name(path.name + ".part")
     path.parent.mkdir(parents=True, exist_ok=True)
     with _locked_part(part) as file:
-        try:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-            part.replace(path)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+        part.replace(path)
     _fsync_folder(path.parent)
 
 
 @contextmanager
 def _locked_part(part: Path) -> Iterator[BinaryIO]:
+    """The part, empty and ours alone; it is removed when anything goes wrong from the moment that it is ours."""
     with part.open("ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -51,8 +48,12 @@ def _locked_part(part: Path) -> Iterator[BinaryIO]:
             raise BuildError(f"{part}: another run is writing this file; wait for it or stop it") from None
         if not part.exists() or os.fstat(file.fileno()).st_ino != part.stat().st_ino:
             raise BuildError(f"{part}: another run has just finished this file; run again to use it")
-        file.truncate(0)
-        yield file
+        try:
+            file.truncate(0)
+            yield file
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
 
 
 def _fsync_folder(folder: Path) -> None:

@@ -219,7 +219,7 @@ def test_the_command_interrupted_says_so_and_leaves_no_half_file(tmp_path: Path)
     """Ctrl-C in the middle of building the starter."""
     build = command("build", "--task", "code", "--quant", "F32,Q8_0", "--out", tmp_path, "--threads", "1")
     with subprocess.Popen(build, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        while not list(tmp_path.glob("*.part")) and process.poll() is None:
+        while not any(part.stat().st_size for part in tmp_path.glob("*.part")) and process.poll() is None:
             os.sched_yield()
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)

@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 8080
+MINUTES ?= 60
 
-.PHONY: serve test check unit constraints clients clean
+.PHONY: serve test check unit constraints clients chromium fuzz-server soak clean
 
 serve: $(VENV)/ready
 	$(BIN)/nestling serve --port $(PORT)
 
-test: check $(VENV)/ready-dev
+test: check $(VENV)/ready-dev chromium
 	$(BIN)/pytest -q tests/contract tests/fault
 
 check: $(VENV)/ready-dev
@@ -41,6 +42,19 @@ clients: $(VENV)/ready-dev
 	$(PYTHON) -m venv $(VENV)/clients
 	$(VENV)/clients/bin/python -m pip install --quiet --requirement tests/contract/clients/requirements.txt
 	$(BIN)/python -m tests.contract.clients.run $(VENV)/clients/bin/python
+
+# The browser of tests/contract/test_page.py: Debian's, installed where this may be done.
+chromium:
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq chromium; } \
+	  || { echo "chromium is missing: apt-get install chromium" >&2; exit 1; }
+
+# 20,000 random and malformed requests, some ten minutes; writes benchmarks/results/server-fuzz.json.
+fuzz-server: $(VENV)/ready-dev
+	$(BIN)/python -m benchmarks.server_fuzz
+
+# Mixed load for MINUTES; fails for a wrong vector, a server error, or memory that grows; writes benchmarks/results/server-soak.json.
+soak: $(VENV)/ready-dev
+	$(BIN)/python -m benchmarks.soak $(MINUTES)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -74,6 +74,10 @@ SHAPES = {
         rank=32, sections=(16, 24, 24), vision=Vision(32, 1280, 3420, 16),
         counts=(3_754_622_976, 262_272, 59_936_768),
     ),
+    "jina-v4-short": Shape(
+        layers=4, hidden=2048, heads=16, kv_heads=2, intermediate=11008, entries=24200, vocab=24256, projected=128,
+        rank=32, sections=(16, 24, 24), vision=Vision(1, 32, 48, 2),
+    ),
     "tiny": Shape(
         layers=2, hidden=64, heads=4, kv_heads=2, intermediate=96, entries=24200, vocab=24256, projected=32, rank=4,
         sections=(2, 3, 3), vision=Vision(1, 32, 48, 2),

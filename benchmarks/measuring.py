@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import threading
@@ -25,17 +26,24 @@ class Run:
     output: str
 
 
-def run(*command: str) -> Run:
-    """Run a command to its end and watch its memory; a command that fails ends the benchmark with its own words."""
+def run(*command: str, limit_s: float | None = None) -> Run:
+    """Run a command to its end and watch its memory; a command that fails ends the benchmark with its own words.
+
+    After `limit_s` it is ended, and what it cost until then is the answer.
+    """
     began = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
         peaks = {"VmHWM": 0, "RssAnon": 0}
         watcher = threading.Thread(target=_watch, args=(child, peaks))
         watcher.start()
+        stopper = threading.Timer(limit_s or 0, child.terminate)
+        if limit_s:
+            stopper.start()
         output = child.stdout.read() if child.stdout else ""
         child.wait()
+        stopper.cancel()
         watcher.join()
-    if child.returncode:
+    if child.returncode and not (limit_s and child.returncode == -signal.SIGTERM):
         sys.exit(f"{' '.join(command)}: exit code {child.returncode}")
     return Run(time.perf_counter() - began, peaks["VmHWM"], peaks["RssAnon"], output)
 

@@ -1,16 +1,20 @@
 """The server under load, beside the engine in this process and llama.cpp's own server, all in one run.
 
-    python -m benchmarks.server_load [MODEL=starter-retrieval:Q8_0] [ROUNDS=5]
+    python -m benchmarks.server_load [MODEL=starter-retrieval:Q8_0] [PARTS=throughput,overhead,fairness]
 
-Three questions. Throughput: 64 clients, each with requests of 16 texts of 5 to 300 words, against one call of the
-engine with the same texts; rounds alternate, medians are compared. Overhead: one short query after another, HTTP less
-engine. Fairness: one short query after another while a client sends requests of 2,000 texts, against the time of one
-batch. The load generator shares the processors with what it measures.
+Three parts, each a run of its own that can be made alone. Throughput: 64 clients, each with requests of 16 texts of 5
+to 300 words, against one call of the engine with the same texts; rounds alternate, medians are compared. Overhead: one
+short query after another, HTTP less engine. Fairness: one short query after another while a client sends requests of
+2,000 texts, against the time of one batch. The load generator shares the processors with what it measures; how much
+processor time it took is part of the result.
 """
 
 import asyncio
+import json
+import os
 import random
 import re
+import socket
 import statistics
 import subprocess
 import sys
@@ -18,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -27,22 +32,74 @@ from nestling import Embedder
 from nestling.store import resolve
 
 CLIENTS, TEXTS_A_REQUEST, REQUESTS_A_CLIENT = 64, 16, 2
-QUERIES, BULK_TEXTS = 300, 2000
+ROUNDS, QUERIES, BULK_TEXTS = 3, 300, 2000
+PARTS = "throughput,overhead,fairness"
+NAME = "server-load"
 WORDS = ("the", "of", "server", "socket", "river", "quantum", "market", "piano", "bird", "open", "value", "letter")
 NESTLING = "import sys; from nestling.cli import main; main()"
 LLAMA = "import sys; from benchmarks.server_load import serve_llama; serve_llama(sys.argv[1])"
 
 
-def main(reference: str = "starter-retrieval:Q8_0", rounds: str = "5") -> None:
-    """Measure everything and write `benchmarks/results/server-load.json`."""
+def main(reference: str = "starter-retrieval:Q8_0", parts: str = PARTS) -> None:
+    """Measure the parts and write them into `benchmarks/results/server-load.json`, beside those measured before."""
     embedder, path = Embedder.load(reference), str(resolve(reference))
+    result = _before(reference)
+    with child(NESTLING, "serve", "--model", reference, "--port", "0") as url:
+        measures: dict[str, Callable[[], dict[str, Any]]] = {
+            "throughput": partial(measure_both, embedder, url, path),
+            "overhead": partial(measure_overhead, embedder, url),
+            "fairness": lambda: asyncio.run(measure_fairness(url)),
+        }
+        for part in parts.split(","):
+            began = Processors.read()
+            found = measures[part]()
+            result[part] = {**found, "others_share": Processors.read().foreign_share(began)}
+            print(part, json.dumps(result[part]), flush=True)
+    measuring.write(NAME, result)
+
+
+def _before(reference: str) -> dict[str, Any]:
+    """The parts that were measured before with the same model."""
+    path = measuring.RESULTS / f"{NAME}.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    kept = {part: known[part] for part in PARTS.split(",") if part in known and known.get("model") == reference}
+    return {"model": reference, **kept}
+
+
+class Processors:
+    """How busy the machine is, and how much of it is this process, its children and what it waits for."""
+
+    def __init__(self, busy_s: float, own_s: float) -> None:
+        self.busy_s, self.own_s = busy_s, own_s
+
+    @classmethod
+    def read(cls) -> "Processors":
+        """Processor seconds since the machine started, and since this process and its children did."""
+        tick = os.sysconf("SC_CLK_TCK")
+        fields = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+        return cls((sum(fields) - fields[3] - fields[4]) / tick, sum(map(_process_s, _tree(os.getpid()))))
+
+    def foreign_share(self, before: "Processors") -> float:
+        """Share of the processor time since `before` that went to anyone else."""
+        busy, own = self.busy_s - before.busy_s, self.own_s - before.own_s
+        return round(max(0.0, 1 - own / busy), 4)
+
+
+def _tree(pid: int) -> list[int]:
+    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *(one for number in found for one in _tree(int(number)))]
+
+
+def _process_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")  # its own, and of children that have ended
+
+
+def measure_both(embedder: Embedder, url: str, path: str) -> dict[str, Any]:
+    """Throughput of this server and llama.cpp's."""
     requests = mixed_requests(CLIENTS * REQUESTS_A_CLIENT)
-    with child(NESTLING, "serve", "--model", reference, "--port", "0") as url, child(LLAMA, path) as llama:
-        throughput = measure_throughput(embedder, {"nestling": url, "llama.cpp": llama}, requests, int(rounds))
-        overhead = measure_overhead(embedder, url)
-        fairness = asyncio.run(measure_fairness(url))
-    result = {"model": reference, "throughput": throughput, "overhead": overhead, "fairness": fairness}
-    print(measuring.write("server-load", result).read_text())
+    with child(LLAMA, path) as llama:
+        return measure_throughput(embedder, {"nestling": url, "llama.cpp": llama}, requests)
 
 
 def mixed_requests(count: int) -> list[list[str]]:
@@ -52,24 +109,31 @@ def mixed_requests(count: int) -> list[list[str]]:
     return [[" ".join(draw.choices(WORDS, k=length)) for length in row] for row in lengths]
 
 
-def measure_throughput(
-    embedder: Embedder, urls: dict[str, str], requests: Sequence[list[str]], rounds: int
-) -> dict[str, Any]:
+def measure_throughput(embedder: Embedder, urls: dict[str, str], requests: Sequence[list[str]]) -> dict[str, Any]:
     """Tokens per second of the engine and of each server, in alternating rounds."""
     texts = [text for request in requests for text in request]
     tokens = sum(map(len, embedder.tokenize(texts)))
     ways: dict[str, Callable[[], object]] = {"engine": partial(embedder.encode, texts)}
     ways |= {name: partial(load_now, url, requests) for name, url in urls.items()}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(rounds + 1):
+    generator: dict[str, list[float]] = {name: [] for name in urls}
+    for number in range(ROUNDS + 1):
         for name, way in ways.items():
-            began = time.perf_counter()
-            way()
+            if name not in ("engine", "nestling") and number != 1:
+                continue  # by far the slowest, and in need of no warm-up: once
+            own, took = time.process_time(), seconds_of(way)
             if number:  # the first round warms up
-                seconds[name].append(time.perf_counter() - began)
+                seconds[name].append(took)
+                if name in generator:
+                    generator[name].append(time.process_time() - own)
+            print(number, name, round(took, 2), file=sys.stderr, flush=True)
     medians = {name: tokens / statistics.median(row) for name, row in seconds.items()}
     shares = {f"{name}_over_engine": rate / medians["engine"] for name, rate in medians.items() if name != "engine"}
-    return {"tokens": tokens, "seconds": seconds, "tokens_per_s": medians, **shares}
+    used = {name: statistics.median(row) for name, row in generator.items()}
+    return {
+        "texts": len(texts), "tokens": tokens, "seconds": seconds, "tokens_per_s": medians, **shares,
+        "load_generator_cpu_s": used,
+    }  # fmt: skip
 
 
 def load_now(url: str, requests: Sequence[list[str]]) -> None:
@@ -100,24 +164,46 @@ async def ask(client: httpx.AsyncClient, url: str, texts: list[str]) -> float:
 
 
 def measure_overhead(embedder: Embedder, url: str) -> dict[str, Any]:
-    """Short queries one after another, over HTTP and in this process, in alternating blocks."""
+    """Short queries, each over HTTP and in this process in turn, so that both find caches and cores the same.
+
+    A bare socket asks: what it takes is the server's time, a packet each way and a few microseconds.
+    """
+    host, port = url.removeprefix("http://").split(":")
     over_http: list[float] = []
     in_process: list[float] = []
-
-    async def block(queries: Sequence[str]) -> None:
-        async with httpx.AsyncClient() as client:
-            await ask(client, url, ["warm"])
-            over_http.extend([await ask(client, url, [query]) for query in queries])
-
-    for start in range(0, QUERIES, 50):
-        queries = [f"How do I open socket number {n}?" for n in range(start, start + 50)]
-        asyncio.run(block(queries))
-        for query in queries:
-            began = time.perf_counter()
-            embedder.encode([query])
-            in_process.append(time.perf_counter() - began)
+    with socket.create_connection((host, int(port))) as connection:
+        for number in range(-20, QUERIES):
+            query = f"How do I open socket number {abs(number)}?"
+            http_s, engine_s = ask_bare(connection, query), seconds_of(partial(embedder.encode, [query]))
+            if number >= 0:
+                over_http.append(http_s)
+                in_process.append(engine_s)
     http, engine = spread(over_http), spread(in_process)
     return {"http_ms": http, "engine_ms": engine, "p50_overhead_ms": http["p50"] - engine["p50"]}
+
+
+def seconds_of(way: Callable[[], object]) -> float:
+    """How long a call takes."""
+    began = time.perf_counter()
+    way()
+    return time.perf_counter() - began
+
+
+def ask_bare(connection: socket.socket, text: str) -> float:
+    """One request over a kept connection -> its seconds."""
+    body = json.dumps({"input": [text], "encoding_format": "base64"}).encode()
+    head = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    began = time.perf_counter()
+    connection.sendall(head % len(body) + body)
+    answer = b""
+    while not answer.endswith(b"}}"):  # where the usage ends, and with it the answer
+        if not (piece := connection.recv(1 << 16)):
+            sys.exit(f"the connection was closed: {answer[:300]!r}")
+        answer += piece
+    took = time.perf_counter() - began
+    if b" 200 " not in answer[:20]:
+        sys.exit(f"{answer[:300]!r}")
+    return took
 
 
 async def measure_fairness(url: str) -> dict[str, Any]:
@@ -125,6 +211,8 @@ async def measure_fairness(url: str) -> dict[str, Any]:
     texts = [text for request in mixed_requests(BULK_TEXTS // TEXTS_A_REQUEST) for text in request]
     async with httpx.AsyncClient(timeout=600) as client:
         before = await stage(client, url)
+        await ask(client, url, texts)
+        after = await stage(client, url)  # the time of a batch of the bulk client's, while nobody else asks
         going = True
 
         async def bulk() -> int:
@@ -138,7 +226,7 @@ async def measure_fairness(url: str) -> dict[str, Any]:
         await asyncio.sleep(1)
         seconds = [await ask(client, url, [f"How do I open socket number {n}?"]) for n in range(QUERIES // 3)]
         going = False
-        sent, after = await bulky, await stage(client, url)
+        sent = await bulky
     batch_ms = 1000 * (after[0] - before[0]) / (after[1] - before[1])
     query = spread(seconds)
     return {
@@ -153,7 +241,7 @@ async def stage(client: httpx.AsyncClient, url: str) -> tuple[float, float]:
     """Seconds and number of batches so far."""
     text = (await client.get(f"{url}/metrics")).text
     found = re.findall(r'nestling_stage_seconds_(?:sum|count)\{stage="inference"\} (\S+)', text)
-    return float(found[0]), float(found[1])
+    return (float(found[0]), float(found[1])) if found else (0.0, 0.0)
 
 
 def spread(seconds: Sequence[float]) -> dict[str, float]:
@@ -168,16 +256,30 @@ def spread(seconds: Sequence[float]) -> dict[str, float]:
 
 @contextmanager
 def child(code: str, *arguments: str) -> Iterator[str]:
-    """A server in a process of its own, which prints its address when it is ready."""
+    """A server in a process of its own -> the address that it prints when it is ready."""
+    with process(code, *arguments) as (_, url):
+        yield url
+
+
+@contextmanager
+def process(code: str, *arguments: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+    """The same, with the process."""
     command = [sys.executable, "-c", code, *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-        assert process.stdout
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as started:
+        assert started.stdout
         try:
-            found = next((re.search(r"http://[\d.:]+", line) for line in process.stdout if "http://" in line), None)
-            yield found[0] if found else sys.exit(f"{command}: no address")
+            found = next((re.search(r"http://[\d.:]+", line) for line in started.stdout if "http://" in line), None)
+            yield started, found[0] if found else sys.exit(f"{command}: no address")
         finally:
-            process.terminate()
-            process.wait(60)
+            seconds_to_stop(started)
+
+
+def seconds_to_stop(started: "subprocess.Popen[str]") -> float:
+    """Ask a process to end, and wait."""
+    began = time.perf_counter()
+    started.terminate()
+    started.wait(60)
+    return time.perf_counter() - began
 
 
 def serve_llama(path: str) -> None:

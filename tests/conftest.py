@@ -11,9 +11,11 @@ import pytest
 from huggingface_hub import constants
 from hypothesis import settings
 from tests import tiny_gguf
+from tests.hub_server import HubServer, use
+from tests.hub_server import running as hub_running
 from tests.tiny import SMALL_VOCAB, write_tiny_checkpoint
 
-from nestling import store
+from nestling import files, store
 from nestling.build.plan import Mix
 from nestling.build.quantize import quantize_many
 from nestling.quants import FLOAT_FILE_TYPES
@@ -33,10 +35,24 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The model cache of this session: no test sees the user's."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(store.CACHE_VARIABLE, str(folder))
+        patch.setenv(files.CACHE_VARIABLE, str(folder))
         patch.setenv("HF_HOME", str(folder / "hub"))  # for other processes; this one has read it already
         patch.setattr(constants, "HF_HUB_CACHE", str(folder / "hub" / "hub"))
         yield folder
+
+
+@pytest.fixture(scope="module")
+def hub_server() -> Iterator[HubServer]:
+    """A hub on loopback, a module's own; `hub_cache` makes it this process's hub."""
+    with hub_running() as one:
+        yield one
+
+
+@pytest.fixture
+def hub_cache(hub_server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a hub cache of the test's own, not made yet; the hub on loopback is emptied and used."""
+    use(hub_server, tmp_path / "hub", monkeypatch)
+    return tmp_path / "hub"
 
 
 @pytest.fixture(scope="session")

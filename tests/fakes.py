@@ -1,6 +1,6 @@
 """Stand-ins for an engine, so that a test says what the engine answers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -28,6 +28,12 @@ class FakeEngine:
         """The answers: B sequences -> (B, width)."""
         self.asked += sequences
         return np.stack([self._answer(ids, self._width) for ids in sequences])
+
+    def token_states(self, sequences: Sequence[TokenIds]) -> Iterator[tuple[int, Floats]]:
+        """A state of each token that depends on the ids up to it: yields (place, (T, width)), the last text first."""
+        self.asked += sequences
+        for index, ids in reversed(list(enumerate(sequences))):
+            yield index, np.stack([self._answer(ids[: end + 1], self._width) for end in range(len(ids))])
 
     def close(self) -> None:
         """Be closed."""

@@ -145,7 +145,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.repositories.setdefault(name, {})
             self._json(200, {"url": f"{self.server.endpoint}/{name}"})
         elif path == "/api/validate-yaml":
-            self._json(200, {"errors": [], "warnings": []})
+            self._validate(json.loads(body)["content"])
         elif "/preupload/" in path:
             files = [one["path"] for one in json.loads(body)["files"]]
             modes = [{"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in files]
@@ -154,6 +154,15 @@ class _Handler(BaseHTTPRequestHandler):
             self._commit("/".join(path.split("/")[3:5]), body)
         else:
             self._json(404, {"error": "not here"})
+
+    def _validate(self, card: str) -> None:
+        """What the hub asks of the licence `other` (its `modelcard.md`)."""
+        head = huggingface_hub.ModelCard(card).data
+        link = str(head.get("license_link"))
+        linked = link in ("LICENSE", "LICENSE.md") or link.startswith("https://")
+        sound = head.get("license") != "other" or (head.get("license_name") and linked)
+        errors = [] if sound else [{"message": '"license_link" must be LICENSE, LICENSE.md or an address'}]
+        self._json(200 if sound else 400, {"errors": errors, "warnings": []})
 
     def _commit(self, repository: str, body: bytes) -> None:
         operations = [json.loads(line) for line in body.splitlines()]

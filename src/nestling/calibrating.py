@@ -13,11 +13,12 @@ import numpy as np
 
 from nestling.build.imatrix import MIN_TOKENS, ImportanceMatrix, collect_imatrix
 from nestling.build.pipeline import CollectMatrix
+from nestling.engine.adapters import Adapter, beside
 from nestling.engine.base import TokenIds
 from nestling.errors import BuildError
 from nestling.files import Progress, no_progress, sha256_file
 from nestling.gguf_io import GGUFFile
-from nestling.spec import ModelSpec, Role
+from nestling.spec import BASE_FIELD, ModelSpec, Role
 from nestling.tokenizer import Tokenizer
 
 CHUNK_TOKENS = 512
@@ -66,7 +67,7 @@ class Calibration:
             raise BuildError(f"{self.path}: {len(paragraphs)} paragraphs; {count} are needed, with empty lines between")
         chosen = [paragraphs[place * len(paragraphs) // count] for place in range(count)]
         prefixed = [self.spec.prefix(ROLES[place % len(ROLES)]) + text for place, text in enumerate(chosen)]
-        return [ids[:longest] for ids in self.tokenizer.encode(prefixed)]
+        return [self.tokenizer.cut(self.tokenizer.close(ids), longest) for ids in self.tokenizer.encode(prefixed)]
 
     def _text(self) -> str:
         try:
@@ -104,22 +105,52 @@ def collect(
     `limit` takes that many chunks only, from all over the text. `progress` is told tokens. A model that is quantized
     already is a BuildError: its matrix would be that of another model's activations.
     """
-    from nestling.engine.openvino import Observer
+    file = _float_file(model)
+    text = text or default_text()
+    chunks = Calibration(spec, Tokenizer.from_gguf(file), text).chunks(limit)
+    return _observed(file, chunks, text, threads=threads, progress=progress)
 
+
+def collect_base(
+    model: Path, *, text: Path | None = None, threads: int, limit: int | None = None, progress: Progress = no_progress
+) -> ImportanceMatrix:
+    """The same for a base with its adapters beside it: each chunk as one of the tasks reads it, the tasks in turn."""
+    file = _float_file(model)
+    text, tokenizer, found = text or default_text(), Tokenizer.from_gguf(file), beside(file)
+    each = [Calibration(one.spec, tokenizer, text).chunks(limit) for one in found]
+    whole = min(map(len, each)) // len(found) * len(found)
+    chunks = [each[place % len(found)][place] for place in range(whole)]
+    return _observed(file, chunks, text, threads=threads, progress=progress, adapters=found)
+
+
+def _float_file(model: Path) -> GGUFFile:
     file = GGUFFile.open(model)
     if quantized := next((one for one in file.tensors.values() if not one.kind.is_float), None):
         raise BuildError(
             f"{model}: {quantized.name} is {quantized.kind.name}; collect the matrix with the F32, F16 or BF16 file"
         )
-    text = text or default_text()
-    chunks = Calibration(spec, Tokenizer.from_gguf(file), text).chunks(limit)
-    observer = Observer(file, threads=threads)
+    return file
+
+
+def _observed(
+    file: GGUFFile,
+    chunks: Sequence[TokenIds],
+    text: Path,
+    *,
+    threads: int,
+    progress: Progress,
+    adapters: Sequence[Adapter] = (),
+) -> ImportanceMatrix:
+    """Run the chunks; with adapters as many together as there are, each with its own."""
+    from nestling.engine.openvino import Observer
+
+    observer = Observer(file, threads=threads, adapters=adapters)
     return collect_imatrix(
         [chunk.tolist() for chunk in chunks],
         collect=observer.collect,
         dataset=text.name,
         chunk_size=CHUNK_TOKENS,
-        batch=BATCH,
+        batch=len(adapters) or BATCH,
         progress=progress,
     )
 
@@ -133,7 +164,10 @@ def for_pipeline(*, threads: int, text: Path | None = None, limit: int | None = 
     chosen = text or default_text()
 
     def run(model: Path, progress: Progress) -> ImportanceMatrix:
-        spec = ModelSpec.from_json(str(GGUFFile.open(model).value("nestling.spec")))
+        file = GGUFFile.open(model)
+        if BASE_FIELD in file.metadata:
+            return collect_base(model, text=chosen, threads=threads, limit=limit, progress=progress)
+        spec = ModelSpec.from_json(str(file.value("nestling.spec")))
         return collect(model, spec=spec, text=chosen, threads=threads, limit=limit, progress=progress)
 
-    return CollectMatrix(run, f"{sha256_file(chosen)} {limit}")
+    return CollectMatrix(run, f"{sha256_file(chosen)} {limit}", limit * CHUNK_TOKENS)

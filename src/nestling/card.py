@@ -4,7 +4,7 @@ A card holds nothing that changes from one build to the next (no times, no paths
 """
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Self, get_origin
 
@@ -21,7 +21,8 @@ class Card:
 
     `tensor_types` counts tensors by type; `made_from` is the SHA-256 of the file that was quantized, `imatrix`
     that of the importance matrix it was quantized with. `worst_tensor` lost the largest share of its squares,
-    `worst_error` (columns weighted by the matrix); both are empty where nothing was quantized.
+    `worst_error` (columns weighted by the matrix); both are empty where nothing was quantized. `proof` holds vectors
+    that an engine must give for the file (`proving`); empty where none were made.
     """
 
     file: str
@@ -40,6 +41,7 @@ class Card:
     imatrix: str = ""
     worst_tensor: str = ""
     worst_error: float = 0.0
+    proof: dict[str, str] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
         """Write `<file's stem>.json` into the folder."""
@@ -74,8 +76,21 @@ def card_path(model: Path) -> Path:
     return model.with_suffix(".json")
 
 
+def cards_in(folder: Path) -> list[Card]:
+    """The cards of a folder's models, by name; a JSON file of another kind beside a model is none."""
+    return [card for model in sorted(folder.glob("*.gguf")) if (card := _own_card(model))]
+
+
+def _own_card(model: Path) -> Card | None:
+    try:
+        card = Card.read(model)
+    except FileFormatError:
+        return None
+    return card if card and card.file == model.name else None
+
+
 def write_sums(folder: Path) -> None:
     """Write `SHA256SUMS` for every model in the folder that has a card, as `sha256sum --check` reads it."""
-    cards = [card for model in sorted(folder.glob("*.gguf")) if (card := Card.read(model))]
+    cards = cards_in(folder)
     with atomic_write(folder / SUMS) as file:
         file.write("".join(f"{card.sha256}  {card.file}\n" for card in cards).encode())

@@ -1,8 +1,8 @@
 """jina-embeddings-v4's own Python surface, for code written against the original: the same names, defaults and order.
 
 Differences, all towards the documented behaviour: text-matching puts `Query: ` on both sides whatever way the task is
-given, and an empty text is an error. Like the original, `encode_text` cuts texts to `max_length` tokens. Images and
-multi-vectors are refused, not ignored.
+given, and an empty text is an error. Like the original, `encode_text` cuts texts to `max_length` tokens. Images are
+refused, not ignored, and so are multi-vectors together with `truncate_dim`, which the original ignores.
 """
 
 from collections.abc import Sequence
@@ -43,19 +43,25 @@ class JinaEmbeddingsV4:
     ) -> list[Floats]:
         """Embed texts as the original does: -> a list of (dim,) float32 unit vectors, one a text.
 
+        With `return_multivector`, a list of (tokens, width) arrays of unit rows, one row a token, prefix included.
+
         `task` falls back to the `task` attribute; without either it is a UsageError. `batch_size` and `return_numpy`
         change nothing: batches are packed by tokens, and there are no tensors but numpy's. `prompt_name` is `query`
         (default) or `passage`.
         """
-        if return_multivector:
-            raise UsageError("return_multivector: these files hold single vectors only", param="return_multivector")
+        if return_multivector and truncate_dim is not None:
+            raise UsageError(
+                "truncate_dim: the vectors of tokens have one size; leave it out with return_multivector",
+                param="truncate_dim",
+            )
         if max_length < 1 or batch_size < 1:
             raise UsageError(f"max_length={max_length}, batch_size={batch_size}: at least 1", param="max_length")
         model = self._model(task)
         size = model.spec.dimension(truncate_dim)
         rows = [texts] if isinstance(texts, str) else list(texts)
         ids = model.tokenize(rows, prompt_name=prompt_name or "query", truncate=True)
-        return list(model.embed_ids([one[:max_length] for one in ids], dimension=size))
+        cut = [one[:max_length] for one in ids]
+        return model.embed_tokens(cut) if return_multivector else list(model.embed_ids(cut, dimension=size))
 
     def encode_image(
         self,

@@ -27,11 +27,19 @@ class UsageError(NestlingError):
 
 
 class TextError(UsageError):
-    """One text of a list cannot be embedded; `index` is its place in the list."""
+    """One text of a list cannot be embedded; `index` is its place in the list, `reason` the message without it."""
 
     def __init__(self, message: str, *, index: int) -> None:
         super().__init__(f"input {index}: {message}", param="input")
-        self.index = index
+        self.index, self.reason = index, message
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """How it goes from process to process: pickle knows no parameters by name."""
+        return _text_error, (self.reason, self.index)
+
+
+def _text_error(message: str, index: int) -> TextError:
+    return TextError(message, index=index)
 
 
 class FileFormatError(NestlingError):

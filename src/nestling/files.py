@@ -11,7 +11,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from platformdirs import user_cache_path
+
 from nestling.errors import BuildError
+
+CACHE_VARIABLE = "NESTLING_CACHE"
 
 Progress = Callable[[int, int], None]
 """Told (bytes done, bytes in all) while a long piece of work goes on."""
@@ -78,3 +82,8 @@ def sha256_file(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cache_folder() -> Path:
+    """Where nestling keeps what it can make again: `$NESTLING_CACHE`, or the platform's cache folder."""
+    return Path(os.environ[CACHE_VARIABLE]) if os.environ.get(CACHE_VARIABLE) else user_cache_path("nestling")

@@ -5,7 +5,7 @@ their own, with other bytes than their card says, without a licence, or of sever
 one task's ladder, as the published collection has it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +15,11 @@ from nestling.embedder import spec_of
 from nestling.errors import FileFormatError, UsageError
 from nestling.files import Progress, no_progress, sha256_file
 from nestling.gguf_io import GGUFFile
+from nestling.projector import Projector, projector_path
 from nestling.recognise import by_file_name
 from nestling.spec import ModelSpec, Role, Task
 
-README = "README.md"
+README, LICENCE = "README.md", "LICENSE.md"
 TAGS = ("gguf", "embeddings", "sentence-similarity", "matryoshka", "llama.cpp", "nestling")
 PIPELINE = "feature-extraction"
 _LICENCE_FIELDS = {"license_name": "general.license.name", "license_link": "general.license.link"}
@@ -63,11 +64,16 @@ def plan(
     if hub.HubReference.parse(repository) != hub.HubReference(repository):
         raise UsageError(f"repository={repository!r}: org/name is expected", param="repository")
     models = _models(folder, task, progress)
-    readme = _head(models, base_model) + _body(models, repository, scores)
+    licence = _licence(folder, models[0])
+    head = _head_card(folder, models[0])
+    readme = _head(models, base_model, licence) + _body(models, repository, scores, head)
     hub.check_metadata(readme)
     sums = "".join(f"{model.card.sha256}  {model.card.file}\n" for model in models)
     paths = {path.name: path for model in models for path in (model.path, card_path(model.path))}
-    return Publication(repository, readme, {README: readme.encode(), SUMS: sums.encode(), **paths})
+    if head:
+        sums += f"{head.sha256}  {head.file}\n"
+        paths |= {one.name: one for one in (folder / head.file, card_path(folder / head.file))}
+    return Publication(repository, readme, {README: readme.encode(), SUMS: sums.encode(), **licence, **paths})
 
 
 def send(publication: Publication, *, private: bool = False) -> str:
@@ -85,6 +91,11 @@ def _models(folder: Path, task: Task | None, progress: Progress) -> list[_Model]
         )
     paths = [path for path, name in named.items() if name and task in (None, name[1])]
     if not paths:
+        if list(folder.glob("*-text-base-*.gguf")):
+            raise UsageError(
+                f"{folder}: a base with adapters; only merged models are published: build without --keep-adapters",
+                param="folder",
+            )
         wanted = f"{{family}}-text-{task.stem if task else '{task}'}-{{QUANT}}.gguf"
         raise UsageError(f"{folder}: no file called {wanted}, as `nestling build` makes them", param="folder")
     total, done, models = sum(path.stat().st_size for path in paths), 0, []
@@ -111,6 +122,18 @@ def _model(path: Path) -> _Model:
     return _Model(path, card, spec_of(file), {name: str(field.value) for name, field in values.items() if field})
 
 
+def _head_card(folder: Path, model: _Model) -> Card | None:
+    """The card of the models' multi-vector head; None when there is none, FileFormatError when it is not theirs."""
+    path = projector_path(folder, family=model.spec.family, task=model.spec.task)
+    if not path.is_file():
+        return None
+    Projector.open(path).check_fits(path, model.spec)
+    card = Card.read(path)
+    if card is None or sha256_file(path) != card.sha256:
+        raise FileFormatError(f"{path}: not the file that its card is for; `nestling build` makes it again")
+    return card
+
+
 def _check_alike(folder: Path, models: Sequence[_Model]) -> None:
     values = {
         "families": [model.card.family for model in models],
@@ -123,18 +146,36 @@ def _check_alike(folder: Path, models: Sequence[_Model]) -> None:
             raise FileFormatError(f"{folder}: its files have different {what}; one checkpoint's belong in a repository")
 
 
-def _head(models: Sequence[_Model], base_model: str | None) -> str:
+def _licence(folder: Path, model: _Model) -> dict[str, Path | bytes]:
+    """The file that the licence's link leads to, where it is no address: the folder's own, or a note in its place."""
+    link = model.licence.get("license_link")
+    if link is None or hub.is_url(link):
+        return {}
+    own = next((folder / name for name in hub.LICENCE_FILES if (folder / name).is_file()), None)
+    if own:
+        return {own.name: own}
+    name, source = model.licence.get("license_name", model.card.licence), model.card.source
+    note = f"""# {name}
+
+These files were made from `{source}`. Its licence holds for them too: `{name}`, as it stands in `{link}` there.
+"""
+    return {LICENCE: note.encode()}
+
+
+def _head(models: Sequence[_Model], base_model: str | None, licence: Mapping[str, Path | bytes]) -> str:
     first = models[0]
     source, at, _ = first.card.source.partition("@")
     base = base_model or (source if at else None)
     fields: dict[str, object] = {"license": first.card.licence, **first.licence}
+    if licence:
+        fields["license_link"] = next(iter(licence))
     if base:
         fields |= {"base_model": base, "base_model_relation": "quantized"}
     fields |= {"pipeline_tag": PIPELINE, "tags": list(TAGS)}
     return hub.front_matter(fields)
 
 
-def _body(models: Sequence[_Model], repository: str, scores: str) -> str:
+def _body(models: Sequence[_Model], repository: str, scores: str, head: Card | None) -> str:
     spec, quant = models[0].spec, _usual(models)
     parts = [
         f"# {repository.rpartition('/')[2]}",
@@ -148,6 +189,7 @@ def _body(models: Sequence[_Model], repository: str, scores: str) -> str:
         f"Vectors may be cut to {', '.join(map(str, spec.dimensions))} dimensions and normalised again.",
         "## Files",
         table(["file", "bits per weight", "MiB", "sha256"], [_row(model.card) for model in models]),
+        *([f"`{head.file}` makes multi-vectors of them, one vector a token; nestling reads it."] if head else []),
         *([scores.strip()] if scores.strip() else []),
         _usage(spec, repository, quant),
         _origin(models[0].card),

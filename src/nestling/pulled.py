@@ -16,7 +16,9 @@ from nestling.recognise import FAMILIES, by_file_name, known_family
 from nestling.spec import Task
 
 DEFAULT_QUANT = "Q8_0"
-_NOT_MODELS = re.compile(r"(?:^|/)(?:mmproj|imatrix|adapter)|multivector|-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
+_NOT_MODELS = re.compile(
+    r"(?:^|/)(?:mmproj|imatrix|adapter)|multivector|-text-base-\w+\.gguf$|-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE
+)
 _QUANT = re.compile(r"[-._]((?:[A-Za-z]{2}-)?(?:[IT]?Q\d\w*|B?F16|F32))\.gguf$", re.IGNORECASE)
 _CHECKPOINT_FOLDERS = ("", "adapters")
 Name = tuple[str, Task, str]
@@ -60,7 +62,7 @@ def choose(names: Iterable[str], wanted: HubReference) -> str:
 
 
 def is_model(name: str) -> bool:
-    """True for a GGUF file that may be a model: not a projector, an adapter, a matrix or a piece of a split file."""
+    """True for a GGUF file that may be a model: no projector, base, adapter or matrix, no piece of a split file."""
     return name.endswith(".gguf") and not _NOT_MODELS.search(name)
 
 
@@ -102,6 +104,12 @@ def remove_file(path: Path) -> tuple[list[str], int]:
 def _with_card(model: str, names: Iterable[str]) -> list[str]:
     card = model.removesuffix(".gguf") + ".json"
     return [model, *([card] if card in names else [])]
+
+
+def _with_head(model: str, names: Iterable[str]) -> list[str]:
+    """A model, its card, and the multi-vector head that it shares with the other file types of its task."""
+    head = _QUANT.sub("-multivector.gguf", model)
+    return _with_card(model, names) + (_with_card(head, names) if head in names and head != model else [])
 
 
 def models() -> list[PulledModel]:
@@ -147,7 +155,7 @@ def pull(wanted: HubReference, *, steps: hub.Steps = hub.silent) -> list[Path]:
         names = [name for name in listed.files if name.rpartition("/")[0] in _CHECKPOINT_FOLDERS]
         return [hub.fetch(listed, [name for name in names if not name.endswith(".gguf")], steps=steps)]
     model = choose(listed.files, wanted)
-    snapshot = hub.fetch(listed, _with_card(model, listed.files), steps=steps)
+    snapshot = hub.fetch(listed, _with_head(model, listed.files), steps=steps)
     return [snapshot / model]
 
 

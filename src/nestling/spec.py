@@ -7,11 +7,16 @@ Knows nothing of files or engines. The prefixes are those of the jina-embeddings
 import json
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Self, TypeVar
 
 from nestling.errors import FileFormatError, UsageError
 
 MAX_SPEC_LENGTH = 1 << 16
+BASE_FIELD = "nestling.base"
+"""The GGUF field of a model without an adapter merged: the source of the checkpoint that its adapters are of."""
+BASE_STEM = "base"
+"""What stands in a task's place in the names of a model without an adapter merged, the base of all three."""
 _T = TypeVar("_T")
 
 
@@ -34,6 +39,16 @@ class Task(StrEnum):
             return cls("text-matching" if text == "matching" else text)
         except ValueError:
             raise UsageError(f"task={text!r}: this is one of {', '.join(cls)}", param="task") from None
+
+
+def stem_of(task: Task | None) -> str:
+    """A task's word in file names, and that of the base of all three for None."""
+    return task.stem if task else BASE_STEM
+
+
+def adapter_path(folder: Path, task: Task) -> Path:
+    """The published name of a task's adapter: `adapter-{task}.gguf`."""
+    return folder / f"adapter-{task.stem}.gguf"
 
 
 class Role(StrEnum):

@@ -42,10 +42,13 @@ _ADDED = (TokenType.CONTROL, TokenType.USER_DEFINED)
 
 
 class Tokenizer:
-    """Texts to token ids, exactly as the checkpoint's own tokenizer; `size` is the vocabulary with its padding."""
+    """Texts to token ids, exactly as the checkpoint's own tokenizer; `size` is the vocabulary with its padding.
 
-    def __init__(self, inner: tokenizers.Tokenizer, *, size: int) -> None:
-        self._inner, self.size = inner, size
+    `ending` are the ids that the model wants behind every text: none, or the end token of a model that pools it.
+    """
+
+    def __init__(self, inner: tokenizers.Tokenizer, *, size: int, ending: Sequence[int] = ()) -> None:
+        self._inner, self.size, self.ending = inner, size, np.array(ending, np.int32)
         # The library would start threads of its own, and warn in a forked child; one text is quick enough alone.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -56,8 +59,9 @@ class Tokenizer:
             if file.value(key) != wanted:
                 raise GGUFError(f"{file.path}: {key}={file.value(key)!r}: only {wanted!r} can be read")
         tokens, types, merges = (_array(file, key) for key in ("tokens", "token_type", "merges"))
+        ending = _ending(file, len(tokens))
         try:
-            return cls(_build(tokens, types, merges), size=len(tokens))
+            return cls(_build(tokens, types, merges), size=len(tokens), ending=ending)
         except FileFormatError as error:
             raise GGUFError(f"{file.path}: {error}") from None
 
@@ -70,6 +74,26 @@ class Tokenizer:
             _check_text(text, index)
         found = self._inner.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, np.int32) for encoding in found]
+
+    def close(self, ids: NDArray[np.int32]) -> NDArray[np.int32]:
+        """A text's ids with the ending behind them: (T,) -> (T + E,)."""
+        return np.concatenate([ids, self.ending])
+
+    def cut(self, ids: NDArray[np.int32], limit: int) -> NDArray[np.int32]:
+        """Closed ids, of which at most `limit` are left: cut on the right, the ending kept."""
+        kept = max(limit - len(self.ending), 0)
+        return ids if len(ids) <= limit else np.concatenate([ids[:kept], self.ending])[:limit]
+
+    def encode_with_places(self, text: str) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Closed ids of one text, and where each token lies in it: (T,) and (T, 2) characters [start, end).
+
+        The places are those of the text as it is, before NFC. Several tokens may share the place of one character; the
+        ending lies behind the last one.
+        """
+        _check_text(text, 0)
+        found = self._inner.encode(text, add_special_tokens=False)
+        places = [*found.offsets, *[(len(text), len(text))] * len(self.ending)]
+        return self.close(np.array(found.ids, np.int32)), np.array(places, np.int64).reshape(-1, 2)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of some token ids, special tokens written out; an id outside the vocabulary is a UsageError."""
@@ -120,6 +144,19 @@ def _check_text(text: object, index: int) -> None:
         raise TextError(
             f"the lone surrogate U+{ord(text[error.start]):04X} at {error.start} has no UTF-8 form", index=index
         ) from None
+
+
+def _ending(file: GGUFFile, size: int) -> list[int]:
+    """The token that the file wants behind every text, if it does; one in front of it cannot be honoured."""
+    bos, eos = (file.metadata.get(f"tokenizer.ggml.add_{name}_token") for name in ("bos", "eos"))
+    if bos and bos.value:
+        raise GGUFError(f"{file.path}: tokenizer.ggml.add_bos_token: a Qwen2 tokenizer puts no token in front")
+    if not (eos and eos.value):
+        return []
+    number = file.value("tokenizer.ggml.eos_token_id")
+    if type(number) is not int or not 0 <= number < size:
+        raise GGUFError(f"{file.path}: tokenizer.ggml.eos_token_id={number!r}: ids go from 0 to {size - 1}")
+    return [number]
 
 
 def _array(file: GGUFFile, key: str) -> tuple[Any, ...]:

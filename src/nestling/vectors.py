@@ -1,9 +1,10 @@
-"""Arithmetic on vectors: pool, normalise, truncate, compare. Pure numpy, no knowledge of models.
+"""Arithmetic on vectors: pool, normalise, truncate, compare, pack. Pure numpy, no knowledge of models.
 
 The order for one text is mean, normalise, truncate, normalise (the original's `encode`).
 """
 
 import base64
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +55,36 @@ def paired_cosine(left: Floats, right: Floats) -> NDArray[np.float64]:
     """Cosine of each row with its counterpart: (B, D), (B, D) -> (B,), in float64."""
     a, b = left.astype(np.float64), right.astype(np.float64)
     return np.asarray((a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)))
+
+
+def maxsim(query: Floats, documents: Sequence[Floats]) -> NDArray[np.float64]:
+    """Late interaction (Khattab and Zaharia 2020): (Tq, P) unit rows, B arrays of (Td, P) unit rows -> (B,).
+
+    For each row of the query the nearest row of the document, summed: from -Tq to Tq.
+    """
+    return np.array([(query @ document.T).max(1).sum(dtype=np.float64) for document in documents], np.float64)
+
+
+def to_int8(rows: Floats) -> NDArray[np.int8]:
+    """Whole numbers from -127 to 127, each row's largest component at an end; compare by cosine: (B, D) -> (B, D)."""
+    packed: NDArray[np.int8] = np.rint(rows * (127 / np.abs(rows).max(-1, keepdims=True))).astype(np.int8)
+    return packed
+
+
+def from_int8(packed: NDArray[np.int8]) -> Floats:
+    """What `to_int8` packed, as unit rows: (B, D) -> (B, D)."""
+    return normalise(packed.astype(np.float32))
+
+
+def to_ubinary(rows: Floats) -> NDArray[np.uint8]:
+    """Signs, eight a byte, first component in the highest bit, 1 for more than zero: (B, D) -> (B, D / 8)."""
+    return np.packbits(rows > 0, axis=-1)
+
+
+def from_ubinary(packed: NDArray[np.uint8]) -> Floats:
+    """What `to_ubinary` packed, as unit rows of signs: (B, D / 8) -> (B, D)."""
+    signs = np.unpackbits(packed, axis=-1).astype(np.float32) * 2 - 1
+    return np.asarray(signs / np.sqrt(np.float32(signs.shape[-1])))
 
 
 def to_base64(vector: Floats) -> str:

@@ -10,15 +10,16 @@ from pathlib import Path
 
 import numpy as np
 
-from nestling import hub
+from nestling import hub, projector
 from nestling.card import Card
-from nestling.embedder import spec_of
+from nestling.embedder import specs_of
 from nestling.engine.base import Shape, TokenIds
-from nestling.engine.loading import EngineName, load_engine
+from nestling.engine.loading import EngineName, load_whole
 from nestling.engine.weights import as_float32
 from nestling.errors import NestlingError, UsageError
 from nestling.files import sha256_file
 from nestling.gguf_io import GGUFFile
+from nestling.proving import ENGINES_AGREE, needed_cosine
 from nestling.spec import ModelSpec, Pooling, Role
 from nestling.tokenizer import Tokenizer
 from nestling.vectors import Floats, paired_cosine
@@ -33,12 +34,6 @@ PROBES = (
     "def add(a: int, b: int) -> int:\n    return a + b",
     "The file is opened, its header is read, every length is checked against the bytes that are left. " * 12,
 )
-ENGINES_AGREE = ((16.0, 0.9999), (3.4, 0.999), (0.0, 0.99))
-"""Lowest cosine between two engines for files from so many bits per weight on.
-
-They round differently: llama.cpp also rounds activations to 8 bits for quantized weights, OpenVINO does where the
-processor multiplies int8.
-"""
 CHUNK_ROWS = 4096
 
 
@@ -54,12 +49,14 @@ class Check:
 def verify(path: Path, *, against: Path | None = None, spec: ModelSpec | None = None) -> list[Check]:
     """Check a model file; `against` adds the cosine to another file's vectors (same task, same tokenizer).
 
-    `spec` says what a file is for that does not say so itself (`embedder.spec_of`). A file that cannot be read at all
-    is one failed check; the other checks need a readable file.
+    `spec` says what a file is for that does not say so itself (`embedder.spec_of`); a base runs with its first adapter.
+    A file that cannot be read at all is one failed check; the other checks need a readable file.
     """
     try:
         file = GGUFFile.open(path)
-        shape, found = Shape.of(file), spec_of(file, spec)
+        if projector.is_head(file):
+            return [_head(path), _hash(path)]
+        shape, found = Shape.of(file), specs_of(file, spec)[0]
         tokenizer = Tokenizer.from_gguf(file)
     except NestlingError as error:
         return [Check("structure", passed=False, detail=str(error))]
@@ -72,6 +69,12 @@ def verify(path: Path, *, against: Path | None = None, spec: ModelSpec | None = 
     theirs = _run(file, EngineName.LLAMACPP, ids, found.pooling)
     checks += [_position(ours, alone), _engines(file, ours, theirs)]
     return checks + ([_against(ours, against, found.name, ids)] if against else [])
+
+
+def _head(path: Path) -> Check:
+    head = projector.Projector.open(path)
+    detail = f"multi-vector head of {head.spec.name}, {head.width} of {head.spec.dimensions[-1]}, all finite"
+    return Check("structure", passed=True, detail=detail)
 
 
 def _hash(path: Path) -> Check:
@@ -94,7 +97,7 @@ def _finite(file: GGUFFile) -> Check:
 
 
 def _run(file: GGUFFile, name: EngineName, ids: list[TokenIds], pooling: Pooling) -> Floats:
-    engine = load_engine(file, name=name, pooling=pooling)
+    engine = load_whole(file, name=name, pooling=pooling)
     try:
         return engine.pool(ids)
     finally:
@@ -102,7 +105,7 @@ def _run(file: GGUFFile, name: EngineName, ids: list[TokenIds], pooling: Pooling
 
 
 def _together_and_alone(file: GGUFFile, ids: list[TokenIds], pooling: Pooling) -> tuple[Floats, Floats]:
-    engine = load_engine(file, name=EngineName.OPENVINO, pooling=pooling)
+    engine = load_whole(file, name=EngineName.OPENVINO, pooling=pooling)
     try:
         return engine.pool(ids), np.concatenate([engine.pool([one]) for one in ids])
     finally:
@@ -117,14 +120,14 @@ def _position(together: Floats, alone: Floats) -> Check:
 def _engines(file: GGUFFile, left: Floats, right: Floats) -> Check:
     stored_bits = 8 * sum(info.size_bytes for info in file.tensors.values())
     bits = stored_bits / sum(prod(info.shape) for info in file.tensors.values())
-    needed = next(cosine for least, cosine in ENGINES_AGREE if bits >= least)
+    needed = needed_cosine(bits)
     lowest = float(paired_cosine(left, right).min())
     return Check("openvino = llamacpp", passed=lowest >= needed, detail=f"lowest cosine {lowest:.6f}, needed {needed}")
 
 
 def _against(ours: Floats, other: Path, name: str, ids: list[TokenIds]) -> Check:
     file = GGUFFile.open(other)
-    if (spec := spec_of(file)).name != name:
+    if (spec := specs_of(file)[0]).name != name:
         raise UsageError(
             f"{other} is {spec.name}, this file is {name}: their vectors cannot be compared", param="against"
         )

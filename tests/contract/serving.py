@@ -42,6 +42,16 @@ class ByteTokenizer:
                 raise TextError("a lone surrogate has no UTF-8 form", index=index)
         return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in texts]
 
+    def close(self, ids: Ids) -> Ids:
+        return ids
+
+    def cut(self, ids: Ids, limit: int) -> Ids:
+        return ids[:limit]
+
+    def encode_with_places(self, text: str) -> tuple[Ids, NDArray[np.int64]]:
+        places = [(place, place + 1) for place, char in enumerate(text) for _ in char.encode()]
+        return self.encode([text])[0], np.array(places, np.int64)
+
     def decode(self, ids: Sequence[int]) -> str:
         if any(not 0 <= number < self.size for number in ids):
             raise UsageError("token ids go from 0 to 255", param="tokens")
@@ -70,6 +80,10 @@ class FakeEngine:
         if self.poison and any(self.poison in bytes(ids.tolist()) for ids in sequences):
             rows[:] = np.nan
         return rows
+
+    def token_states(self, sequences: Sequence[Ids]) -> Iterator[tuple[int, Floats]]:
+        self.batches.append([len(ids) for ids in sequences])
+        return ((index, ROWS[ids]) for index, ids in enumerate(sequences))
 
     def close(self) -> None:
         self.closed = True

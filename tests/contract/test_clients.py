@@ -248,4 +248,5 @@ def test_the_openapi_document_names_every_field(served: Served) -> None:
     operation = document["paths"]["/v1/embeddings"]["post"]
     schema = operation["requestBody"]["content"]["application/json"]["schema"]
     assert {"input", "dimensions", "encoding_format", "task", "truncate_prompt_tokens"} <= schema["properties"].keys()
+    assert schema["properties"]["encoding_format"]["anyOf"][0]["enum"] == ["float", "base64"]
     assert "429" in operation["responses"]

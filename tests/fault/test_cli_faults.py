@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from nestling import store
+from nestling import files
 
 COMMAND = [sys.executable, "-c", "from nestling.cli import main; main()"]
 
@@ -41,7 +41,7 @@ def test_wrong_usage_is_exit_code_2() -> None:
 
 def test_a_cache_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "cache").write_bytes(b"")
-    done = nestling("embed", "a", env=os.environ | {store.CACHE_VARIABLE: str(tmp_path / "cache")})
+    done = nestling("embed", "a", env=os.environ | {files.CACHE_VARIABLE: str(tmp_path / "cache")})
     one_line(done, 1, str(tmp_path / "cache"))
 
 

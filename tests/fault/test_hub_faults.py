@@ -4,15 +4,13 @@ tampered with: each gets one line, nothing wrong gets a final name, and a rerun 
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,8 @@ import huggingface_hub
 import pytest
 from tests.broken import FIRST
 from tests.command_line import nestling
-from tests.hub_server import COMMIT, Fault, HubServer, oid_of, running, use
+from tests.full_disk import largest_file
+from tests.hub_server import COMMIT, Fault, HubServer, oid_of
 
 from nestling import hub, pulled, store
 from nestling.errors import BuildError, FileFormatError, ModelNotFoundError, NestlingError
@@ -31,17 +30,10 @@ LARGE, SMALL = "x-Q8_0.gguf", "x-Q8_0.json"
 CONTENT = random.Random(1).randbytes(2_000_000)
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[HubServer]:
-    with running() as one:
-        yield one
-
-
 @pytest.fixture
-def cache(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    use(server, tmp_path / "hub", monkeypatch)
-    server.repositories[REPOSITORY] = {LARGE: CONTENT, SMALL: b'{"a": 1}'}
-    return tmp_path / "hub"
+def cache(hub_server: HubServer, hub_cache: Path) -> Path:
+    hub_server.repositories[REPOSITORY] = {LARGE: CONTENT, SMALL: b'{"a": 1}'}
+    return hub_cache
 
 
 def fetch(*names: str) -> Path:
@@ -69,10 +61,10 @@ def refused(error: type[NestlingError], message: str, *names: str) -> None:
 
 
 @pytest.mark.parametrize("cut", [0, 1, 999_999, 1_048_576, len(CONTENT) - 1])
-def test_a_cut_download_goes_on_where_it_stopped(cache: Path, server: HubServer, cut: int) -> None:
-    server.faults[LARGE] = Fault(cuts=[cut])
+def test_a_cut_download_goes_on_where_it_stopped(cache: Path, hub_server: HubServer, cut: int) -> None:
+    hub_server.faults[LARGE] = Fault(cuts=[cut])
     assert (fetch() / LARGE).read_bytes() == CONTENT
-    ranges = server.downloads(LARGE)
+    ranges = hub_server.downloads(LARGE)
     assert ranges[0] is None
     start = int(ranges[-1].removeprefix("bytes=").rstrip("-")) if ranges[-1] else 0
     assert start == cut
@@ -80,27 +72,27 @@ def test_a_cut_download_goes_on_where_it_stopped(cache: Path, server: HubServer,
 
 
 @pytest.mark.usefixtures("cache")
-def test_many_cuts_are_no_hindrance_while_something_comes(server: HubServer) -> None:
-    server.faults[LARGE] = Fault(cuts=[150_000] * 12, pause_s=1e-4)
+def test_many_cuts_are_no_hindrance_while_something_comes(hub_server: HubServer) -> None:
+    hub_server.faults[LARGE] = Fault(cuts=[150_000] * 12, pause_s=1e-4)
     assert (fetch() / LARGE).read_bytes() == CONTENT
-    assert len(server.downloads(LARGE)) >= 8
+    assert len(hub_server.downloads(LARGE)) >= 8
 
 
-def test_a_hub_that_ignores_ranges_sends_it_all_again(cache: Path, server: HubServer) -> None:
-    server.faults[LARGE] = Fault(cuts=[1_500_000], ignores_ranges=True)
+def test_a_hub_that_ignores_ranges_sends_it_all_again(cache: Path, hub_server: HubServer) -> None:
+    hub_server.faults[LARGE] = Fault(cuts=[1_500_000], ignores_ranges=True)
     assert (fetch() / LARGE).read_bytes() == CONTENT
     assert len(final_names(cache)) == 1
 
 
-def test_when_nothing_more_comes_what_is_there_is_kept_for_the_next_run(cache: Path, server: HubServer) -> None:
-    server.faults[LARGE] = Fault(cuts=[1_500_000] + [0] * client.ATTEMPTS, pause_s=1e-4)
+def test_when_nothing_more_comes_what_is_there_is_kept_for_the_next_run(cache: Path, hub_server: HubServer) -> None:
+    hub_server.faults[LARGE] = Fault(cuts=[1_500_000] + [0] * client.ATTEMPTS, pause_s=1e-4)
     refused(ModelNotFoundError, rf"org/repo: {LARGE}: http://127\.0\.0\.1:\d+ does not give it")
     assert final_names(cache) == []
     (part,) = cache.rglob("*.incomplete")
     assert part.read_bytes() == CONTENT[: part.stat().st_size] != b""
-    server.requests.clear()
+    hub_server.requests.clear()
     assert (fetch() / LARGE).read_bytes() == CONTENT
-    assert server.downloads(LARGE) == [f"bytes={1_500_000}-"] * 2  # the redirect, and the bytes
+    assert hub_server.downloads(LARGE) == [f"bytes={1_500_000}-"] * 2  # the redirect, and the bytes
 
 
 @pytest.mark.parametrize("left", [b"", CONTENT[:5], CONTENT, CONTENT + b"more", bytes(7)])
@@ -119,38 +111,38 @@ def test_whatever_an_earlier_run_left(cache: Path, left: bytes) -> None:
 
 
 @pytest.mark.parametrize("name", [LARGE, SMALL])
-def test_a_wrong_hash_is_refused_and_thrown_away(cache: Path, server: HubServer, name: str) -> None:
-    whole = server.repositories[REPOSITORY][name]
-    server.faults[name] = Fault(content=bytes([whole[0] ^ 1]) + whole[1:])
+def test_a_wrong_hash_is_refused_and_thrown_away(cache: Path, hub_server: HubServer, name: str) -> None:
+    whole = hub_server.repositories[REPOSITORY][name]
+    hub_server.faults[name] = Fault(content=bytes([whole[0] ^ 1]) + whole[1:])
     refused(FileFormatError, rf"org/repo: {name}: what came has the hash [0-9a-f]+, the hub says {oid_of(whole)}", name)
     assert final_names(cache) == []
     assert not list(cache.rglob("*.incomplete"))
-    server.faults.clear()
+    hub_server.faults.clear()
     assert (fetch(name) / name).read_bytes() == whole
 
 
-def test_a_hub_that_never_stops_is_stopped(cache: Path, server: HubServer) -> None:
-    server.faults[LARGE] = Fault(surplus=bytes(3_000_000))
+def test_a_hub_that_never_stops_is_stopped(cache: Path, hub_server: HubServer) -> None:
+    hub_server.faults[LARGE] = Fault(surplus=bytes(3_000_000))
     refused(FileFormatError, f"the hub sends more than the {len(CONTENT)} bytes that it said")
     assert sum(path.stat().st_size for path in cache.rglob("blobs/*")) <= len(CONTENT)
     assert final_names(cache) == []
 
 
-def test_a_hub_that_sends_too_little_is_asked_a_few_times(cache: Path, server: HubServer) -> None:
-    server.faults[LARGE] = Fault(content=CONTENT[:1000])
+def test_a_hub_that_sends_too_little_is_asked_a_few_times(cache: Path, hub_server: HubServer) -> None:
+    hub_server.faults[LARGE] = Fault(content=CONTENT[:1000])
     refused(ModelNotFoundError, f"the hub sends less than the {len(CONTENT)} bytes|does not give it")
-    assert len(server.downloads(LARGE)) == 2 * (client.ATTEMPTS + 1)  # the first one brought something
+    assert len(hub_server.downloads(LARGE)) == 2 * (client.ATTEMPTS + 1)  # the first one brought something
     assert final_names(cache) == []
 
 
 @pytest.mark.parametrize(("status", "requests"), [(401, 1), (403, 1), (404, 1), (410, 1), (429, 5), (500, 5), (503, 5)])
 @pytest.mark.usefixtures("cache")
 def test_refusals_are_one_line_and_only_passing_ones_are_tried_again(
-    server: HubServer, status: int, requests: int
+    hub_server: HubServer, status: int, requests: int
 ) -> None:
-    server.faults[LARGE] = Fault(status=status)
+    hub_server.faults[LARGE] = Fault(status=status)
     refused(ModelNotFoundError, f"org/repo: {LARGE}: ")
-    assert len(server.downloads(LARGE)) == requests * 2  # each is a redirect and an answer
+    assert len(hub_server.downloads(LARGE)) == requests * 2  # each is a redirect and an answer
 
 
 # Listings that lie.
@@ -163,8 +155,8 @@ HOSTILE_NAMES = [
 
 
 @pytest.mark.parametrize("name", HOSTILE_NAMES)
-def test_a_listing_with_a_name_that_leads_elsewhere_is_refused(cache: Path, server: HubServer, name: str) -> None:
-    server.repositories[REPOSITORY][name] = b"{}"
+def test_a_listing_with_a_name_that_leads_elsewhere_is_refused(cache: Path, hub_server: HubServer, name: str) -> None:
+    hub_server.repositories[REPOSITORY][name] = b"{}"
     refused(FileFormatError, "org/repo: the hub lists .* no plain name of a file inside it")
     assert not cache.exists()
 
@@ -187,8 +179,8 @@ HOSTILE_ENTRIES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("fault", HOSTILE_ENTRIES)
-def test_a_listing_with_unsound_entries_is_refused(cache: Path, server: HubServer, fault: str) -> None:
-    server.changes[LARGE] = HOSTILE_ENTRIES[fault]
+def test_a_listing_with_unsound_entries_is_refused(cache: Path, hub_server: HubServer, fault: str) -> None:
+    hub_server.changes[LARGE] = HOSTILE_ENTRIES[fault]
     refused(FileFormatError, "org/repo: .*(no sound hash and size|does not answer as a hub)")
     assert not cache.exists()
 
@@ -205,31 +197,31 @@ def test_a_listing_with_unsound_entries_is_refused(cache: Path, server: HubServe
         {"siblings": [{}]},
     ],
 )
-def test_a_listing_that_is_none_is_refused(cache: Path, server: HubServer, answer: dict[str, Any]) -> None:
-    server.answer.update(answer)
+def test_a_listing_that_is_none_is_refused(cache: Path, hub_server: HubServer, answer: dict[str, Any]) -> None:
+    hub_server.answer.update(answer)
     refused(FileFormatError, "org/repo: .*(names the commit|does not answer as a hub)")
     assert not cache.exists()
 
 
 @pytest.mark.parametrize("size", [1 << 50, (1 << 63) - 1, 1 << 80])
 def test_a_file_larger_than_the_disk_is_refused_before_it_is_asked_for(
-    cache: Path, server: HubServer, size: int
+    cache: Path, hub_server: HubServer, size: int
 ) -> None:
-    server.changes[LARGE] = {"lfs": LFS | {"size": size}}
+    hub_server.changes[LARGE] = {"lfs": LFS | {"size": size}}
     refused(BuildError, "MiB are needed, .* MiB are free; make room, or set HF_HOME")
-    assert (server.downloads(LARGE), list(cache.rglob("blobs/*"))) == ([], [])
+    assert (hub_server.downloads(LARGE), list(cache.rglob("blobs/*"))) == ([], [])
 
 
-def test_no_code_and_no_pickle_is_ever_asked_for(server: HubServer, cache: Path, small_checkpoint: Path) -> None:
+def test_no_code_and_no_pickle_is_ever_asked_for(hub_server: HubServer, cache: Path, small_checkpoint: Path) -> None:
     paths = [path for path in small_checkpoint.rglob("*") if path.is_file()]
     files = {str(path.relative_to(small_checkpoint)): path.read_bytes() for path in paths}
     bait = ["modeling.py", "pytorch_model.bin", "adapters/adapter_model.bin", "training_args.pt", "x.pkl", "setup.sh",
             "model.ckpt", "model.h5", "x.so", "requirements.txt", "adapters/x.py"]  # fmt: skip
-    server.repositories[REPOSITORY] = files | dict.fromkeys(bait, b"raise SystemExit('executed')" * 50)
+    hub_server.repositories[REPOSITORY] = files | dict.fromkeys(bait, b"raise SystemExit('executed')" * 50)
     (snapshot,) = pulled.pull(HubReference(REPOSITORY))
     assert set(hub.names_in(snapshot)) == set(files)
     assert len(final_names(cache)) == len({oid_of(content) for content in files.values()})
-    asked = {one.path.partition(f"/resolve/{COMMIT}/")[2] for one in server.requests}
+    asked = {one.path.partition(f"/resolve/{COMMIT}/")[2] for one in hub_server.requests}
     assert FIRST in asked
     assert not asked & set(bait)
     for name in bait:
@@ -264,22 +256,22 @@ def real(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str
     )  # fmt: skip
 
 
-def test_the_librarys_variables_are_honoured(cache: Path, server: HubServer, tmp_path: Path) -> None:
+def test_the_librarys_variables_are_honoured(cache: Path, hub_server: HubServer, tmp_path: Path) -> None:
     """A pull with HF_ENDPOINT, HF_HOME and HF_TOKEN, then the same file offline, then one that is not there."""
     assert cache
-    home = {"HF_HOME": str(tmp_path / "home"), "HF_TOKEN": "hf_secret", "HF_ENDPOINT": server.endpoint}
+    home = {"HF_HOME": str(tmp_path / "home"), "HF_TOKEN": "hf_secret", "HF_ENDPOINT": hub_server.endpoint}
     done = real("pull", "org/repo:Q8_0", **home)
     assert (done.returncode, done.stderr) == (0, "")
     path = Path(done.stdout.strip())
     assert path.is_relative_to(tmp_path / "home" / "hub" / "models--org--repo")
     assert path.read_bytes() == CONTENT
-    assert {one.authorization for one in server.requests if "/cdn/" not in one.path} == {"Bearer hf_secret"}
-    server.requests.clear()
+    assert {one.authorization for one in hub_server.requests if "/cdn/" not in one.path} == {"Bearer hf_secret"}
+    hub_server.requests.clear()
     missing = real("pull", "org/repo:F16", **home, HF_HUB_OFFLINE="1")
     assert (missing.returncode, missing.stdout, len(missing.stderr.splitlines())) == (1, "", 1)
     assert "HF_HUB_OFFLINE" in missing.stderr
     assert "where there is a network" in missing.stderr
-    assert server.requests == []
+    assert hub_server.requests == []
 
 
 # Killed.
@@ -301,9 +293,9 @@ def in_child(work: Callable[[], object], *, killed_after_s: float | None = None)
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
-def test_killed_at_fifty_moments(cache: Path, server: HubServer) -> None:
+def test_killed_at_fifty_moments(cache: Path, hub_server: HubServer) -> None:
     """Nothing half has a final name at any moment, every rerun goes on, and the end is the same bytes."""
-    server.faults[LARGE] = Fault(pause_s=0.001)
+    hub_server.faults[LARGE] = Fault(pause_s=0.001)
     listed, moments = hub.listing(REPOSITORY), random.Random(5)
     huggingface_hub.close_session()
     huggingface_hub.get_session()  # a client for the children, without connections that they would share
@@ -314,43 +306,32 @@ def test_killed_at_fifty_moments(cache: Path, server: HubServer) -> None:
         in_child(lambda: hub.fetch(listed, [LARGE, SMALL]), killed_after_s=moments.uniform(0, whole_s))
     assert (fetch(LARGE, SMALL) / LARGE).read_bytes() == CONTENT
     assert len(final_names(cache)) == 2
-    assert any(one.range for one in server.requests), "no rerun went on from what an earlier one had left"
+    assert any(one.range for one in hub_server.requests), "no rerun went on from what an earlier one had left"
 
 
-def test_two_runs_at_once_fetch_once(cache: Path, server: HubServer) -> None:
-    server.faults[LARGE] = Fault(pause_s=0.001)
+def test_two_runs_at_once_fetch_once(cache: Path, hub_server: HubServer) -> None:
+    hub_server.faults[LARGE] = Fault(pause_s=0.001)
     threads = [threading.Thread(target=fetch) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert server.downloads(LARGE) == [None, None]  # the redirect, and the bytes
+    assert hub_server.downloads(LARGE) == [None, None]  # the redirect, and the bytes
     assert len(final_names(cache)) == 1
 
 
 # Out of space.
 
 
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """No file of this process may grow beyond so many bytes: what a full disk does, without one."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_a_disk_that_fills_up_is_one_line_and_the_rerun_goes_on(cache: Path, server: HubServer) -> None:
-    with largest_file(1 << 20):
+def test_a_disk_that_fills_up_is_one_line_and_the_rerun_goes_on(cache: Path, hub_server: HubServer) -> None:
+    with largest_file(cache, 1 << 20):
         refused(BuildError, r"\.incomplete: cannot be written: File too large")
     assert final_names(cache) == []
     (part,) = cache.rglob("*.incomplete")
     assert part.read_bytes() == CONTENT[: 1 << 20]
-    server.requests.clear()
+    hub_server.requests.clear()
     assert (fetch() / LARGE).read_bytes() == CONTENT
-    assert server.downloads(LARGE) == [f"bytes={1 << 20}-"] * 2
+    assert hub_server.downloads(LARGE) == [f"bytes={1 << 20}-"] * 2
 
 
 def test_a_cache_that_cannot_be_written_is_one_line(cache: Path) -> None:
@@ -391,10 +372,10 @@ def test_links_and_references_that_leave_the_repository_are_not_followed(
 
 @pytest.mark.usefixtures("cache")
 def test_verify_finds_bytes_that_are_not_the_hubs(
-    tiny_models: dict[str, Path], server: HubServer, monkeypatch: pytest.MonkeyPatch
+    tiny_models: dict[str, Path], hub_server: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nestling.verify.PROBES", ("sunset", "a beach, at night"))
-    server.repositories[REPOSITORY] = {"tiny-F32.gguf": tiny_models["F32"].read_bytes()}
+    hub_server.repositories[REPOSITORY] = {"tiny-F32.gguf": tiny_models["F32"].read_bytes()}
     path = fetch("tiny-F32.gguf") / "tiny-F32.gguf"
     assert pulled.find(HubReference(REPOSITORY)) == path
     with path.resolve().open("r+b") as file:
@@ -408,10 +389,10 @@ def test_verify_finds_bytes_that_are_not_the_hubs(
 
 @pytest.mark.parametrize("verb", ["show", "inspect", "verify", "embed"])
 @pytest.mark.usefixtures("cache")
-def test_a_pulled_file_that_lies_is_refused_by_our_reader(server: HubServer, verb: str) -> None:
+def test_a_pulled_file_that_lies_is_refused_by_our_reader(hub_server: HubServer, verb: str) -> None:
     """Before any engine: an array of 2^63 items in 53 bytes, on which another reader loops for ever."""
     evil = b"GGUF\3\0\0\0" + bytes(8) + b"\1" + bytes(7) + b"\5" + bytes(7) + b"loop!" + b"\11\0\0\0" + bytes(4)
-    server.repositories[REPOSITORY] = {LARGE: evil + bytes(7) + b"\x80"}
+    hub_server.repositories[REPOSITORY] = {LARGE: evil + bytes(7) + b"\x80"}
     fetch()
     arguments = ["embed", "-e", "llamacpp", "-m", "org/repo:Q8_0", "a"] if verb == "embed" else [verb, "org/repo:Q8_0"]
     done = nestling(*arguments)
@@ -425,8 +406,10 @@ def test_a_pulled_file_that_lies_is_refused_by_our_reader(server: HubServer, ver
     ids=["depth", "a list", "nothing", "not UTF-8", "one field", "long", "a list as a hash"],
 )
 @pytest.mark.usefixtures("cache")
-def test_a_pulled_card_that_is_none_is_one_line(tiny_models: dict[str, Path], server: HubServer, card: bytes) -> None:
-    server.repositories[REPOSITORY] = {"tiny-F32.gguf": tiny_models["F32"].read_bytes(), "tiny-F32.json": card}
+def test_a_pulled_card_that_is_none_is_one_line(
+    tiny_models: dict[str, Path], hub_server: HubServer, card: bytes
+) -> None:
+    hub_server.repositories[REPOSITORY] = {"tiny-F32.gguf": tiny_models["F32"].read_bytes(), "tiny-F32.json": card}
     pulled.pull(HubReference(REPOSITORY))
     done = nestling("show", "org/repo")
     assert (done.code, done.raw, len(done.err.splitlines())) == (1, b"", 1), done

@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from tests.killing import Job, kill_often
 
 from nestling.build.checkpoint import Checkpoint
 from nestling.build.pipeline import Pipeline
 from nestling.errors import BuildError
 from nestling.files import atomic_write
 from nestling.gguf_io import GGUFFile
+from nestling.nearness import RECORD
 from nestling.spec import Task
 
 ARGUMENTS = ["--task", "code", "--quant", "Q8_0", "--family", "small", "--threads", "1"]
@@ -183,7 +185,7 @@ def test_killed_at_every_sync_and_rename_the_rerun_gives_the_undisturbed_bytes(
         out, err = process.communicate(timeout=100)
     assert process.returncode == 0, err
     moments = int(out)
-    assert moments == 5 * 4, "two models, two cards, the sums: sync, before and after the rename, sync of the folder"
+    assert moments == 7 * 4, "two models, a head, three cards, the sums: sync, before and after the rename, the folder"
     seen = set()
     for moment in range(1, moments + 1):
         folder = tmp_path / str(moment)
@@ -212,6 +214,8 @@ def test_the_command_killed_while_it_builds(
         assert path.read_bytes() == undisturbed[path.name]
     both = [subprocess.Popen(build, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
     assert [(process.communicate()[1], process.returncode) for process in both] == [(b"", 0)] * 2
+    assert (tmp_path / RECORD).exists()
+    (tmp_path / RECORD).unlink()  # what the table shows beside the files
     assert contents(tmp_path) == undisturbed
 
 
@@ -228,3 +232,30 @@ def test_the_command_interrupted_says_so_and_leaves_no_half_file(tmp_path: Path)
     assert not list(tmp_path.glob("*.part"))
     for path in tmp_path.glob("*.gguf"):
         GGUFFile.open(path)
+
+
+# Every stage, at random moments; benchmarks/kills.py does the same fifty times each.
+
+
+def stage(name: str, checkpoint: Path, models: dict[str, Path]) -> list[str]:
+    """A command that writes into {out}."""
+    found: dict[str, list[str | Path]] = {
+        "convert": ["convert", checkpoint, "--task", "code", "--out", "{out}/x.gguf"],
+        "imatrix": ["imatrix", models["F32"], "--calibration", "{text}", "--threads", "1", "--out", "{out}/x.gguf"],
+        "quantize": ["quantize", models["F32"], "Q4_K_M", "--threads", "1", "--out", "{out}/x.gguf"],
+        "build": ["build", checkpoint, "--task", "code", "--quant", "Q8_0,Q4_K_M", "--threads", "1",
+                  "--calibration", "{text}", "--out", "{out}", "--json"],
+    }  # fmt: skip
+    return [str(one) for one in found[name]]
+
+
+@pytest.mark.parametrize("name", ["convert", "imatrix", "quantize", "build"])
+def test_killed_at_random_moments(
+    name: str, small_checkpoint: Path, tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
+    text = tmp_path / "short.txt"
+    text.write_text("A folder is locked; a killed holder loses its lock. " * 60)
+    arguments = [one.replace("{text}", str(text)) for one in stage(name, small_checkpoint, tiny_models)]
+    done = kill_often(Job(arguments, str(tmp_path / "out"), times=6))
+    assert done.kills == 6
+    assert done.files

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -27,6 +27,7 @@ from tests.contract.serving import FakeEngine, Running, loader, running
 from nestling.errors import NestlingError
 from nestling.serve import guards, run
 from nestling.serve.run import bound
+from nestling.serve.wire import EmbeddingRequest
 
 CLIENT = httpx.Client(timeout=20, verify=False, limits=httpx.Limits(max_keepalive_connections=0))
 TEXTS = [f"text number {n} " + "and more " * (n % 10) for n in range(30)]
@@ -152,6 +153,17 @@ def test_a_chunked_body_within_the_limit_is_served(server: Running) -> None:
 
 def test_deep_json_is_413(server: Running) -> None:
     assert ask(server, b'{"input": ' + b"[" * 100_000 + b"]" * 100_000 + b"}").status_code == 413
+
+
+@pytest.mark.parametrize("value", [[[1]] * 60_000, [{}] * 60_000, [[[]]] * 30_000], ids=["ids", "objects", "nested"])
+def test_more_lists_than_can_be_read_at_once_are_413(server: Running, value: Any) -> None:
+    for body in ({"input": value}, {"input": "a", "unknown": value}):
+        answer = ask(server, body)
+        assert (answer.status_code, problem(answer)["code"]) == (413, "request_too_large")
+
+
+def test_brackets_in_a_text_are_not_lists(server: Running) -> None:
+    assert ask(server, {"input": '[{"\\' * 100_000, "truncate": True}).status_code == 200
 
 
 def test_a_compressed_body_is_415(server: Running) -> None:
@@ -316,6 +328,33 @@ def test_the_event_loop_is_never_busy_for_50_ms() -> None:
         beat.cancel()
     assert len(turns) > 20
     assert max(turns) < 0.05
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"input": [[9] * 480] * 1000},
+        {"input": [[9] * 480_000]},
+        {"input": [[1]] * 49_000},
+        {"input": "[{" * 500_000},
+        {"input": "a", "unknown": [[]] * 49_000},
+        {"input": ["a few words of text"] * 60_000},
+    ],
+    ids=["ids", "one list", "short lists", "brackets", "unknown", "texts"],
+)
+def test_reading_a_body_never_holds_all_threads_for_50_ms(body: dict[str, Any]) -> None:
+    """A C call that reads JSON lets no other thread run, so its own processor time is what the event loop waits."""
+    raw = json.dumps(body, separators=(",", ":")).encode()
+    assert len(raw) < 2_000_000
+    EmbeddingRequest.parse(raw)
+    best = min(_thread_s(lambda: EmbeddingRequest.parse(raw)) for _ in range(5))
+    assert best < 0.05
+
+
+def _thread_s(work: Callable[[], object]) -> float:
+    start = time.thread_time()
+    work()
+    return time.thread_time() - start
 
 
 async def _beat(turns: list[float]) -> None:

@@ -1,12 +1,12 @@
 import hashlib
 import json
 import subprocess
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
-from nestling.card import SUMS, Card, card_path, write_sums
+from nestling.card import SUMS, Card, card_path, cards_in, write_sums
 from nestling.errors import FileFormatError
 
 CARD = Card(
@@ -73,6 +73,21 @@ def test_sums_are_those_that_sha256sum_checks(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "a.gguf: OK\nb.gguf: OK\n")
     (tmp_path / "a.gguf").write_bytes(b"other")
     assert subprocess.run(["sha256sum", "--check", SUMS], cwd=tmp_path, capture_output=True, check=False).returncode
+
+
+FOREIGN = ["{", "[]", '{"architectures": ["Qwen2Model"]}', json.dumps(asdict(CARD)), "\udcff"]
+
+
+@pytest.mark.parametrize("text", FOREIGN)
+def test_a_json_file_of_another_kind_is_no_card_of_a_folder(tmp_path: Path, text: str) -> None:
+    """Such as an importance matrix's, a checkpoint's, or the card of a file of another name."""
+    CARD.write(tmp_path)
+    (tmp_path / CARD.file).write_bytes(b"")
+    (tmp_path / "foreign.gguf").write_bytes(b"")
+    (tmp_path / "foreign.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    assert cards_in(tmp_path) == [CARD]
+    write_sums(tmp_path)
+    assert (tmp_path / SUMS).read_text() == f"{CARD.sha256}  {CARD.file}\n"
 
 
 @pytest.mark.parametrize(

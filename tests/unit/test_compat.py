@@ -116,7 +116,7 @@ def test_a_text_longer_than_the_model_is_cut(model: JinaEmbeddingsV4) -> None:
         ({}, "task: name one of retrieval, text-matching, code"),
         ({"task": "clustering"}, "retrieval, text-matching, code"),
         ({"task": "code", "prompt_name": "answer"}, "query, passage, raw"),
-        ({"task": "code", "return_multivector": True}, "single vectors only"),
+        ({"task": "code", "return_multivector": True, "truncate_dim": 32}, "vectors of tokens have one size"),
         ({"task": "code", "max_length": 0}, "max_length=0"),
         ({"task": "code", "batch_size": 0}, "batch_size=0"),
     ],

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tests import tiny_gguf
 
 from nestling import store
-from nestling.engine import graph, loading, openvino, packing
+from nestling.engine import int8, loading, openvino, packing
 from nestling.engine.base import Engine, Shape, TokenIds
 from nestling.engine.llamacpp import SMALLEST_BATCH
 from nestling.engine.loading import EngineName, load_engine, usable_threads
@@ -340,7 +340,7 @@ def test_embedding_rows_come_in_the_order_of_the_ids(tiny_models: dict[str, Path
 
 def test_q8_0_blocks_are_taken_as_they_are(tiny_models: dict[str, Path]) -> None:
     file, name = GGUFFile.open(tiny_models["Q8_0"]), "blk.0.attn_q.weight"
-    values, scales = graph.int8_groups(file, name, threads=1)
+    values, scales = int8.groups(file, name, threads=1)
     assert (values.dtype.name, scales.dtype.name, scales.shape) == ("int8", "float16", (256, 8, 1))
     np.testing.assert_array_equal(
         (values.astype(np.float32) * scales.astype(np.float32)).reshape(256, 256), tensor(file, name)

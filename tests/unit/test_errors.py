@@ -1,5 +1,6 @@
 import ast
 import inspect
+import pickle
 from pathlib import Path
 
 import pytest
@@ -42,3 +43,15 @@ def test_a_text_error_names_its_place_and_parameter() -> None:
 def test_a_usage_error_names_its_parameter() -> None:
     assert errors.UsageError("no", param="dimensions").param == "dimensions"
     assert errors.UsageError("no").param is None
+
+
+def test_errors_go_from_process_to_process() -> None:
+    text = pickle.loads(pickle.dumps(errors.TextError("the text is empty", index=3)))
+    assert (type(text), str(text), text.index, text.param) == (
+        errors.TextError,
+        "input 3: the text is empty",
+        3,
+        "input",
+    )
+    usage = pickle.loads(pickle.dumps(errors.UsageError("no", param="dimensions")))
+    assert (str(usage), usage.param) == ("no", "dimensions")

@@ -1,14 +1,13 @@
 """References, the cache's layout as huggingface_hub itself reads it, and downloads from a hub on loopback."""
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
 from huggingface_hub import constants
-from tests.hub_server import COMMIT, Fault, HubServer, oid_of, running, use
+from tests.hub_server import COMMIT, Fault, HubServer, oid_of
 
 from nestling import __version__, hub, pulled, store
 from nestling.errors import BuildError, FileFormatError, ModelNotFoundError, UsageError
@@ -30,18 +29,11 @@ AGENT = (
 )
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[HubServer]:
-    with running() as one:
-        yield one
-
-
 @pytest.fixture
-def cache(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache(hub_server: HubServer, hub_cache: Path) -> Path:
     """An empty cache, and a hub with one repository."""
-    use(server, tmp_path / "hub", monkeypatch)
-    server.repositories[REPOSITORY] = dict(FILES)
-    return tmp_path / "hub"
+    hub_server.repositories[REPOSITORY] = dict(FILES)
+    return hub_cache
 
 
 def fetch(*names: str) -> Path:
@@ -128,12 +120,12 @@ def test_what_huggingface_hub_fetched_is_found(cache: Path) -> None:
     assert store.resolve(REPOSITORY) == Path(path)
 
 
-def test_what_is_here_is_not_fetched_again(cache: Path, server: HubServer) -> None:
+def test_what_is_here_is_not_fetched_again(cache: Path, hub_server: HubServer) -> None:
     fetch(MODEL)
-    server.requests.clear()
+    hub_server.requests.clear()
     fetch(MODEL, CARD)
-    assert server.downloads(MODEL) == []
-    assert server.downloads(CARD) == [None]
+    assert hub_server.downloads(MODEL) == []
+    assert hub_server.downloads(CARD) == [None]
     assert not list(cache.rglob("*.incomplete"))
 
 
@@ -150,18 +142,20 @@ def test_progress_is_told_by_file() -> None:
 
 
 @pytest.mark.usefixtures("cache")
-def test_the_token_is_sent_to_the_hub_and_to_nobody_else(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_token_is_sent_to_the_hub_and_to_nobody_else(
+    hub_server: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     fetch(MODEL)
-    for one in server.requests:
+    for one in hub_server.requests:
         assert one.authorization == (None if "/cdn/" in one.path else "Bearer hf_secret")
 
 
-def test_the_hub_is_not_told_what_else_is_installed(cache: Path, server: HubServer) -> None:
+def test_the_hub_is_not_told_what_else_is_installed(cache: Path, hub_server: HubServer) -> None:
     fetch(MODEL, CARD)
-    assert {one.agent for one in server.requests} == {AGENT}
-    assert {one.path.split("/")[1] for one in server.requests} == {"api", "some-org", "cdn"}
-    assert not [one.path for one in server.requests if one.path.startswith("/api/") and "/models/" not in one.path]
+    assert {one.agent for one in hub_server.requests} == {AGENT}
+    assert {one.path.split("/")[1] for one in hub_server.requests} == {"api", "some-org", "cdn"}
+    assert not [one.path for one in hub_server.requests if one.path.startswith("/api/") and "/models/" not in one.path]
     assert cache.is_dir()
 
 
@@ -201,13 +195,13 @@ def test_what_is_not_there_is_said(names: list[str], quant: str | None, have: st
 
 
 @pytest.fixture
-def jina(cache: Path, server: HubServer) -> dict[Task, str]:
+def jina(cache: Path, hub_server: HubServer) -> dict[Task, str]:
     """The published repositories on the hub, with files of nothing; task -> repository."""
     assert cache
     repositories = {task: JINA_V4.repository_of(task) for task in Task}
     for task, repository in repositories.items():
         names = [published_name(JINA_V4, task, quant) for quant in ("Q8_0", "Q4_K_M")]
-        server.repositories[repository] = {name: name.encode() for name in names}
+        hub_server.repositories[repository] = {name: name.encode() for name in names}
     return repositories
 
 
@@ -278,12 +272,12 @@ def test_a_card_comes_with_its_model(cache: Path) -> None:
     assert (cache, pull(f"{REPOSITORY}:Q8_0")[0].with_suffix(".json").read_bytes()) == (cache, b"{}")
 
 
-def test_a_checkpoint_comes_whole_and_without_code(cache: Path, server: HubServer, small_checkpoint: Path) -> None:
+def test_a_checkpoint_comes_whole_and_without_code(cache: Path, hub_server: HubServer, small_checkpoint: Path) -> None:
     from nestling.build.checkpoint import Checkpoint
 
     paths = [path for path in small_checkpoint.rglob("*") if path.is_file()]
     files = {str(path.relative_to(small_checkpoint)): path.read_bytes() for path in paths}
-    server.repositories["org/full"] = files | {"modeling.py": b"raise SystemExit", "onnx/x.json": b"{}"}
+    hub_server.repositories["org/full"] = files | {"modeling.py": b"raise SystemExit", "onnx/x.json": b"{}"}
     (snapshot,) = pull("org/full")
     assert set(hub.names_in(snapshot)) == set(files)
     assert Checkpoint.open(snapshot).source == f"org/full@{COMMIT}"
@@ -302,8 +296,8 @@ def test_removing_frees_the_bytes_and_leaves_the_rest(cache: Path) -> None:
     assert hub.cached_repositories() == []
 
 
-def test_bytes_that_another_name_has_stay(cache: Path, server: HubServer) -> None:
-    server.repositories[REPOSITORY]["copy-Q4_0.gguf"] = FILES[MODEL]
+def test_bytes_that_another_name_has_stay(cache: Path, hub_server: HubServer) -> None:
+    hub_server.repositories[REPOSITORY]["copy-Q4_0.gguf"] = FILES[MODEL]
     snapshot = fetch(MODEL, "copy-Q4_0.gguf")
     assert hub.remove(snapshot, [MODEL]) == 0
     assert (snapshot / "copy-Q4_0.gguf").read_bytes() == FILES[MODEL]
@@ -357,27 +351,27 @@ def test_offline_what_is_here_is_the_answer(cache: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.usefixtures("cache", "offline")
-def test_offline_and_not_here_is_one_line_that_says_how(server: HubServer) -> None:
+def test_offline_and_not_here_is_one_line_that_says_how(hub_server: HubServer) -> None:
     with pytest.raises(ModelNotFoundError) as caught:
         pull(f"{REPOSITORY}:F16")
     for part in ("HF_HUB_OFFLINE", "not on this machine", f"`nestling pull {REPOSITORY}:F16`", "copy"):
         assert part in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert server.requests == []
+    assert hub_server.requests == []
 
 
 def test_no_disk_space_is_said_before_anything_is_fetched(
-    cache: Path, server: HubServer, monkeypatch: pytest.MonkeyPatch
+    cache: Path, hub_server: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _path: SimpleNamespace(free=1 << 20))
     with pytest.raises(BuildError, match=r"64 MiB are needed, 1 MiB are free; make room, or set HF_HOME"):
         fetch(MODEL)
-    assert server.downloads(MODEL) == []
+    assert hub_server.downloads(MODEL) == []
     assert not list(cache.rglob("blobs/*"))
 
 
-def test_a_file_that_the_hub_changes_its_mind_about_is_refused(cache: Path, server: HubServer) -> None:
-    server.faults[MODEL] = Fault(content=bytes(5120))
+def test_a_file_that_the_hub_changes_its_mind_about_is_refused(cache: Path, hub_server: HubServer) -> None:
+    hub_server.faults[MODEL] = Fault(content=bytes(5120))
     with pytest.raises(FileFormatError, match=r"m-Q8_0\.gguf: what came has the hash .*, the hub says "):
         fetch(MODEL)
     assert blobs(cache) == set()

@@ -1,9 +1,13 @@
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from nestling.card import Card
 from nestling.embedder import Embedder
-from nestling.nearness import nearness
+from nestling.files import Progress
+from nestling.nearness import RECORD, Nearness, Record, nearness
 from nestling.vectors import paired_cosine
 
 
@@ -37,3 +41,34 @@ def test_nearness_is_over_calibration_paragraphs_with_their_prefixes(
     cosines = [float(paired_cosine(ours, theirs)[0]) for ours, theirs in zip(*vectors, strict=True)]
     assert found.mean == pytest.approx(sum(cosines) / 2, abs=1e-6)
     assert found.lowest == pytest.approx(min(cosines), abs=1e-6)
+
+
+CARD = Card("x-text-code-F16.gguf", "0" * 64, 7, 16.0, 3, "F16", {}, "x", "code", "", "mit", "", "nestling 0")
+
+
+def test_what_was_measured_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the hashes of file and base; a file made anew is measured, and a record that is spoilt is none."""
+    asked: list[list[str]] = []
+
+    def measured(files: Sequence[Path], base: Path, *, threads: int | None, progress: Progress) -> dict[Path, Nearness]:
+        assert (base, threads) == (tmp_path / CARD.file, 2)
+        progress(1, 2)
+        asked.append([path.name for path in files])
+        return {path: Nearness(0.99, 0.5) for path in files}
+
+    monkeypatch.setattr("nestling.nearness.nearness", measured)
+    cards = [replace(CARD, file=f"{name}.gguf", sha256=name * 64) for name in "ab"]
+
+    def complete() -> dict[Path, Nearness]:
+        return Record.read(tmp_path).complete(cards, CARD, threads=2)
+
+    assert complete() == {tmp_path / f"{name}.gguf": Nearness(0.99, 0.5) for name in "ab"}
+    assert complete() == {tmp_path / f"{name}.gguf": Nearness(0.99, 0.5) for name in "ab"}
+    assert asked == [["a.gguf", "b.gguf"]]
+    cards[0] = replace(cards[0], sha256="c" * 64)
+    complete()
+    assert asked[1:] == [["a.gguf"]]
+    for spoilt in ("", "[]", '{"made_by": "0"}', '{"made_by": "0.1.0", "files": {"a": 5}}'):
+        (tmp_path / RECORD).write_text(spoilt)
+        complete()
+        assert asked.pop() == ["a.gguf", "b.gguf"]

@@ -47,7 +47,7 @@ def fresh(files: list[BuiltFile]) -> list[str]:
 
 
 def test_every_file_has_its_published_name_and_its_card(undisturbed: Path) -> None:
-    names = [f"small-text-code-{kind}" for kind in ("F16", "F32", "Q8_0")]
+    names = [f"small-text-code-{kind}" for kind in ("F16", "F32", "Q8_0", "multivector")]
     assert sorted(contents(undisturbed)) == sorted(
         [".lock", SUMS, *(f"{name}{end}" for name in names for end in (".gguf", ".json"))]
     )
@@ -105,7 +105,7 @@ def test_sha256sum_checks_the_folder(undisturbed: Path) -> None:
     done = subprocess.run(
         ["sha256sum", "--check", "--strict", SUMS], cwd=undisturbed, capture_output=True, text=True, check=True
     )
-    assert done.stdout.count(": OK\n") == 3
+    assert done.stdout.count(": OK\n") == 4
 
 
 # Taking up where the last run stopped.
@@ -175,7 +175,7 @@ def test_another_version_builds_anew(small_checkpoint: Path, built: Path, monkey
 
 def test_more_file_types_are_added(small_checkpoint: Path, built: Path) -> None:
     assert fresh(build(small_checkpoint, built, kinds=["Q8_0", "BF16", "Q6_K"])) == ["BF16", "Q6_K"]
-    assert len((built / SUMS).read_text().splitlines()) == 5  # the F32 file's line stays
+    assert len((built / SUMS).read_text().splitlines()) == 6  # the F32 file's and the multi-vector head's stay
 
 
 # What stands in the way.

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,19 +10,20 @@ from typing import Any
 import huggingface_hub
 import pytest
 from tests.command_line import nestling
-from tests.hub_server import COMMIT, HubServer, running, use
+from tests.hub_server import COMMIT, HubServer
 
-from nestling import pulled, store
+from nestling import files, pulled, store
 from nestling.build.checkpoint import Checkpoint
 from nestling.build.pipeline import Pipeline
 from nestling.card import SUMS, Card, card_path
 from nestling.errors import FileFormatError, UsageError
 from nestling.hub import HubReference
-from nestling.publishing import README, Publication, plan, send
+from nestling.publishing import LICENCE, README, Publication, plan, send
 from nestling.spec import Task
 
 REPOSITORY = "some-org/small-text-code-GGUF"
 FILES = ("small-text-code-F16.gguf", "small-text-code-Q8_0.gguf")
+PROJECTOR = "small-text-code-multivector.gguf"
 HEAD = "---\nlicense: other\nlicense_name: no-cooking\nlicense_link: LICENSE.txt\n---\n# small\n"
 
 
@@ -49,10 +50,36 @@ def head(publication: Publication) -> dict[str, Any]:
 
 def test_the_head_is_what_the_hub_reads(built: Path) -> None:
     assert head(plan(built, REPOSITORY, base_model="some-org/small")) == {
-        "license": "other", "license_name": "no-cooking", "license_link": "LICENSE.txt",
+        "license": "other", "license_name": "no-cooking", "license_link": "LICENSE.md",
         "base_model": "some-org/small", "base_model_relation": "quantized", "pipeline_tag": "feature-extraction",
         "tags": ["gguf", "embeddings", "sentence-similarity", "matryoshka", "llama.cpp", "nestling"],
     }  # fmt: skip
+
+
+def test_a_licence_that_is_linked_to_inside_the_checkpoint_comes_along(folder: Path) -> None:
+    note = plan(folder, REPOSITORY).files[LICENCE]
+    assert isinstance(note, bytes)
+    assert all(part in note.decode() for part in ("# no-cooking", "made from `sha256:", "`LICENSE.txt` there"))
+    (folder / "LICENSE").write_text("Do not cook.")
+    made = plan(folder, REPOSITORY)
+    assert (head(made)["license_link"], made.files["LICENSE"]) == ("LICENSE", folder / "LICENSE")
+    assert LICENCE not in made.files
+
+
+def test_the_starters_card_is_one_that_the_hub_takes(starter_q8: Path, empty_hub: HubServer) -> None:
+    """`license: other`, judged by huggingface_hub's own validation, which asks the hub, and by the hub's rules."""
+    done = nestling("publish", starter_q8.parent, REPOSITORY, "--task", "retrieval", "--dry-run")
+    assert (done.code, done.err, empty_hub.requests) == (0, "", [])
+    made = plan(starter_q8.parent, REPOSITORY, task=Task.RETRIEVAL)
+    assert head(made).items() >= {
+        "license": "other", "license_name": "mixed-see-training-data", "license_link": LICENCE,
+    }.items()  # fmt: skip
+    card = huggingface_hub.ModelCard(made.readme)
+    card.validate()
+    assert [one.path for one in empty_hub.requests] == ["/api/validate-yaml"]
+    card = huggingface_hub.ModelCard(made.readme.replace(f"license_link: {LICENCE}", "license_link: README.md"))
+    with pytest.raises(ValueError, match="license_link"):
+        card.validate()
 
 
 def test_the_base_model_is_the_cards_when_it_came_from_the_hub(folder: Path) -> None:
@@ -88,7 +115,9 @@ def test_the_card_says_how_the_files_are_used(built: Path) -> None:
 
 def test_the_files_are_the_models_their_cards_and_the_sums(built: Path) -> None:
     made = plan(built, REPOSITORY)
-    assert set(made.files) == {README, SUMS, *FILES, *(name.replace(".gguf", ".json") for name in FILES)}
+    files = (*FILES, PROJECTOR)
+    assert set(made.files) == {README, SUMS, LICENCE, *files, *(name.replace(".gguf", ".json") for name in files)}
+    assert PROJECTOR in made.readme
     assert made.sizes()[FILES[1]] == (built / FILES[1]).stat().st_size
     sums = made.files[SUMS]
     assert isinstance(sums, bytes)
@@ -129,6 +158,12 @@ FAULTS: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
         lambda folder: shutil.copy(folder / FILES[0], folder / "small-text-retrieval-F16.gguf"),
         UsageError, "files for code, retrieval; a repository is for one: --task",
     ),
+    "a head without a card": (
+        lambda folder: card_path(folder / PROJECTOR).unlink(), FileFormatError, "multivector.gguf: not the file",
+    ),
+    "a model as the head": (
+        lambda folder: shutil.copy(folder / FILES[0], folder / PROJECTOR), FileFormatError, "architecture 'qwen2vl'",
+    ),
     "no files": (remove_all, UsageError, "no file called"),
     "no folder": (shutil.rmtree, UsageError, "no file called"),
 }  # fmt: skip
@@ -145,7 +180,7 @@ def test_what_is_not_published(folder: Path, fault: str) -> None:
 def test_one_task_of_several_is_named(folder: Path) -> None:
     shutil.copy(folder / FILES[0], folder / "small-text-retrieval-F16.gguf")
     made = plan(folder, REPOSITORY, task=Task.CODE)
-    assert {name for name in made.files if name.endswith(".gguf")} == set(FILES)
+    assert {name for name in made.files if name.endswith(".gguf")} == {*FILES, PROJECTOR}
 
 
 @pytest.mark.parametrize("repository", ["name", "org/name:Q8_0", "hf.co/org/name", "a/b/c", "../x", ""])
@@ -157,16 +192,10 @@ def test_a_repository_is_an_organisation_and_a_name(built: Path, repository: str
 # Over the network: a hub on loopback.
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[HubServer]:
-    with running() as one:
-        yield one
-
-
 @pytest.fixture
-def empty_hub(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HubServer:
-    use(server, tmp_path / "hub", monkeypatch)
-    return server
+def empty_hub(hub_server: HubServer, hub_cache: Path) -> HubServer:
+    assert not hub_cache.exists()
+    return hub_server
 
 
 def test_without_yes_nothing_is_sent(built: Path, empty_hub: HubServer) -> None:
@@ -229,7 +258,7 @@ def test_build_from_a_repository(small_checkpoint: Path, empty_hub: HubServer, t
 
 
 def test_rm_removes_a_built_file_with_its_card_and_its_sum(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(store.CACHE_VARIABLE, str(folder.parent / "cache"))
+    monkeypatch.setenv(files.CACHE_VARIABLE, str(folder.parent / "cache"))
     home = store.family_folder("small")
     shutil.copytree(folder, home)
     freed = sum((home / name).stat().st_size for name in (FILES[1], FILES[1].replace(".gguf", ".json")))
@@ -237,7 +266,9 @@ def test_rm_removes_a_built_file_with_its_card_and_its_sum(folder: Path, monkeyp
         [str(home / FILES[1]), str(home / FILES[1].replace("gguf", "json"))],
         freed,
     )
-    assert [path.name for path in sorted(home.glob("small*"))] == [FILES[0], FILES[0].replace("gguf", "json")]
+    assert [path.name for path in sorted(home.glob("small*"))] == [
+        name.replace("gguf", end) for name in (FILES[0], PROJECTOR) for end in ("gguf", "json")
+    ]
     assert FILES[1] not in (home / SUMS).read_text()
     store.remove("small")
     assert not list(home.glob("small*"))

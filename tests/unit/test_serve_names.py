@@ -11,12 +11,12 @@ from nestling.serve.problems import Problem
 from nestling.spec import ModelSpec, Role, Task, prefixes_for
 
 
-def spec_of_file(_path: str) -> ModelSpec:
-    return ModelSpec("own", Task.CODE, (16,), 512, prefixes_for(Task.CODE))
+def specs_of_file(_path: str) -> list[ModelSpec]:
+    return [ModelSpec("own", Task.CODE, (16,), 512, prefixes_for(Task.CODE))]
 
 
 def catalog(*references: str, **more: Any) -> Catalog:
-    return Catalog(references, spec_of_file=spec_of_file, **more)
+    return Catalog(references, specs_of_file=specs_of_file, **more)
 
 
 @pytest.mark.parametrize(
@@ -35,14 +35,15 @@ def catalog(*references: str, **more: Any) -> Catalog:
     ],
 )
 def test_model_strings(model: str | None, reference: str, role: Role | None) -> None:
-    assert catalog("starter").target(model) == Target(reference, role)
+    found = catalog("starter").target(model)
+    assert (found.reference, found.role) == (reference, role)
 
 
 def test_fields_fill_in_what_the_model_leaves_open() -> None:
     found = catalog("starter").target("starter", task="code.passage")
-    assert found == Target("starter-code:Q8_0", Role.PASSAGE)
+    assert found == Target("starter-code:Q8_0", Role.PASSAGE, Task.CODE)
     found = catalog("starter").target(None, task="code", roles={"prompt_name": None, "input_type": "document"})
-    assert found == Target("starter-code:Q8_0", Role.PASSAGE)
+    assert found == Target("starter-code:Q8_0", Role.PASSAGE, Task.CODE)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +99,7 @@ def test_a_file_is_known_by_its_path_its_stem_and_its_specification() -> None:
 
 def test_aliases_mean_what_the_operator_said_and_are_checked_at_the_start() -> None:
     named = catalog("starter", aliases={"text-embedding-3-small": "starter/code.passage"})
-    assert named.target("text-embedding-3-small") == Target("starter-code:Q8_0", Role.PASSAGE)
+    assert named.target("text-embedding-3-small") == Target("starter-code:Q8_0", Role.PASSAGE, Task.CODE)
     with pytest.raises(UsageError, match="alias x"):
         catalog("starter", aliases={"x": "nope"})
 
@@ -109,3 +110,35 @@ def test_a_type_of_another_family_is_answered_only_if_its_file_is_here(cache_fol
     assert own.target("own-family-code").reference == "own-family-code:Q8_0"
     with pytest.raises(Problem):
         own.target("own-family-code:Q4_K_M")
+
+
+def test_with_adapters_every_task_is_the_base() -> None:
+    offered = catalog("starter", adapters=True)
+    for name, task in (("starter", Task.RETRIEVAL), ("starter-code", Task.CODE), ("starter/code.query", Task.CODE)):
+        found = offered.target(name)
+        assert (found.reference, found.task) == ("starter-base:Q8_0", task)
+    assert offered.target("starter-base", task="code").task is Task.CODE
+    assert offered.default.name == "starter"
+
+
+def test_a_base_is_served_by_its_own_name_too() -> None:
+    assert catalog("starter-base:Q4_K_M").target("starter-code").reference == "starter-base:Q4_K_M"
+    with pytest.raises(Problem):
+        catalog("starter").target("starter-base")
+
+
+def test_adapters_are_for_families() -> None:
+    with pytest.raises(UsageError, match="adapters: model='starter-code' is for code alone"):
+        catalog("starter-code", adapters=True)
+
+
+def test_the_file_of_a_base_serves_all_tasks() -> None:
+    def three(_path: str) -> list[ModelSpec]:
+        return [ModelSpec("own", task, (16,), 512, prefixes_for(task)) for task in Task]
+
+    offered = Catalog(["own-text-base-Q8_0.gguf"], specs_of_file=three)
+    for name in ("own", "own-text-base-Q8_0"):
+        found = offered.target(f"{name}/code")
+        assert (found.reference, found.task) == ("own-text-base-Q8_0.gguf", Task.CODE)
+    with pytest.raises(Problem):
+        offered.target("own:Q4_K_M")

@@ -3,20 +3,24 @@
 import asyncio
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.contract.serving import ROWS, FakeEngine, fake_embedder
+from tests.contract.serving import ROWS, ByteTokenizer, FakeEngine, fake_embedder, fake_spec
 
+from nestling.embedder import Embedder
+from nestling.engine.adapted import OneAdapter
 from nestling.errors import EngineError
 from nestling.serve.fairness import Batch, Job, Queue
 from nestling.serve.metrics import Registry
 from nestling.serve.models import Model
 from nestling.serve.problems import Problem
-from nestling.serve.scheduler import Scheduler
+from nestling.serve.scheduler import Scheduler, pooled
+from nestling.spec import Task
 
 
 def ids(length: int, fill: int = 97) -> Any:
@@ -27,7 +31,7 @@ def job(model: Model, *lengths: int) -> Job:
     loop = asyncio.new_event_loop()
     future: asyncio.Future[Any] = loop.create_future()
     loop.close()
-    return Job(model, [ids(n) for n in lengths], future)
+    return Job(model, [ids(n) for n in lengths], future, pooled)
 
 
 def model(name: str = "m", engine: FakeEngine | None = None) -> Model:
@@ -212,3 +216,51 @@ def test_stopping_finishes_what_waits() -> None:
         return await asyncio.gather(*waiting)
 
     assert len(run(work())) == 5
+
+
+def test_pooled_texts_of_several_tasks_share_a_batch() -> None:
+    queue, one = Queue(), model()
+    for task in (Task.CODE, Task.RETRIEVAL, Task.CODE):
+        queue.add(replace(job(one, 10), task=task, mixes=True))
+    assert len(take(queue, 100).parts) == 3
+
+
+def test_other_work_keeps_its_task_to_itself() -> None:
+    queue, one = Queue(), model()
+    for task in (Task.CODE, Task.RETRIEVAL, Task.CODE):
+        queue.add(replace(job(one, 10), task=task))
+    assert {part[0].task for part in take(queue, 100).parts} == {Task.CODE}
+
+
+def test_each_text_of_a_mixed_batch_takes_its_own_adapter() -> None:
+    shared = FakeAdapted()
+    embedders = {task: Embedder(fake_spec(task), ByteTokenizer(), OneAdapter(shared, n)) for n, task in enumerate(Task)}  # type: ignore[arg-type]
+    for one in embedders.values():
+        one._by_task = embedders
+    adapted = Model("m", embedders[Task.RETRIEVAL])
+
+    async def ask() -> list[Any]:
+        scheduler = Scheduler(reset=lambda _model: None, metrics=Registry(), max_tokens=1000, largest_batch=1000)
+        asks = [scheduler.pool(adapted, [ids(5)], task=task) for task in Task]
+        answers = await asyncio.gather(*asks)
+        await asyncio.to_thread(scheduler.stop)
+        return answers
+
+    found = [int(rows[0, 0]) for rows in asyncio.run(ask())]
+    assert found == [1, 2, 3]
+
+
+class FakeAdapted:
+    """Answers with the number of the adapter that a text takes, counted from one."""
+
+    name = "fake"
+
+    def pool(self, sequences: Sequence[Any], *, adapters: Sequence[int]) -> Any:
+        assert len(adapters) == len(sequences)
+        return np.array([[place + 1.0, 1.0] for place in adapters], np.float32)
+
+    def token_states(self, sequences: Sequence[Any], *, adapters: Sequence[int]) -> Any:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        pass

@@ -12,7 +12,7 @@ from nestling.serve import answers, cl100k
 from nestling.serve.cache import OVERHEAD_BYTES, ResultCache
 from nestling.serve.metrics import Counter, Histogram, Registry
 from nestling.serve.problems import Problem, problem_of
-from nestling.serve.wire import EmbeddingRequest, Form, texts_or_ids
+from nestling.serve.wire import EmbeddingRequest, Form, RerankRequest, texts_or_ids
 
 ROWS = np.random.default_rng(3).standard_normal((3, 16)).astype(np.float32)
 ROWS /= np.linalg.norm(ROWS, axis=1, keepdims=True)
@@ -92,14 +92,48 @@ def test_values_of_the_wrong_kind_are_refused_by_name(fields: dict[str, Any], pa
     assert (caught.value.status, caught.value.param) == (400, param)
 
 
-def test_types_that_contradict_each_other_and_unsupported_wishes_are_refused() -> None:
+def test_types_that_contradict_each_other_are_refused() -> None:
     request = EmbeddingRequest.parse(b'{"input": "a", "embedding_type": "int8", "encoding_type": "binary"}')
     with pytest.raises(Problem, match="contradict"):
         assert request.form
-    for name in ("late_chunking", "return_multivector"):
-        EmbeddingRequest.parse(json.dumps({"input": "a", name: False}).encode()).refuse_unsupported()
-        with pytest.raises(Problem, match=name):
-            EmbeddingRequest.parse(json.dumps({"input": "a", name: True}).encode()).refuse_unsupported()
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"return_multivector": True, "dimensions": 16}, "dimensions"),
+        ({"return_multivector": True, "normalized": False}, "normalized"),
+        ({"return_multivector": True, "late_chunking": True}, "late_chunking"),
+        ({"late_chunking": True, "truncate_prompt_tokens": 9}, "truncate_prompt_tokens"),
+    ],
+)
+def test_fields_that_cannot_both_be_honoured_are_refused(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(Problem, match="not together") as caught:
+        EmbeddingRequest.parse(json.dumps({"input": "a", **fields}).encode()).check_together()
+    assert caught.value.param == param
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"return_multivector": False, "late_chunking": False, "dimensions": 16, "normalized": False},
+        {"return_multivector": True, "normalized": True, "late_chunking": None, "dimensions": None},
+        {"late_chunking": True, "truncate_prompt_tokens": -1, "dimensions": 16, "normalized": False},
+    ],
+)
+def test_fields_at_their_defaults_contradict_nothing(fields: dict[str, Any]) -> None:
+    EmbeddingRequest.parse(json.dumps({"input": "a", **fields}).encode()).check_together()
+
+
+def test_candidates_are_texts_or_objects_with_one() -> None:
+    request = RerankRequest.parse(b'{"query": "q", "documents": ["a", {"text": "b", "title": "t"}]}')
+    assert request.texts(most=2) == ["a", "b"]
+    with pytest.raises(Problem, match="takes 1 a request") as caught:
+        request.texts(most=1)
+    assert caught.value.status == 413
+    for body, message in ((b"[]", "at least one"), (b'["a", {"image": "b"}]', r"documents\[1\].text")):
+        with pytest.raises(Problem, match=message):
+            RerankRequest.parse(b'{"query": "q", "documents": %b}' % body).texts(most=9)
 
 
 def test_an_error_does_not_repeat_the_body() -> None:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nestling import store
+from nestling import files, store
 from nestling.build.pipeline import model_path
 from nestling.errors import ModelNotFoundError, UsageError
 from nestling.quants import FILE_TYPES
@@ -95,7 +95,7 @@ def test_a_task_that_contradicts_is_refused(reference: str, task: str, message: 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache folder of this test's own."""
-    monkeypatch.setenv(store.CACHE_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(files.CACHE_VARIABLE, str(tmp_path))
     return tmp_path
 
 
@@ -108,9 +108,9 @@ def put(family: str, task: Task, quant: str) -> Path:
 
 def test_the_cache_is_where_it_is_said_to_be(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert store.family_folder("f") == cache / "models" / "f"
-    monkeypatch.setenv(store.CACHE_VARIABLE, "")
+    monkeypatch.setenv(files.CACHE_VARIABLE, "")
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache / "xdg"))
-    assert store.cache_folder().name == "nestling"
+    assert files.cache_folder().name == "nestling"
 
 
 @pytest.mark.usefixtures("cache")

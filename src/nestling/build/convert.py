@@ -20,7 +20,7 @@ from nestling.errors import UsageError
 from nestling.files import Progress, no_progress
 from nestling.gguf_io import Field, TensorPlan, write_gguf
 from nestling.quants import FILE_TYPES, FLOAT_FILE_TYPES, QuantType
-from nestling.spec import ModelSpec, Pooling, Task, prefixes_for
+from nestling.spec import BASE_FIELD, ModelSpec, Pooling, Task, prefixes_for, stem_of
 from nestling.tokenizer import tokenizer_fields
 
 ARCHITECTURE = "qwen2vl"
@@ -46,7 +46,7 @@ class ConvertReport:
 def convert(
     checkpoint: Checkpoint,
     *,
-    task: Task,
+    task: Task | None,
     out: Path,
     family: str,
     file_type: str = "F16",
@@ -54,16 +54,17 @@ def convert(
 ) -> ConvertReport:
     """Write one task's model to `out` as F32, F16 or BF16, streaming; no half file gets the final name.
 
+    Without a task it is the base, no adapter merged: `nestling.base` names the checkpoint that its adapters are of.
     `progress` is told bytes of tensors written. Raises CheckpointError for an unsound checkpoint, BuildError for a
     weight that the file type cannot hold and for a full disk, UsageError for a file type that is not a float's.
     """
     if file_type not in FLOAT_FILE_TYPES:
         raise UsageError(f"file_type={file_type!r}: this is one of {', '.join(FLOAT_FILE_TYPES)}", param="file_type")
     model = task_model(checkpoint, task)
-    spec = _spec(checkpoint, task=task, family=family)
-    metadata = _general(checkpoint, spec, file_type) | _hyperparameters(checkpoint.config)
+    name = f"{family}-text-{stem_of(task)}"
+    metadata = general_fields(checkpoint, name, file_type) | _hyperparameters(checkpoint.config)
     metadata |= tokenizer_fields(checkpoint.tokenizer_json, vocab_size=checkpoint.config.vocab)
-    metadata["nestling.spec"] = Field.string(spec.to_json())
+    metadata |= _purpose(checkpoint, task, family)
     meter = _Meter(progress)
     plans = [_plan(tensor, QuantType[file_type], meter) for tensor in model.tensors]
     meter.total = sum(plan.size_bytes for plan in plans)
@@ -91,7 +92,14 @@ def _plan(merged: MergedTensor, wanted: QuantType, meter: _Meter) -> TensorPlan:
     return TensorPlan(tensor.name, tensor.shape, kind, lambda: meter.watch(merged.pieces(cast)))
 
 
-def _spec(checkpoint: Checkpoint, *, task: Task, family: str) -> ModelSpec:
+def _purpose(checkpoint: Checkpoint, task: Task | None, family: str) -> dict[str, Field]:
+    if task is None:
+        return {BASE_FIELD: Field.string(checkpoint.source)}
+    return {"nestling.spec": Field.string(spec_for(checkpoint, task=task, family=family).to_json())}
+
+
+def spec_for(checkpoint: Checkpoint, *, task: Task, family: str) -> ModelSpec:
+    """What a task's model, or its adapter with the base, is for."""
     config = checkpoint.config
     return ModelSpec(
         family=family,
@@ -103,11 +111,12 @@ def _spec(checkpoint: Checkpoint, *, task: Task, family: str) -> ModelSpec:
     )
 
 
-def _general(checkpoint: Checkpoint, spec: ModelSpec, file_type: str) -> dict[str, Field]:
+def general_fields(checkpoint: Checkpoint, name: str, file_type: str) -> dict[str, Field]:
+    """The fields that every file of a checkpoint begins with, its licence among them."""
     fields = {
         "general.architecture": Field.string(ARCHITECTURE),
         "general.type": Field.string("model"),
-        "general.name": Field.string(f"{spec.family}-text-{spec.task.stem}"),
+        "general.name": Field.string(name),
         "general.file_type": Field.uint32(FILE_TYPES[file_type]),
         "general.quantization_version": Field.uint32(_QUANTIZATION_VERSION),
     }

@@ -12,7 +12,7 @@ from nestling.build.imatrix import ImportanceMatrix
 from nestling.errors import BuildError, FileFormatError
 from nestling.gguf_io import Field, GGUFFile
 from nestling.quants import FLOAT_FILE_TYPES
-from nestling.spec import Task
+from nestling.spec import Task, stem_of
 
 ORIGIN, DIGEST = "nestling.origin", "nestling.digest"
 WITHOUT = (*FLOAT_FILE_TYPES, "Q8_0")
@@ -27,9 +27,9 @@ class MadeMatrix:
     sha256: str
 
 
-def matrix_path(folder: Path, task: Task) -> Path:
-    """The published name of a task's matrix: `imatrix-{task}.gguf`."""
-    return folder / f"imatrix-{task.stem}.gguf"
+def matrix_path(folder: Path, task: Task | None) -> Path:
+    """The published name of a task's matrix, or the base's: `imatrix-{task}.gguf`."""
+    return folder / f"imatrix-{stem_of(task)}.gguf"
 
 
 def keep(path: Path, matrix: ImportanceMatrix, origin: str) -> MadeMatrix:

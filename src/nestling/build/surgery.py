@@ -114,14 +114,16 @@ class TaskModel:
     counts: ParameterCounts
 
 
-def task_model(checkpoint: Checkpoint, task: Task) -> TaskModel:
+def task_model(checkpoint: Checkpoint, task: Task | None) -> TaskModel:
     """Plan the surgery: every tensor's place, shape and adapter checked, no weight read yet.
+
+    Without a task no adapter is merged: the base that all three change.
 
     A missing or surplus tensor, an unfit shape, or an adapter that does not cover the seven matrices of every
     layer is a CheckpointError naming it.
     """
     wanted = text_tensors(checkpoint.config)
-    adapters = _task_adapters(checkpoint, task, wanted)
+    adapters = _task_adapters(checkpoint, task, wanted) if task else {}
     _check_surplus(checkpoint, wanted)
     scaling = checkpoint.adapter_config.scaling
     tensors = tuple(
@@ -129,6 +131,32 @@ def task_model(checkpoint: Checkpoint, task: Task) -> TaskModel:
         for tensor in wanted
     )
     return TaskModel(tensors, _counts(checkpoint, tensors))
+
+
+def task_adapter(checkpoint: Checkpoint, task: Task) -> dict[str, Adapter]:
+    """A task's change of every matrix of the text model, by the matrix's name in a GGUF file; checked as above."""
+    wanted = text_tensors(checkpoint.config)
+    adapters = _task_adapters(checkpoint, task, wanted)
+    return {
+        tensor.name: adapters[module]
+        for tensor in wanted
+        if (module := tensor.source.removesuffix(".weight")) in adapters
+    }
+
+
+def projector_tensors(checkpoint: Checkpoint, task: Task) -> tuple[MergedTensor, MergedTensor]:
+    """The multi-vector projector's weight, a task's adapter merged, and its bias; CheckpointError for unfit shapes."""
+    adapter = _task_adapters(checkpoint, task, text_tensors(checkpoint.config))[PROJECTOR]
+    weight, bias = f"{PROJECTOR}.weight", f"{PROJECTOR}.bias"
+    width, scaling = checkpoint.tensors[weight].shape[0], checkpoint.adapter_config.scaling
+    tensors = (
+        TextTensor(weight, weight, (width, checkpoint.config.hidden)),
+        TextTensor(bias, bias, (width,)),
+    )
+    return (
+        MergedTensor(tensors[0], _fitting(checkpoint, tensors[0]), adapter, scaling),
+        MergedTensor(tensors[1], _fitting(checkpoint, tensors[1]), None, scaling),
+    )
 
 
 def _task_adapters(checkpoint: Checkpoint, task: Task, wanted: tuple[TextTensor, ...]) -> dict[str, Adapter]:

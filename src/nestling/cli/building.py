@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nestling import pulled, store
+from nestling import files, pulled, store
 from nestling.cli.console import Bars, show_table
 from nestling.cli.hubbing import checkpoint_folder
 from nestling.cli.options import CalibrationOption, ChunksOption, JsonOption, SpecOption, ThreadsOption
+from nestling.errors import UsageError
 from nestling.quants import FILE_TYPES, FLOAT_FILE_TYPES, parse_file_type
-from nestling.spec import Task
+from nestling.spec import BASE_STEM, Task
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from nestling.build.effort import Whole
     from nestling.build.pipeline import BuiltFile
     from nestling.nearness import Nearness
 
@@ -37,17 +39,24 @@ def build(
     ] = LADDER,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder; the model cache by default.")] = None,
     family: Annotated[str, typer.Option(help="The name of the files of a checkpoint of your own.")] = "jina-v4",
+    keep_adapters: Annotated[
+        bool,
+        typer.Option("--keep-adapters", help="One base for all tasks, and each task's adapter in a file beside it."),
+    ] = False,
     calibration: CalibrationOption = None,
     chunks: ChunksOption = None,
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Build a checkpoint's task models in every file type asked for; what is already there is kept."""
-    from nestling import calibrating
+    from nestling import calibrating, proving
     from nestling.build.checkpoint import Checkpoint
+    from nestling.build.effort import COMPARE, Whole, weights
     from nestling.build.pipeline import Pipeline
     from nestling.engine.loading import usable_threads
 
+    if keep_adapters and task:
+        raise UsageError("keep_adapters: the base is for all three tasks; leave --task out", param="keep_adapters")
     starter = checkpoint == store.STARTER
     name = store.STARTER if starter else family
     tasks = [Task.parse(one) for one in task] if task else list(Task)
@@ -56,8 +65,13 @@ def build(
         source = Checkpoint.open(store.starter_checkpoint() if starter else checkpoint_folder(checkpoint, bars))
         folder = out or store.family_folder(name)
         collect = calibrating.for_pipeline(threads=workers, text=calibration, limit=chunks)
-        built = Pipeline(source, folder, name, workers, bars.step, collect).build(tasks, kinds)
-        near = {} if as_json else _nearness(built, workers, bars)
+        whole = Whole(bars.step("everything"))
+        pipeline = Pipeline(source, folder, name, workers, bars.step, collect, whole, proving.prove)
+        if not as_json:
+            compared = len(set(kinds).difference(FLOAT_FILE_TYPES)) * weights(pipeline.shapes)
+            whole.expect({one: COMPARE * compared / workers for one in ([BASE_STEM] if keep_adapters else tasks)})
+        built = pipeline.build_base(kinds) if keep_adapters else pipeline.build(tasks, kinds)
+        near = {} if as_json else _nearness(built, folder, workers, bars, whole)
     if as_json:
         typer.echo(json.dumps([_card_json(file.path, file.fresh) for file in built], indent=2))
         return
@@ -82,17 +96,19 @@ def _row(file: "BuiltFile", near: "Nearness | None") -> list[str]:
     ]
 
 
-def _nearness(built: "Sequence[BuiltFile]", threads: int, bars: Bars) -> "dict[Path, Nearness]":
-    """The nearness to F16 of every quantized file that was made anew."""
-    from nestling.nearness import nearness
+def _nearness(
+    built: "Sequence[BuiltFile]", folder: Path, threads: int, bars: Bars, whole: "Whole"
+) -> "dict[Path, Nearness]":
+    """The nearness to F16 of every quantized file: measured, or what an earlier run found for the same bytes."""
+    from nestling.nearness import Record
 
-    fresh = [file for file in built if file.fresh and file.card.file_type not in FLOAT_FILE_TYPES]
-    found: dict[Path, Nearness] = {}
+    record, found = Record.read(folder), dict[Path, "Nearness"]()
+    quantized = [file.card for file in built if file.card.file_type not in FLOAT_FILE_TYPES]
     for base in built:
-        paths = [file.path for file in fresh if file.card.task == base.card.task]
-        if base.card.file_type == "F16" and paths:
-            told = bars.step(f"comparing with {base.path.name}")
-            found |= nearness(paths, base.path, threads=threads, progress=told)
+        cards = [card for card in quantized if card.task == base.card.task]
+        if base.card.file_type == "F16" and cards:
+            told = whole.part(base.card.task, progress=bars.step(f"comparing with {base.path.name}"))
+            found |= record.complete(cards, base.card, threads=threads, progress=told)
     return found
 
 
@@ -160,16 +176,16 @@ def _brief(value: object) -> str:
 
 def list_models(as_json: JsonOption = False) -> None:
     """List the models that are on this machine, pulled or built, and the starter's that are built on first use."""
-    files = {str(store.ModelReference(m.family, m.task, m.quant)): m.path for m in store.available()}
-    files |= {str(m.reference): m.path for m in pulled.models() if m.name is None}
-    sizes = {reference: path.stat().st_size if path else None for reference, path in files.items()}
+    found = {str(m.reference): m.path for m in store.available()}
+    found |= {str(m.reference): m.path for m in pulled.models() if m.name is None}
+    sizes = {reference: path.stat().st_size if path else None for reference, path in found.items()}
     if as_json:
-        rows = [{"reference": r, "size_bytes": sizes[r], "path": str(p) if p else None} for r, p in files.items()]
+        rows = [{"reference": r, "size_bytes": sizes[r], "path": str(p) if p else None} for r, p in found.items()]
         typer.echo(json.dumps(rows, indent=2))
         return
     words = {r: "built on first use" if size is None else f"{size / 2**20:.1f} MiB" for r, size in sizes.items()}
-    cells = [[reference, words[reference], str(path or "")] for reference, path in files.items()]
-    show_table(f"models in {store.cache_folder()}", ["reference", "size", "file"], cells)
+    cells = [[reference, words[reference], str(path or "")] for reference, path in found.items()]
+    show_table(f"models in {files.cache_folder()}", ["reference", "size", "file"], cells)
 
 
 def verify(

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from nestling import __version__
-from nestling.cli import building, embedding, evaluating, hubbing, quantizing, serving
+from nestling.cli import building, bulking, embedding, evaluating, hubbing, quantizing, reranking, serving
 
 app = typer.Typer(
     help="jina-embeddings-v4 on your own hardware: build small GGUF files, embed with them, serve them.",
@@ -17,6 +17,7 @@ app = typer.Typer(
 _VERBS: dict[str, Any] = {
     "build": building.build,
     "convert": building.convert,
+    "multivector": reranking.multivector,
     "imatrix": quantizing.imatrix,
     "quantize": quantizing.quantize,
     "inspect": building.inspect,
@@ -28,6 +29,9 @@ _VERBS: dict[str, Any] = {
     "verify": building.verify,
     "embed": embedding.embed,
     "similarity": embedding.similarity,
+    "rerank": reranking.rerank,
+    "bulk": bulking.bulk,
+    "search": bulking.search,
     "serve": serving.serve,
     "report": evaluating.report,
 }

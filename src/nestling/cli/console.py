@@ -14,6 +14,8 @@ WIDE = 240
 """Columns of a table that goes into a file or a pipe."""
 QUIET_S = 2.0
 """A piece of work that is done sooner shows no bar."""
+SPEED_S = 600.0
+"""What the remaining time is reckoned from: steps of a large model come minutes apart."""
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
 
 
@@ -31,7 +33,9 @@ class Bars:
             TimeRemainingColumn(),
         )
         console = Console(stderr=True)
-        self._bars = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._bars = Progress(
+            *columns, console=console, transient=True, disable=not console.is_terminal, speed_estimate_period=SPEED_S
+        )
         self._began, self._shown = time.monotonic(), False
 
     def __enter__(self) -> Self:

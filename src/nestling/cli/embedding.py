@@ -47,16 +47,30 @@ def embed(
     truncate: Annotated[
         bool, typer.Option("--truncate", help="Cut texts that are too long, instead of refusing them.")
     ] = False,
+    multivector: Annotated[
+        bool, typer.Option("--multivector", help="A vector for every token, prefix included.")
+    ] = False,
 ) -> None:
     """Embed texts; the task's prefix is put in front of each."""
+    if multivector and dimensions is not None:
+        raise UsageError(
+            "--dimensions: not together with --multivector: token vectors have one size", param="dimensions"
+        )
+    if multivector and form is Format.NPY:
+        raise UsageError(
+            "--format npy holds one array; --multivector goes with text, array, json, jsonl", param="format"
+        )
     if form is Format.NPY and out is None and sys.stdout.isatty():
         raise UsageError("--format npy is binary: give --out FILE or send it down a pipe", param="format")
-    rows = _texts(texts, file)
+    rows = read_texts(texts, file)
     reference = store.with_task(model, task, default=Task.RETRIEVAL)
     with Bars() as bars:
-        embedder = _load(reference, task, engine, spec, bars)
+        embedder = load(reference, task, engine, spec, bars)
         ids = embedder.tokenize(rows, prompt_name=prompt, truncate=truncate)
-        vectors = _in_chunks(embedder, ids, dimensions, bars.step("embedding"))
+        if multivector:
+            vectors: Floats | list[Floats] = embedder.embed_tokens(ids)
+        else:
+            vectors = _in_chunks(embedder, ids, dimensions, bars.step("embedding"))
     content = render(Embedded(rows, vectors, reference, sum(map(len, ids))), form)
     if out is None:
         sys.stdout.buffer.write(content)
@@ -76,7 +90,8 @@ def _in_chunks(embedder: Embedder, ids: list[TokenIds], dimensions: int | None, 
     return vectors
 
 
-def _texts(texts: list[str] | None, file: Path | None) -> list[str]:
+def read_texts(texts: list[str] | None, file: Path | None) -> list[str]:
+    """The texts of a command: its arguments, or the lines of a file or of standard input."""
     if texts and file:
         raise UsageError("texts and --file: give one of them", param="file")
     if texts:
@@ -101,12 +116,11 @@ def _read(file: Path) -> bytes:
         raise UsageError(f"{file}: cannot be read: {error.strerror}", param="file") from None
 
 
-def _load(reference: str, task: str | None, engine: str, spec: Path | None, bars: Bars) -> Embedder:
+def load(reference: str, task: str | None, engine: str, spec: Path | None, bars: Bars) -> Embedder:
+    """The model of a command, for the task that it names."""
     path = store.resolve(reference, steps=bars.step)
     embedder = Embedder.load(path, engine=engine, spec=read_spec(spec) if spec else None)
-    if task and embedder.spec.task is not Task.parse(task):
-        raise UsageError(f"task={task!r}, but {path} is for {embedder.spec.task}", param="task")
-    return embedder
+    return embedder.for_task(task) if task else embedder
 
 
 def similarity(
@@ -122,7 +136,9 @@ def similarity(
     """Print the cosine of every pair of texts."""
     reference = store.with_task(model, task, default=Task.TEXT_MATCHING)
     with Bars() as bars:
-        embedder = _load(reference, task, engine, spec, bars)
+        embedder = load(reference, task, engine, spec, bars)
+        if task is None and Task.TEXT_MATCHING in embedder.tasks:
+            embedder = embedder.for_task(Task.TEXT_MATCHING)  # of a base
         vectors = embedder.encode(texts, prompt_name=prompt, truncate_dim=dimensions)
     matrix = cosine(vectors, vectors)
     if as_json:

@@ -55,7 +55,7 @@ def show(
 
 def _facts(path: Path, spec: Path | None) -> dict[str, dict[str, Any]]:
     from nestling.card import Card
-    from nestling.embedder import spec_of
+    from nestling.embedder import specs_of
     from nestling.gguf_io import GGUFFile
     from nestling.recognise import read_spec
 
@@ -70,7 +70,8 @@ def _facts(path: Path, spec: Path | None) -> dict[str, dict[str, Any]]:
         "tensor_types": dict(sorted(Counter(one.kind.name for one in file.tensors.values()).items())),
         "hub_hash": hub.known_hash(path),
     }
-    purpose = asdict(spec_of(file, read_spec(spec) if spec else None))
+    purposes = [asdict(one) for one in specs_of(file, read_spec(spec) if spec else None)]
+    purpose = purposes[0] if len(purposes) == 1 else {one["task"]: one for one in purposes}
     return {"file": weights, "spec": purpose, "card": asdict(card) if card else {}}
 
 
@@ -133,12 +134,12 @@ def publish(
 
 def _scores(folder: Path, results: list[Path]) -> str:
     """The quality tables, as Markdown, of those result files that measured a file of the folder."""
-    from nestling.card import Card
+    from nestling.card import cards_in
     from nestling.evaluation.results import QualityResult, read_all
     from nestling.evaluation.tables import quality
     from nestling.publishing import table
 
-    hashes = {card.sha256 for path in folder.glob("*.gguf") if (card := Card.read(path))}
+    hashes = {card.sha256 for card in cards_in(folder)}
     found = [one for one in read_all(results) if isinstance(one, QualityResult) and one.model.sha256 in hashes]
     if not found:
         raise UsageError("no quality result in there is of a file of this folder", param="results")

@@ -17,6 +17,9 @@ def serve(
     model: Annotated[
         Repeated, _flag("A model reference, several times; a family is all three tasks.", "--model", "-m")
     ] = None,
+    adapters: Annotated[
+        bool | None, _flag("Serve a family's tasks from one base with adapters, in the memory of one.", "--adapters")
+    ] = None,
     spec: Annotated[
         Path | None, _flag("What the served files are for that do not say so themselves, as JSON.", "--spec")
     ] = None,

@@ -4,7 +4,7 @@ An engine gets token ids and answers with the final-norm hidden states of each t
 the text's tokens, or the last one. The answer does not depend on the text's neighbours, their order or their lengths.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
@@ -34,8 +34,33 @@ class Engine(Protocol):
         """Pooled hidden states: B sequences of at least one id each -> (B, D) float32, length not normalised."""
         ...
 
+    def token_states(self, sequences: Sequence[TokenIds]) -> Iterator[tuple[int, Floats]]:
+        """Every token's hidden state, a text at a time: yields (place of the sequence, (T, D) float32), in any order.
+
+        What was yielded is the caller's; nothing is computed further than it is asked for but for a batch.
+        """
+        ...
+
     def close(self) -> None:
         """Give the memory back; the engine cannot be used afterwards."""
+        ...
+
+
+class AdaptedEngine(Protocol):
+    """One base with several adapters; `adapters` says by its place which one each sequence takes, in any mixture."""
+
+    name: str
+
+    def pool(self, sequences: Sequence[TokenIds], *, adapters: Sequence[int]) -> Floats:
+        """As `Engine.pool`."""
+        ...
+
+    def token_states(self, sequences: Sequence[TokenIds], *, adapters: Sequence[int]) -> Iterator[tuple[int, Floats]]:
+        """As `Engine.token_states`."""
+        ...
+
+    def close(self) -> None:
+        """As `Engine.close`."""
         ...
 
 

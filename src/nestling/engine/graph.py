@@ -9,20 +9,21 @@ them in int8 where the processor can and expands them block by block where it ca
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Self
 
 import numpy as np
 
-from nestling import ggml
+from nestling.engine import int8
+from nestling.engine.adapters import Adapter
 from nestling.engine.base import Shape
+from nestling.engine.low_rank import SideBySide
 from nestling.engine.runtime import Node, op, ov
 from nestling.engine.weights import tensor
 from nestling.gguf_io import GGUFFile
 from nestling.quants import QuantType
-
-GROUP = 32
-Q8_0_BLOCK_BYTES = 34
+from nestling.vectors import Floats
 
 
 @dataclass(frozen=True)
@@ -33,31 +34,67 @@ class _Builder:
     shape: Shape
     threads: int
     squares: dict[tuple[str, ...], Node] | None = None
+    adapters: SideBySide | None = None
+    store: int8.Store = field(default_factory=int8.InMemory)
+    gates: dict[int, Node] = field(default_factory=dict)
 
     def vector(self, name: str) -> Node:
         return op.constant(tensor(self.file, name))
 
     def linear(self, x: Node, *names: str) -> Node:
         """X times one matrix, or several stacked into one product: (N, in) -> (N, sum of out)."""
+        self._observe(x, names)
+        return self._product(x, names)
+
+    def each(self, x: Node, *names: str) -> list[Node]:
+        """X times several matrices, a product each, so that what follows one is fused with it: (N, in) -> (N, out)s."""
+        self._observe(x, names)
+        return [self._product(x, (name,)) for name in names]
+
+    def _observe(self, x: Node, names: tuple[str, ...]) -> None:
         if self.squares is not None:
             self.squares[names] = op.reduce_sum(op.multiply(x, x), _ints(0), keep_dims=False)
-        return op.matmul(x, self.matrix(names), transpose_a=False, transpose_b=True)
 
-    def matrix(self, names: Sequence[str]) -> Node:
+    def _product(self, x: Node, names: Sequence[str]) -> Node:
+        """With adapters, their rows lie below the matrices, which costs no pass of its own over `x`."""
+        if self.adapters is None:
+            return _times(x, self._matrix(names))
+        out = sum(self.file.tensors[name].shape[0] for name in names)
+        product = _times(x, self._matrix(names, self.adapters.rows(names)))
+        whole, low = op.variadic_split(product, _int(1), _ints(out, len(names) * self.adapters.width)).outputs()
+        gated = op.multiply(low, self.gates[len(names)])
+        return op.add(whole, _times(gated, self._added(names, self.adapters.columns(names))))
+
+    def _matrix(self, names: Sequence[str], below: Floats | None = None) -> Node:
+        """Matrices one under another, and rows of the adapters below them, all in one arithmetic."""
+        more = [] if below is None else [below]
         infos = [self.file.tensors[name] for name in names]
-        if all(info.kind.is_float for info in infos) or infos[0].shape[-1] % GROUP:
-            return self._float_matrix(names, {info.kind for info in infos})
-        parts = [int8_groups(self.file, name, threads=self.threads) for name in names]
-        values, scales = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        expanded = op.multiply(op.convert(op.constant(values), "f16"), op.constant(scales))
-        flat = op.reshape(expanded, op.constant(np.array([len(values), -1], np.int64)), special_zero=False)
-        return op.convert(flat, "f32")
+        if self._in_floats(names):
+            stacked = np.concatenate([tensor(self.file, name) for name in names] + more)
+            return _float_matrix(stacked, self._kinds(names))
 
-    def _float_matrix(self, names: Sequence[str], kinds: set[QuantType]) -> Node:
-        stacked = np.concatenate([tensor(self.file, name) for name in names])
-        if kinds == {QuantType.F16}:
-            return op.convert(op.constant(stacked.astype(np.float16)), "f32")
-        return op.constant(stacked)
+        def make() -> tuple[int8.Values, int8.Scales]:
+            parts = [int8.groups(self.file, name, threads=self.threads) for name in names]
+            parts += [int8.quantized(rows, threads=self.threads) for rows in more]
+            values, scales = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+            return values, scales
+
+        rows = sum(info.shape[0] for info in infos) + sum(map(len, more))
+        return _int8_matrix(*self.store.matrix(rows, infos[0].shape[-1], make))
+
+    def _added(self, names: Sequence[str], columns: Floats) -> Node:
+        """The other side of the adapters, in the arithmetic of these matrices."""
+        if self._in_floats(names):
+            return _float_matrix(columns, self._kinds(names))
+        make = partial(int8.quantized, columns, threads=self.threads)
+        return _int8_matrix(*self.store.matrix(len(columns), columns.shape[1], make))
+
+    def _kinds(self, names: Sequence[str]) -> set[QuantType]:
+        return {self.file.tensors[name].kind for name in names}
+
+    def _in_floats(self, names: Sequence[str]) -> bool:
+        every_float = all(kind.is_float for kind in self._kinds(names))
+        return every_float or bool(self.file.tensors[names[0]].shape[-1] % int8.GROUP)
 
     def norm(self, x: Node, name: str) -> Node:
         """RMSNorm in the form that the plugin knows as one operation."""
@@ -66,15 +103,21 @@ class _Builder:
         return op.multiply(op.divide(x, root), self.vector(name))
 
 
-def int8_groups(file: GGUFFile, name: str, *, threads: int) -> tuple[np.ndarray, np.ndarray]:
-    """A matrix as int8 in groups of 32: -> values (R, G, 32) int8, scales (R, G, 1) float16; Q8_0 is taken as it is."""
-    info, raw = file.tensors[name], file.raw(name)
-    if info.kind is QuantType.Q8_0:
-        blocks = raw.reshape(len(raw), -1, Q8_0_BLOCK_BYTES)
-    else:
-        rows = tensor(file, name, threads=threads)
-        blocks = ggml.quantize_rows(rows, QuantType.Q8_0, threads=threads).reshape(len(rows), -1, Q8_0_BLOCK_BYTES)
-    return blocks[..., 2:].view(np.int8), blocks[..., :2].copy().view(np.float16)
+def _times(x: Node, matrix: Node) -> Node:
+    return op.matmul(x, matrix, transpose_a=False, transpose_b=True)
+
+
+def _int8_matrix(values: int8.Values, scales: Floats) -> Node:
+    """Groups of int8 with their scales as one matrix, in the form that the plugin multiplies in int8; not copied."""
+    groups = op.convert(op.constant(values, shared_memory=True), "f32")
+    expanded = op.multiply(groups, op.constant(scales, shared_memory=True))
+    return op.reshape(expanded, op.constant(np.array([len(values), -1], np.int64)), special_zero=False)
+
+
+def _float_matrix(rows: Floats, kinds: set[QuantType]) -> Node:
+    if kinds == {QuantType.F16}:
+        return op.convert(op.constant(rows.astype(np.float16)), "f32")
+    return op.constant(rows)
 
 
 @dataclass(frozen=True)
@@ -85,7 +128,7 @@ class _Inputs:
     values of earlier tokens; `queries` (B, T) row of each place of each text (any row for padding); `keys` (B, S) the
     same among the earlier tokens and the rows together; `query_places` (T,) and `key_places` (S,) which place of its
     text each column is, a key being seen by queries of its own place and later; `rows` (N,) place in the flattened
-    `queries` of each row.
+    `queries` of each row. With adapters, `adapter` (N,) is the place of each row's own.
     """
 
     states: Node
@@ -96,9 +139,10 @@ class _Inputs:
     query_places: Node
     key_places: Node
     rows: Node
+    adapter: Node | None
 
     @classmethod
-    def of(cls, shape: Shape) -> Self:
+    def of(cls, shape: Shape, *, adapted: bool) -> Self:
         return cls(
             states=op.parameter([-1, shape.hidden], np.float32),
             positions=op.parameter([-1], np.int64),
@@ -108,33 +152,45 @@ class _Inputs:
             query_places=op.parameter([-1], np.int64),
             key_places=op.parameter([-1], np.int64),
             rows=op.parameter([-1], np.int64),
+            adapter=op.parameter([-1], np.int64) if adapted else None,
         )
 
     def all(self) -> list[Node]:
-        return [getattr(self, one.name) for one in fields(self)]
+        every = (getattr(self, one.name) for one in fields(self))
+        return [one for one in every if one is not None]
 
 
-def build(file: GGUFFile, *, threads: int) -> ov.Model:
+def build(
+    file: GGUFFile, *, threads: int, store: int8.Store | None = None, adapters: Sequence[Adapter] = ()
+) -> ov.Model:
     """The tower as a graph; `packing.Packed` holds its inputs after the first, in their order.
+
+    `store` keeps the int8 matrices; without one they are made here and now.
+    With adapters there is one more input at the end: which of them each row takes, (N,) int64.
 
     Outputs for N tokens: (N, D) final-norm hidden states, then every layer's keys and values, each (N, kv heads, d).
     """
-    return _tower(_Builder(file, Shape.of(file), threads))
+    side = SideBySide(adapters) if adapters else None
+    return _tower(_Builder(file, Shape.of(file), threads, adapters=side, store=store or int8.InMemory()))
 
 
-def build_observed(file: GGUFFile, *, threads: int) -> tuple[ov.Model, list[tuple[str, ...]]]:
+def build_observed(
+    file: GGUFFile, *, threads: int, adapters: Sequence[Adapter] = ()
+) -> tuple[ov.Model, list[tuple[str, ...]]]:
     """The same graph with more outputs, one for every product: the sum over tokens of its input's squares, (W,).
 
     Also answers with the names of the matrices that share each of those outputs, in the outputs' order.
     """
     squares: dict[tuple[str, ...], Node] = {}
-    model = _tower(_Builder(file, Shape.of(file), threads, squares))
+    model = _tower(_Builder(file, Shape.of(file), threads, squares, SideBySide(adapters) if adapters else None))
     model.add_outputs([node.output(0) for node in squares.values()])
     return model, list(squares)
 
 
 def _tower(b: _Builder) -> ov.Model:
-    inputs = _Inputs.of(b.shape)
+    inputs = _Inputs.of(b.shape, adapted=b.adapters is not None)
+    if b.adapters is not None:
+        b.gates.update(_gates(b.adapters, inputs))
     turn, mask = _angles(inputs.positions, b.shape), _mask(inputs)
     x: Node = inputs.states
     memory: list[Node] = []
@@ -148,9 +204,14 @@ def _tower(b: _Builder) -> ov.Model:
     return ov.Model([x.output(0), *memory], inputs.all(), "nestling")
 
 
+def _gates(adapters: SideBySide, inputs: _Inputs) -> dict[int, Node]:
+    """Of every row, for products of so many matrices at once: (N, matrices * width)."""
+    table = adapters.gates()
+    return {count: op.gather(op.constant(np.tile(table, count)), inputs.adapter, _int(0)) for count in (1, 3)}
+
+
 def _feed_forward(b: _Builder, y: Node, at: str) -> Node:
-    both = b.linear(y, at + "ffn_gate.weight", at + "ffn_up.weight")
-    gate, up = op.split(both, _int(1), 2).outputs()
+    gate, up = b.each(y, at + "ffn_gate.weight", at + "ffn_up.weight")
     return b.linear(op.multiply(op.swish(gate), up), at + "ffn_down.weight")
 
 

@@ -4,17 +4,27 @@ Its traps are avoided here: it is handed token ids (its own Qwen2 tokenizer skip
 (with several slots and texts of different lengths its vectors are wrong otherwise), and a micro-batch that holds the
 longest text whole, because its mean pooling is wrong across micro-batches. When a text longer than the micro-batch
 comes, the model is opened again with a larger one.
+
+Its server always listens: here on a socket in a folder that only this user can enter, and not on a port of the
+machine. Pooled vectors are asked for in the process; token states have no other way out than that socket.
 """
 
+import http.client
 import json
+import shutil
+import socket
+import tempfile
 import threading
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xllamacpp
 
 from nestling.engine import batching
+from nestling.engine.adapters import Adapter
 from nestling.engine.base import Shape, TokenIds
 from nestling.errors import EngineError
 from nestling.gguf_io import GGUFFile
@@ -23,61 +33,151 @@ from nestling.vectors import Floats
 
 SMALLEST_BATCH = 512
 SLOTS = 16
+NO_POOLING = 0
+"""llama.cpp's number for the states of all tokens (`enum llama_pooling_type`)."""
 
 
 class LlamaCppEngine:
-    """A GGUF file run by llama.cpp's server code, in process."""
+    """A GGUF file run by llama.cpp's server code, in process; token states need a second opening of the file.
+
+    So does each adapter: the server applies the same to all its texts. What the openings map of the file they share.
+    """
 
     name = "llamacpp"
 
-    def __init__(self, file: GGUFFile, *, threads: int, pooling: Pooling = Pooling.MEAN) -> None:
-        self._path, self._shape, self._threads, self._pooling = file.path, Shape.of(file), threads, pooling
-        self._lock = threading.Lock()
-        self._server: Any = None
-        self._batch_tokens = 0
+    def __init__(
+        self, file: GGUFFile, *, threads: int, pooling: Pooling = Pooling.MEAN, adapters: Sequence[Adapter] = ()
+    ) -> None:
+        self._shape, self._lock = Shape.of(file), threading.Lock()
+        files: list[Path | None] = [one.file.path for one in adapters]
+        files = files or [None]
+        self._pooled = [_Server(file.path, threads, pooling.gguf_value, adapter) for adapter in files]
+        self._tokens = [_Server(file.path, threads, NO_POOLING, adapter) for adapter in files]
 
-    def pool(self, sequences: Sequence[TokenIds]) -> Floats:
+    def pool(self, sequences: Sequence[TokenIds], *, adapters: Sequence[int] = ()) -> Floats:
         """The final hidden states of each sequence, pooled: B sequences -> (B, D)."""
-        lengths = [len(ids) for ids in sequences]
         pooled = np.empty((len(sequences), self._shape.hidden), np.float32)
         with self._lock:
-            self._open(max(lengths, default=1))
-            for batch in batching.plan(lengths, self._batch_tokens):
-                pooled[batch] = self._embed([sequences[index].tolist() for index in batch])
+            for server, batch in _planned(self._pooled, sequences, adapters):
+                pooled[batch] = server.embed([sequences[index].tolist() for index in batch])
         return pooled
+
+    def token_states(
+        self, sequences: Sequence[TokenIds], *, adapters: Sequence[int] = ()
+    ) -> Iterator[tuple[int, Floats]]:
+        """The final hidden states of each sequence: yields (its place, (T, D)), an adapter's longest first."""
+        with self._lock:
+            plan = list(_planned(self._tokens, sequences, adapters))
+        for server, batch in plan:
+            with self._lock:
+                states = server.states([sequences[index].tolist() for index in batch])
+            yield from zip(batch, states, strict=True)
 
     def close(self) -> None:
         """Give the model back."""
         with self._lock:
-            self._server, self._batch_tokens = None, 0
+            for server in (*self._pooled, *self._tokens):
+                server.close()
+
+
+def _planned(
+    servers: "Sequence[_Server]", sequences: Sequence[TokenIds], adapters: Sequence[int]
+) -> "Iterator[tuple[_Server, list[int]]]":
+    """Which sequences go through which server together; each server's are its own adapter's."""
+    chosen = np.array(adapters or [0] * len(sequences), np.int64)
+    for place in np.unique(chosen):
+        mine = np.flatnonzero(chosen == place).tolist()
+        for batch in servers[place].plan([sequences[index] for index in mine]):
+            yield servers[place], [mine[index] for index in batch]
+
+
+class _Server:
+    """The file opened with one way of pooling and at most one adapter, as soon as it is asked for something."""
+
+    def __init__(self, path: Path, threads: int, pooling: int, adapter: Path | None) -> None:
+        self._path, self._threads, self._pooling, self._adapter = path, threads, pooling, adapter
+        self._server: Any = None
+        self._tidy: Callable[[], object] = _nothing
+        self._batch_tokens, self._socket = 0, ""
+
+    def plan(self, sequences: Sequence[TokenIds]) -> list[list[int]]:
+        """Open it for the longest of these and say which go through it together."""
+        lengths = [len(ids) for ids in sequences]
+        self._open(max(lengths, default=1))
+        return batching.plan(lengths, self._batch_tokens)
+
+    def embed(self, sequences: list[list[int]]) -> Floats:
+        """One row each: (B, D)."""
+        answer = self._server.handle_embeddings({"input": sequences, "model": "nestling"})
+        answer = answer if isinstance(answer, dict) else json.loads(answer)
+        return np.array([row["embedding"] for row in self._rows(answer, answer.get("data"))], np.float32)
+
+    def states(self, sequences: list[list[int]]) -> list[Floats]:
+        """One row a token: B arrays of (T, D)."""
+        answer = self._ask({"content": sequences})
+        return [np.array(row["embedding"], np.float32) for row in self._rows(answer, answer)]
+
+    def close(self) -> None:
+        """Give it back."""
+        self._server, self._batch_tokens = None, 0
+        self._tidy()
+
+    def _rows(self, answer: Any, rows: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - JSON
+        if not isinstance(rows, list):
+            raise EngineError(f"{self._path}: llama.cpp answered {json.dumps(answer)[:200]}")
+        return sorted(rows, key=lambda row: int(row["index"]))
 
     def _open(self, longest: int) -> None:
         if longest <= self._batch_tokens:
             return
-        self._server = None  # the old one's memory goes first
+        self.close()  # the old one's memory goes first
         self._batch_tokens = max(SMALLEST_BATCH, 1 << (longest - 1).bit_length())
+        folder = tempfile.mkdtemp(prefix="nestling-")
+        self._socket, self._tidy = f"{folder}/llama.sock", weakref.finalize(self, shutil.rmtree, folder, True)  # noqa: FBT003 - no errors: the folder may be gone
         try:
             self._server = xllamacpp.Server(self._params())
         except RuntimeError as error:
-            self._batch_tokens = 0
+            self.close()
             raise EngineError(f"{self._path}: llama.cpp does not load this file ({error})") from error
 
     def _params(self) -> Any:  # noqa: ANN401 - xllamacpp has no types
         params = xllamacpp.CommonParams()
         params.model.path = str(self._path)
         params.embedding, params.embd_normalize = True, -1
-        params.pooling_type = xllamacpp.llama_pooling_type(self._pooling.gguf_value)
+        params.pooling_type = xllamacpp.llama_pooling_type(self._pooling)
+        if self._adapter:
+            lora = xllamacpp.CommonAdapterLoraInfo()
+            lora.path, lora.scale = str(self._adapter), 1.0
+            params.lora_adapters = [lora]
         params.n_ctx = params.n_batch = params.n_ubatch = self._batch_tokens
         params.n_parallel, params.kv_unified = SLOTS, True
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = self._threads
         params.cpuparams.poll = params.cpuparams_batch.poll = 0  # waiting threads sleep: 1.7 x faster beside other work
-        params.warmup, params.verbosity = False, -1
+        params.warmup, params.verbosity, params.hostnames = False, -1, [self._socket]
         return params
 
-    def _embed(self, sequences: list[list[int]]) -> Floats:
-        answer = self._server.handle_embeddings({"input": sequences, "model": "nestling"})
-        answer = answer if isinstance(answer, dict) else json.loads(answer)
-        if "data" not in answer:
-            raise EngineError(f"{self._path}: llama.cpp answered {json.dumps(answer)[:200]}")
-        rows = sorted(answer["data"], key=lambda row: row["index"])
-        return np.array([row["embedding"] for row in rows], np.float32)
+    def _ask(self, question: dict[str, Any]) -> Any:  # noqa: ANN401 - JSON
+        connection = _SocketConnection(self._socket)
+        try:
+            connection.request("POST", "/embeddings", json.dumps(question), {"Content-Type": "application/json"})
+            return json.loads(connection.getresponse().read())
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise EngineError(f"{self._path}: llama.cpp does not answer ({error})") from error
+        finally:
+            connection.close()
+
+
+def _nothing() -> None:
+    """Tidies up when there is nothing to tidy."""
+
+
+class _SocketConnection(http.client.HTTPConnection):
+    """HTTP over a socket in the file system."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost")
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.connect(self._path)

@@ -1,14 +1,17 @@
 """Choose and load an engine by name; the heavy packages are imported only here, when they are wanted."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Self
+from typing import Any, Self
 
-from nestling.engine.base import Engine
+from nestling.engine.adapted import OneAdapter
+from nestling.engine.adapters import Adapter, beside
+from nestling.engine.base import AdaptedEngine, Engine
 from nestling.errors import EngineError, UsageError
 from nestling.gguf_io import GGUFFile
-from nestling.spec import Pooling
+from nestling.spec import BASE_FIELD, Pooling
 
 
 class EngineName(StrEnum):
@@ -37,41 +40,78 @@ def load_engine(
     file: GGUFFile, *, name: EngineName, threads: int | None = None, pooling: Pooling = Pooling.MEAN
 ) -> Engine:
     """Load the file into an engine with so many threads (all usable processors by default)."""
-    if threads is not None and threads < 1:
-        raise UsageError(f"threads={threads}: at least 1", param="threads")
-    return _LOADERS[name](file, threads or usable_threads(), pooling)
+    engine: Engine = _LOADERS[name](_Wanted(file, _threads(threads), pooling))
+    return engine
 
 
-def _openvino(file: GGUFFile, threads: int, pooling: Pooling) -> Engine:
+def load_adapted(
+    file: GGUFFile,
+    adapters: Sequence[Adapter],
+    *,
+    name: EngineName,
+    threads: int | None = None,
+    pooling: Pooling = Pooling.MEAN,
+) -> AdaptedEngine:
+    """Load a base with adapters, which its texts name by their place."""
+    engine: AdaptedEngine = _LOADERS[name](_Wanted(file, _threads(threads), pooling, adapters))
+    return engine
+
+
+def load_whole(
+    file: GGUFFile, *, name: EngineName, threads: int | None = None, pooling: Pooling = Pooling.MEAN
+) -> Engine:
+    """As `load_engine`; a base, which is nothing by itself, comes with the first of the adapters beside it."""
+    if BASE_FIELD not in file.metadata:
+        return load_engine(file, name=name, threads=threads, pooling=pooling)
+    return OneAdapter(load_adapted(file, beside(file), name=name, threads=threads, pooling=pooling), 0)
+
+
+def _threads(wanted: int | None) -> int:
+    if wanted is not None and wanted < 1:
+        raise UsageError(f"threads={wanted}: at least 1", param="threads")
+    return wanted or usable_threads()
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    file: GGUFFile
+    threads: int
+    pooling: Pooling
+    adapters: Sequence[Adapter] = ()
+
+
+def _openvino(wanted: _Wanted) -> Any:  # noqa: ANN401 - an Engine, an AdaptedEngine where there are adapters
     from nestling.engine.openvino import OpenVINOEngine
 
-    return OpenVINOEngine(file, threads=threads, pooling=pooling)
+    return OpenVINOEngine(wanted.file, threads=wanted.threads, pooling=wanted.pooling, adapters=wanted.adapters)
 
 
-def _llamacpp(file: GGUFFile, threads: int, pooling: Pooling) -> Engine:
+def _llamacpp(wanted: _Wanted) -> Any:  # noqa: ANN401 - as above
     from nestling.engine.llamacpp import LlamaCppEngine
 
-    return LlamaCppEngine(file, threads=threads, pooling=pooling)
+    return LlamaCppEngine(wanted.file, threads=wanted.threads, pooling=wanted.pooling, adapters=wanted.adapters)
 
 
-def _reference(file: GGUFFile, _threads: int, pooling: Pooling) -> Engine:
+def _reference(wanted: _Wanted) -> Any:  # noqa: ANN401 - as above
     from nestling.engine.reference import ReferenceEngine
 
-    return ReferenceEngine(file, pooling=pooling)
+    return ReferenceEngine(wanted.file, pooling=wanted.pooling, adapters=wanted.adapters)
 
 
-def _auto(file: GGUFFile, threads: int, pooling: Pooling) -> Engine:
+def _auto(wanted: _Wanted) -> Any:  # noqa: ANN401 - as above
     """OpenVINO, or llama.cpp where OpenVINO has no processor it can run on."""
     try:
-        return _openvino(file, threads, pooling)
+        return _openvino(wanted)
     except (ImportError, RuntimeError) as reason:
         try:
-            return _llamacpp(file, threads, pooling)
+            return _llamacpp(wanted)
         except ImportError:
-            raise EngineError(f"{file.path}: neither openvino ({reason}) nor xllamacpp can be loaded") from reason
+            raise EngineError(
+                f"{wanted.file.path}: neither openvino ({reason}) nor xllamacpp can be loaded"
+            ) from reason
 
 
-_LOADERS: dict[EngineName, Callable[[GGUFFile, int, Pooling], Engine]] = {
+_LOADERS: dict[EngineName, Callable[[_Wanted], Any]] = {
     EngineName.AUTO: _auto,
     EngineName.OPENVINO: _openvino,
     EngineName.LLAMACPP: _llamacpp,

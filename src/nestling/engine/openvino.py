@@ -6,13 +6,15 @@ expanded block by block and multiplied in float32, which is slower and a little 
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nestling.engine import batching, graph, packing
+from nestling.engine import batching, graph, int8, packing
+from nestling.engine.adapters import Adapter
 from nestling.engine.base import POOLS, Shape, TokenIds
+from nestling.engine.low_rank import SideBySide
 from nestling.engine.runtime import ov
 from nestling.engine.weights import embedding_rows
 from nestling.errors import EngineError
@@ -33,34 +35,55 @@ class OpenVINOEngine:
 
     name = "openvino"
 
-    def __init__(self, file: GGUFFile, *, threads: int, pooling: Pooling = Pooling.MEAN) -> None:
+    def __init__(
+        self, file: GGUFFile, *, threads: int, pooling: Pooling = Pooling.MEAN, adapters: Sequence[Adapter] = ()
+    ) -> None:
         self._file, self._shape, self._lock = file, Shape.of(file), threading.Lock()
-        self._pooled = POOLS[pooling]
-        core = ov.Core()
-        model = graph.build(file, threads=threads)
-        self._request = core.compile_model(model, "CPU", _properties(threads)).create_infer_request()
+        self._pooled, self._adapted = POOLS[pooling], bool(adapters)
+        lanes = SideBySide(adapters).width if adapters else 0
+        with int8.store(file, adapters=[one.file for one in adapters], lanes=lanes) as store:
+            model = graph.build(file, threads=threads, store=store, adapters=adapters)
+        self._request = ov.Core().compile_model(model, "CPU", _properties(threads)).create_infer_request()
+        del model
+        if isinstance(store, int8.Mapped):
+            self.pool([np.zeros(1, np.int32)], adapters=[0][: len(adapters)])  # the plugin makes its own copy now
+            store.release()
 
-    def pool(self, sequences: Sequence[TokenIds]) -> Floats:
+    def pool(self, sequences: Sequence[TokenIds], *, adapters: Sequence[int] = ()) -> Floats:
         """The final hidden states of each sequence, pooled: B sequences -> (B, D)."""
         pooled = np.empty((len(sequences), self._shape.hidden), np.float32)
-        for batch in batching.plan([len(ids) for ids in sequences], TOKEN_BUDGET):
-            group = [sequences[index] for index in batch]
-            long = len(group[0]) > TOKEN_BUDGET
-            pooled[batch] = self._pool_long(group[0]) if long else self._pool_group(group)
+        for batch, states in self._batches(sequences, adapters):
+            pooled[batch] = self._pooled(states, np.array([len(sequences[index]) for index in batch], np.int64))
         return pooled
+
+    def token_states(
+        self, sequences: Sequence[TokenIds], *, adapters: Sequence[int] = ()
+    ) -> Iterator[tuple[int, Floats]]:
+        """The final hidden states of each sequence: yields (its place, (T, D)), longest first."""
+        for batch, states in self._batches(sequences, adapters):
+            ends = np.cumsum([len(sequences[index]) for index in batch])[:-1]
+            yield from zip(batch, np.split(states, ends), strict=True)
+
+    def _batches(self, sequences: Sequence[TokenIds], adapters: Sequence[int]) -> Iterator[tuple[list[int], Floats]]:
+        """Run everything, a batch at a time: yields places and their states, one text after another, (N, D)."""
+        for batch in batching.plan([len(ids) for ids in sequences], TOKEN_BUDGET):
+            group, chosen = [sequences[index] for index in batch], [adapters[index] for index in batch if adapters]
+            long = len(group[0]) > TOKEN_BUDGET
+            yield batch, self._long(group[0], chosen) if long else self._group(group, chosen)
 
     def close(self) -> None:
         """Give the compiled model back."""
         with self._lock:
             self._request = None
 
-    def _pool_group(self, group: Sequence[TokenIds]) -> Floats:
+    def _group(self, group: Sequence[TokenIds], adapters: Sequence[int]) -> Floats:
         lengths = [len(ids) for ids in group]
         packed = packing.side_by_side(lengths, memory=self._shape.memory)
-        return self._pooled(self._infer(np.concatenate(group), packed, outputs=1)[0], np.array(lengths, np.int64))
+        rows = np.repeat(np.array(adapters, np.int64), lengths if adapters else 0)
+        return self._infer(np.concatenate(group), packed, rows, outputs=1)[0]
 
-    def _pool_long(self, ids: TokenIds) -> Floats:
-        """One text in pieces, each of which sees the keys and values of those before it: (T,) -> (1, D)."""
+    def _long(self, ids: TokenIds, adapters: Sequence[int]) -> Floats:
+        """One text in pieces, each of which sees the keys and values of those before it: (T,) -> (T, D)."""
         shape = self._shape
         states = np.empty((len(ids), shape.hidden), np.float32)
         past = np.zeros((len(ids), *shape.memory), np.float32)
@@ -68,17 +91,21 @@ class OpenVINOEngine:
             len(ids), heads=shape.heads, most_tokens=TOKEN_BUDGET, score_bytes=SCORE_BYTES
         ):
             packed = packing.piece(start, stop, past=past)
-            states[start:stop], *new = self._infer(ids[start:stop], packed, outputs=1 + 2 * shape.layers)
+            rows = np.repeat(np.array(adapters, np.int64), stop - start)
+            states[start:stop], *new = self._infer(ids[start:stop], packed, rows, outputs=1 + 2 * shape.layers)
             past[start:stop] = np.stack(new, 1).reshape(stop - start, *shape.memory)
-        return self._pooled(states, np.array([len(ids)], np.int64))
+        return states
 
-    def _infer(self, ids: TokenIds, packed: packing.Packed, *, outputs: int) -> list[Floats]:
-        """Run the graph once; the first outputs, copied, so that the next run may overwrite its own."""
+    def _infer(self, ids: TokenIds, packed: packing.Packed, adapters: packing.Index, *, outputs: int) -> list[Floats]:
+        """Run the graph once; the first outputs, copied, so that the next run may overwrite its own.
+
+        `adapters` is the adapter of every token, if there are adapters.
+        """
         states = embedding_rows(self._file, ids)
         with self._lock:
             if self._request is None:
                 raise EngineError("the engine is closed")
-            self._request.infer([states, *packed.inputs()])
+            self._request.infer([states, *packed.inputs(), *([adapters] if self._adapted else [])])
             return [np.array(self._request.get_output_tensor(place).data) for place in range(outputs)]
 
 
@@ -88,16 +115,20 @@ class Observer:
     Only attention sees which text a token is in, so the sums run over all tokens of all texts of a call.
     """
 
-    def __init__(self, file: GGUFFile, *, threads: int) -> None:
-        self._file, self._shape = file, Shape.of(file)
-        model, self._names = graph.build_observed(file, threads=threads)
+    def __init__(self, file: GGUFFile, *, threads: int, adapters: Sequence[Adapter] = ()) -> None:
+        self._file, self._shape, self._adapters = file, Shape.of(file), len(adapters)
+        model, self._names = graph.build_observed(file, threads=threads, adapters=adapters)
         self._request = ov.Core().compile_model(model, "CPU", _properties(threads)).create_infer_request()
 
     def collect(self, sequences: Sequence[Sequence[int]]) -> dict[str, tuple[NDArray[np.float32], int]]:
-        """Run the texts: matrix name -> (sum over tokens of the input's squares (W,), number of tokens)."""
+        """Run the texts: matrix name -> (sum over tokens of the input's squares (W,), number of tokens).
+
+        With adapters, the texts take them in turn, as they stand in the call.
+        """
         ids = np.concatenate([np.asarray(one, np.int32) for one in sequences])
         packed = packing.side_by_side([len(one) for one in sequences], memory=self._shape.memory)
-        self._request.infer([embedding_rows(self._file, ids), *packed.inputs()])
+        rows = np.repeat(np.arange(len(sequences)) % max(self._adapters, 1), [len(one) for one in sequences])
+        self._request.infer([embedding_rows(self._file, ids), *packed.inputs(), *([rows] if self._adapters else [])])
         first = 1 + 2 * self._shape.layers
         sums = [np.array(self._request.get_output_tensor(first + place).data) for place in range(len(self._names))]
         return {name: (row, len(ids)) for names, row in zip(self._names, sums, strict=True) for name in names}
@@ -109,6 +140,6 @@ def _properties(threads: int) -> dict[str, str | int]:
         "NUM_STREAMS": 1,
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": "f32",
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": graph.GROUP,
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": int8.GROUP,
         "CPU_RUNTIME_CACHE_CAPACITY": KEPT_SHAPES,
     }

@@ -5,10 +5,12 @@ Slow, small enough to be checked by eye, and the measure of the other engines. F
 SwiGLU.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 
+from nestling.engine.adapters import Adapter
 from nestling.engine.base import POOLS, Shape, TokenIds
 from nestling.engine.weights import embedding_rows, tensor
 from nestling.gguf_io import GGUFFile
@@ -24,32 +26,52 @@ class ReferenceEngine:
 
     name = "reference"
 
-    def __init__(self, file: GGUFFile, *, pooling: Pooling = Pooling.MEAN) -> None:
+    def __init__(self, file: GGUFFile, *, pooling: Pooling = Pooling.MEAN, adapters: Sequence[Adapter] = ()) -> None:
         self._file, self._shape, self._pooled = file, Shape.of(file), POOLS[pooling]
         self._weights = {name: tensor(file, name) for name in self._shape.tensors() if name != "token_embd.weight"}
+        self._adapters = adapters
 
-    def pool(self, sequences: Sequence[TokenIds]) -> Floats:
+    def pool(self, sequences: Sequence[TokenIds], *, adapters: Sequence[int] = ()) -> Floats:
         """The final hidden states of each sequence, pooled: B sequences -> (B, D)."""
-        return np.concatenate([self._pooled(self.states(ids), np.array([len(ids)])) for ids in sequences])
+        every = self.token_states(sequences, adapters=adapters)
+        return np.concatenate([self._pooled(states, np.array([len(states)])) for _, states in every])
 
-    def states(self, ids: TokenIds) -> Floats:
-        """Final-norm hidden states of one text: (T,) -> (T, D)."""
-        x = embedding_rows(self._file, ids)
+    def token_states(
+        self, sequences: Sequence[TokenIds], *, adapters: Sequence[int] = ()
+    ) -> Iterator[tuple[int, Floats]]:
+        """The final hidden states of each sequence: yields (its place, (T, D))."""
+        chosen: Sequence[int | None] = adapters or [None] * len(sequences)
+        pairs = zip(sequences, chosen, strict=True)
+        return ((index, self.states(ids, one)) for index, (ids, one) in enumerate(pairs))
+
+    def states(self, ids: TokenIds, adapter: int | None = None) -> Floats:
+        """Final-norm hidden states of one text, with an adapter by its place: (T,) -> (T, D)."""
+        x, change = embedding_rows(self._file, ids), None if adapter is None else self._adapters[adapter]
         for layer in range(self._shape.layers):
-            x = self._layer(x, f"blk.{layer}.")
+            x = self._layer(x, f"blk.{layer}.", change)
         return self._norm(x, "output_norm.weight")
 
     def close(self) -> None:
         """Forget the weights."""
         self._weights.clear()
 
-    def _layer(self, x: Floats, at: str) -> Floats:
-        w = self._weights
+    def _layer(self, x: Floats, at: str, change: Adapter | None) -> Floats:
+        times, w = partial(self._times, change=change), self._weights
         y = self._norm(x, at + "attn_norm.weight")
-        q, k, v = (y @ w[f"{at}attn_{n}.weight"].T + w[f"{at}attn_{n}.bias"] for n in "qkv")
-        x = x + attention(q, k, v, shape=self._shape) @ w[at + "attn_output.weight"].T
+        q, k, v = (times(y, f"{at}attn_{n}.weight") + w[f"{at}attn_{n}.bias"] for n in "qkv")
+        x = x + times(attention(q, k, v, shape=self._shape), at + "attn_output.weight")
         y = self._norm(x, at + "ffn_norm.weight")
-        return x + gated(y @ w[at + "ffn_gate.weight"].T, y @ w[at + "ffn_up.weight"].T) @ w[at + "ffn_down.weight"].T
+        return x + times(
+            gated(times(y, at + "ffn_gate.weight"), times(y, at + "ffn_up.weight")), at + "ffn_down.weight"
+        )
+
+    def _times(self, x: Floats, name: str, *, change: Adapter | None) -> Floats:
+        """A product with a matrix and its change: (T, in) -> (T, out)."""
+        product = x @ self._weights[name].T
+        if change is None:
+            return product
+        a, b = change.sides(name)
+        return np.asarray(product + np.float32(change.scaling) * (x @ a.T @ b.T))
 
     def _norm(self, x: Floats, name: str) -> Floats:
         return rms_norm(x, self._weights[name], self._shape.rms_eps)

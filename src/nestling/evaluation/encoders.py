@@ -110,6 +110,10 @@ def _expanded(reference: str) -> list[str]:
     if store.looks_like_path(reference):
         return [reference]
     model = ModelReference.parse(reference)
+    if model.base:
+        raise UsageError(
+            f"model={reference!r}: a base has several tasks; serve it (--adapters) and measure URL#MODEL/TASK"
+        )
     return [str(ModelReference(model.family, task, model.quant)) for task in ([model.task] if model.task else Task)]
 
 

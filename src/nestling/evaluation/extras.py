@@ -1,17 +1,8 @@
-"""Import what the extra `eval` installs, when it is wanted; its absence is one line that says what to do."""
+"""Import what the extra `eval` installs, when it is wanted."""
 
-import importlib
-from typing import Any
+from functools import partial
 
-from nestling.errors import UsageError
+from nestling import extras
 
-
-def need(module: str, *, wanted_for: str, extra: str = "eval") -> Any:  # noqa: ANN401 - a module
-    """Import an optional module; UsageError naming the extra that installs it when it is not here."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        package = module.partition(".")[0]
-        raise UsageError(
-            f"{wanted_for} needs {package} ({error}); install it with: pip install 'nestling[{extra}]'"
-        ) from None
+need = partial(extras.need, extra="eval")
+"""As `extras.need`, for the extra `eval`."""

@@ -2,7 +2,7 @@
 
 The only package that imports huggingface_hub, whose variables (`HF_HOME`, `HF_HUB_CACHE`, `HF_HUB_OFFLINE`,
 `HF_TOKEN`, `HF_ENDPOINT`) mean here what they mean there. `cache` is what lies on this machine, `client` what comes
-over the network. Knows no model.
+over the network, `metadata` the head of a card. Knows no model.
 """
 
 from nestling.hub.cache import (
@@ -20,15 +20,15 @@ from nestling.hub.client import (
     HubFile,
     Listing,
     Steps,
-    check_metadata,
     fetch,
-    front_matter,
     listing,
     silent,
     upload,
 )
+from nestling.hub.metadata import LICENCE_FILES, check_metadata, front_matter, is_url
 
 __all__ = [
+    "LICENCE_FILES",
     "HubFile",
     "HubReference",
     "Listing",
@@ -39,6 +39,7 @@ __all__ = [
     "front_matter",
     "hash_of",
     "is_readable",
+    "is_url",
     "known_hash",
     "listing",
     "names_in",

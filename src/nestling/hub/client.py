@@ -5,6 +5,7 @@ fetched here, into `blobs/<oid>.incomplete`, which a rerun goes on from, and get
 them is right. Nothing of a repository is executed or unpickled: only names that `is_readable` allows are asked for.
 """
 
+import os
 import re
 import shutil
 import time
@@ -113,18 +114,24 @@ def fetch(listed: Listing, names: Sequence[str], *, steps: Steps = silent) -> Pa
     What an earlier run left is gone on from. BuildError when the disk is too small or full, FileFormatError when what
     comes is not what the hub said, ModelNotFoundError when it stops coming.
     """
+    wanted = [listed.files[name] for name in names]
     folder = repository_folder(listed.repository)
-    with lock(Path(constants.HF_HUB_CACHE) / ".locks" / folder.name / "nestling.lock"):
-        wanted = [listed.files[name] for name in names]
-        missing = {file.oid: file for file in wanted if not (folder / "blobs" / file.oid).is_file()}
-        _check_space(folder, missing.values())
-        for file in missing.values():
-            _fetch_blob(listed, file, folder / "blobs" / file.oid, steps(file.name))
-        for file in wanted:
-            _link(listed.snapshot, file)
-        (folder / "refs").mkdir(parents=True, exist_ok=True)
-        (folder / "refs" / "main").write_text(listed.commit, "utf-8")
+    try:
+        with lock(Path(constants.HF_HUB_CACHE) / ".locks" / folder.name / "nestling.lock"):
+            _fetch_missing(listed, folder, wanted, steps)
+            for file in wanted:
+                _link(listed.snapshot, file)
+            _set_main(folder, listed.commit)
+    except OSError as error:
+        raise BuildError(f"{error.filename or folder}: cannot be written: {error.strerror or error}") from error
     return listed.snapshot
+
+
+def _fetch_missing(listed: Listing, folder: Path, wanted: Sequence[HubFile], steps: Steps) -> None:
+    missing = {file.oid: file for file in wanted if not (folder / "blobs" / file.oid).is_file()}
+    _check_space(folder, missing.values())
+    for file in missing.values():
+        _fetch_blob(listed, file, folder / "blobs" / file.oid, steps(file.name))
 
 
 def _check_space(folder: Path, missing: Iterable[HubFile]) -> None:
@@ -147,6 +154,7 @@ def _fetch_blob(listed: Listing, file: HubFile, blob: Path, progress: Progress) 
     try:
         with part.open("ab") as out:
             _fetch_all(url, out, what=what, size=file.size_bytes, progress=progress)
+            os.fsync(out.fileno())
         _verify(what, file, part)
         part.replace(blob)
     except OSError as error:
@@ -218,6 +226,17 @@ def _link(snapshot: Path, file: HubFile) -> None:
         pointer.symlink_to("../" * (2 + file.name.count("/")) + f"blobs/{file.oid}")
 
 
+def _set_main(folder: Path, commit: str) -> None:
+    """Say which commit `main` is, whole or not at all; the half file lies where nobody looks for references."""
+    part = folder / ".main.part"
+    with part.open("w", encoding="utf-8") as out:
+        out.write(commit)
+        out.flush()
+        os.fsync(out.fileno())
+    (folder / "refs").mkdir(exist_ok=True)
+    part.replace(folder / "refs" / "main")
+
+
 @contextmanager
 def _one_line(what: str) -> Iterator[None]:
     """The library's errors, many lines and many kinds, as one line that says what would help."""
@@ -255,18 +274,3 @@ def upload(repository: str, files: Mapping[str, Path | bytes], *, message: str, 
         api.create_repo(repository, private=private, exist_ok=True)
         done = api.create_commit(repository, adds, commit_message=message)
     return str(done.commit_url)
-
-
-def front_matter(fields: Mapping[str, Any]) -> str:
-    """A card's YAML head, with its two lines of dashes."""
-    return f"---\n{huggingface_hub.ModelCardData(**fields).to_yaml()}\n---\n\n"
-
-
-def check_metadata(text: str) -> None:
-    """Let huggingface_hub read a card's YAML head, and refuse with FileFormatError what it does not accept."""
-    try:
-        licence = huggingface_hub.ModelCard(text, ignore_metadata_errors=False).data.get("license")
-    except (ValueError, TypeError) as error:
-        raise FileFormatError(f"README.md: its head is not accepted ({_brief(error)})") from None
-    if not licence:
-        raise FileFormatError("README.md: its head has no licence")

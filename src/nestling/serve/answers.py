@@ -3,13 +3,13 @@
 Rows are written one at a time, so that a thread that writes a large answer lets the others run in between.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from pydantic_core import to_json
 
 from nestling import vectors
+from nestling.reranking import Ranked, Scoring
 from nestling.serve.wire import Form
 from nestling.vectors import Floats
 
@@ -22,21 +22,19 @@ def rows(pooled: Floats, dimension: int, *, normalised: bool) -> Floats:
     return vectors.finish(pooled, dimension) if normalised else pooled[:, :dimension]
 
 
-def to_int8(row: Floats) -> list[int]:
-    """One vector as whole numbers from -127 to 127, the largest component at an end; compare by cosine."""
-    scaled: list[int] = np.rint(row * (127 / np.abs(row).max())).astype(int).tolist()
-    return scaled
+def _to_int8(row: Floats) -> list[int]:
+    numbers: list[int] = vectors.to_int8(row).tolist()
+    return numbers
 
 
-def to_ubinary(row: Floats) -> list[int]:
-    """The signs of a vector, eight a byte, first component in the highest bit, 1 for more than zero: D -> D / 8."""
-    packed: list[int] = np.packbits(row > 0).tolist()
+def _to_ubinary(row: Floats) -> list[int]:
+    packed: list[int] = vectors.to_ubinary(row).tolist()
     return packed
 
 
-def to_binary(row: Floats) -> list[int]:
-    """`to_ubinary` as signed bytes: each less 128, as sentence-transformers has it."""
-    return [byte - 128 for byte in to_ubinary(row)]
+def _to_binary(row: Floats) -> list[int]:
+    """Signed bytes: each of `_to_ubinary` less 128, as sentence-transformers has it."""
+    return [byte - 128 for byte in _to_ubinary(row)]
 
 
 def _to_floats(row: Floats) -> list[float]:
@@ -47,22 +45,51 @@ def _to_floats(row: Floats) -> list[float]:
 _FORMS: Mapping[Form, Callable[[Floats], Any]] = {
     Form.FLOAT: _to_floats,
     Form.BASE64: vectors.to_base64,
-    Form.INT8: to_int8,
-    Form.BINARY: to_binary,
-    Form.UBINARY: to_ubinary,
+    Form.INT8: _to_int8,
+    Form.BINARY: _to_binary,
+    Form.UBINARY: _to_ubinary,
 }
 
 
 def embeddings(values: Floats, *, form: Form, model: str, tokens: int) -> list[bytes]:
-    """The answer of `/v1/embeddings` for (B, D) vectors, in pieces: a `list` in the order of the input, and the usage.
-
-    It is never one string: copying 80 MB would hold up every other thread.
-    """
+    """The answer of `/v1/embeddings` for (B, D) vectors, in pieces: a `list` in the order of the input."""
     write = _FORMS[form]
-    pieces, piece = list[bytes](), bytearray(b'{"object":"list","data":[')
-    for index, row in enumerate(values):
-        comma = b"," if index else b""
-        piece += b'%b{"object":"embedding","index":%d,"embedding":%b}' % (comma, index, to_json(write(row)))
+    items = (
+        b'{"object":"embedding","index":%d,"embedding":%b}' % (index, to_json(write(row)))
+        for index, row in enumerate(values)
+    )
+    return _list(items, model, tokens)
+
+
+def multivectors(values: Sequence[Floats], *, form: Form, model: str, tokens: int) -> list[bytes]:
+    """The same for B arrays of (T, P) token vectors, under `embeddings`, each of them in the form asked for."""
+    write = _FORMS[form]
+    items = (
+        b'{"object":"embeddings","index":%d,"embeddings":[%b]}'
+        % (index, b",".join(to_json(write(row)) for row in rows))
+        for index, rows in enumerate(values)
+    )
+    return _list(items, model, tokens)
+
+
+def ranking(
+    results: Sequence[Ranked], documents: Sequence[str] | None, *, scoring: Scoring, model: str, tokens: int
+) -> list[bytes]:
+    """The answer of `/v1/rerank`: the best first, with their documents where these are given."""
+    items: list[dict[str, Any]] = [{"index": one.index, "relevance_score": one.score} for one in results]
+    if documents is not None:
+        items = [{**item, "document": {"text": documents[item["index"]]}} for item in items]
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    answer = {"object": "list", "model": model, "scoring": scoring, "results": items, "usage": usage}
+    return [to_json(answer)]
+
+
+def _list(items: Iterable[bytes], model: str, tokens: int) -> list[bytes]:
+    """A `list` in pieces. It is never one string: copying 80 MB would hold up every other thread."""
+    pieces, piece, comma = list[bytes](), bytearray(b'{"object":"list","data":['), b""
+    for item in items:
+        piece += comma + item
+        comma = b","
         if len(piece) > PIECE_BYTES:
             pieces.append(bytes(piece))
             piece.clear()

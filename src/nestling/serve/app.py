@@ -18,7 +18,7 @@ from nestling.serve.models import Load
 from nestling.serve.problems import Problem, problem_of, unavailable
 from nestling.serve.service import Service
 from nestling.serve.settings import ServeSettings
-from nestling.serve.wire import DetokenizeRequest, EmbeddingRequest, TokenizeRequest
+from nestling.serve.wire import DetokenizeRequest, EmbeddingRequest, RerankRequest, TokenizeRequest
 
 PAGES = Path(__file__).parent / "playground"
 POLICY = (
@@ -81,6 +81,8 @@ def _add_embedding(app: FastAPI, service: Service) -> None:
 
     post("/v1/embeddings", service.embed, EmbeddingRequest, "A vector for each text. Also at /embeddings.")
     post("/embeddings", service.embed, EmbeddingRequest)
+    post("/v1/rerank", service.rerank, RerankRequest, "Candidates in the order of their nearness. Also at /rerank.")
+    post("/rerank", service.rerank, RerankRequest)
     post("/tokenize", service.tokenize, TokenizeRequest, "The model's token ids of texts.")
     post("/detokenize", service.detokenize, DetokenizeRequest, "The text of token ids.")
 
@@ -110,7 +112,20 @@ class Pieces(Response):
 
 
 def _body_schema(model: type[Any]) -> dict[str, Any]:
-    return {"required": True, "content": {"application/json": {"schema": model.model_json_schema()}}}
+    schema = model.model_json_schema()
+    whole = _inlined(schema, schema.pop("$defs", {}))
+    return {"required": True, "content": {"application/json": {"schema": whole}}}
+
+
+def _inlined(part: Any, definitions: dict[str, Any]) -> Any:  # noqa: ANN401 - any JSON
+    """A schema without `#/$defs/NAME`, which leads nowhere once the schema is a part of an OpenAPI document."""
+    if isinstance(part, list):
+        return [_inlined(one, definitions) for one in part]
+    if not isinstance(part, dict):
+        return part
+    if "$ref" in part:
+        return _inlined(definitions[part["$ref"].removeprefix("#/$defs/")], definitions)
+    return {name: _inlined(one, definitions) for name, one in part.items()}
 
 
 _ERRORS: dict[int | str, dict[str, Any]] = {

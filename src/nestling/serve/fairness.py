@@ -11,24 +11,34 @@ from bisect import insort
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
+from nestling.embedder import Embedder
 from nestling.engine import batching
 from nestling.engine.base import TokenIds
 from nestling.serve.models import Model
+from nestling.spec import Task
 from nestling.vectors import Floats
 
-WINDOW = 8
+WINDOW = 32
 """Batches' worth of waiting texts among which those of like length are sought."""
+
+
+Work = Callable[[Embedder, Sequence[TokenIds]], Sequence[Floats]]
+"""What is done with token sequences: B -> B arrays, none of them dependent on the others. Equal works share batches."""
 
 
 @dataclass(eq=False)
 class Job:
-    """One request's texts on their way through the engine. `finish` is its place in line, in virtual time."""
+    """One request's texts on their way through the engine. `finish` is its place in line, in virtual time.
+
+    `task` is the one of the model's that it is for; a job that `mixes` may share a batch with those of other tasks.
+    """
 
     model: Model
     sequences: Sequence[TokenIds]
-    future: asyncio.Future[Floats]
+    future: asyncio.Future[list[Floats]]
+    work: Work
+    task: Task | None = None
+    mixes: bool = False
     finish: float = 0.0
     cancelled: bool = False
     started: bool = False
@@ -43,16 +53,17 @@ class Job:
         """Tokens of some of its texts, of those that wait by default."""
         return sum(len(self.sequences[index]) for index in (self.waiting if indices is None else indices))
 
-    def vectors(self) -> Floats:
-        """All rows, in the order of the sequences: (B, D)."""
-        return np.stack([self.rows[index] for index in range(len(self.sequences))])
+    def results(self) -> list[Floats]:
+        """What the work gave for each sequence, in their order."""
+        return [self.rows[index] for index in range(len(self.sequences))]
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What goes through the engine at once: (job, index of its text) pairs of one model."""
+    """What goes through the engine at once: (job, index of its text) pairs of one model and one work."""
 
     model: Model
+    work: Work
     budget: int
     parts: Sequence[tuple[Job, int]]
 
@@ -89,18 +100,28 @@ class Queue:
         self._drop_cancelled()
         if not self._jobs:
             return None
-        model = self._jobs[0].model
+        model, work = self._jobs[0].model, self._jobs[0].work
         budget = budget_of(model)
-        window = list(self._window(model, WINDOW * budget))
+        window = list(self._window(budget))
         plan = batching.plan([len(job.sequences[index]) for job, index in window], budget)
         first = next(group for group in plan if 0 in group)
-        batch = Batch(model, budget, [window[place] for place in first])
+        batch = Batch(model, work, budget, [window[place] for place in first])
         self._remove(batch)
         return batch
 
-    def _window(self, model: Model, tokens: int) -> Iterator[tuple[Job, int]]:
+    def _window(self, budget: int) -> Iterator[tuple[Job, int]]:
+        """What may share the next batch: `WINDOW` budgets of tokens, of jobs that are done at most a budget later.
+
+        So a short query goes without texts of a bulk request, which would only make its batch slower.
+        """
+        first, tokens = self._jobs[0], WINDOW * budget
+        latest = first.finish + budget
         for job in self._jobs:
-            if job.model is not model:
+            if job.finish > latest:
+                return
+            if job.model is not first.model or job.work is not first.work:
+                continue
+            if job.task is not first.task and not first.mixes:
                 continue
             for index in job.waiting:
                 yield job, index

@@ -64,7 +64,7 @@ def _tokenized(texts: list[str], embedder: Embedder, *, role: Role, limit: int |
         raise invalid(
             f"truncate_prompt_tokens={limit}: the prefix alone has {prefix} tokens", param="truncate_prompt_tokens"
         )
-    return [one[:limit] for one in ids]
+    return [embedder.tokenizer.cut(one, limit) for one in ids]
 
 
 def _own(ids: TokenIds, index: int, embedder: Embedder, *, limit: int | None) -> TokenIds:

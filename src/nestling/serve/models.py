@@ -19,6 +19,7 @@ import numpy as np
 from nestling.embedder import Embedder
 from nestling.errors import EngineError, NestlingError
 from nestling.serve.settings import MIB
+from nestling.spec import Task
 from nestling.vectors import paired_cosine
 
 Load = Callable[[str], Embedder]
@@ -37,6 +38,24 @@ class Model:
     size_bytes: int = 0
     users: int = 0
     used_at: float = field(default_factory=time.monotonic)
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """A loaded model in use for one of its tasks."""
+
+    model: Model
+    task: Task | None
+
+    @property
+    def embedder(self) -> Embedder:
+        """The model for that task; another one after a reset."""
+        return self.model.embedder.for_task(self.task) if self.task else self.model.embedder
+
+    @property
+    def reference(self) -> str:
+        """What its vectors are remembered by."""
+        return f"{self.model.reference} {self.task}"
 
 
 class ModelPool:
@@ -108,7 +127,8 @@ class ModelPool:
             raise
         except Exception as error:
             raise EngineError(f"{reference}: cannot be loaded: {type(error).__name__}: {error}") from error
-        self_test(embedder)
+        for task in embedder.tasks:
+            self_test(embedder.for_task(task))
         return Model(reference, embedder, max(resident_bytes() - before, 0))
 
     def _make_room(self, newest: Model) -> None:

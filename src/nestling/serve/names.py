@@ -8,7 +8,7 @@ are refused. Loads nothing.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from nestling import store
 from nestling.errors import UsageError
@@ -21,20 +21,25 @@ from nestling.store import ModelReference
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A model to embed with: `reference` as the store reads it, and the role, None where nobody named one."""
+    """A model to embed with: `reference` as the store reads it, the task, and the role, None where nobody named one."""
 
     reference: str
     role: Role | None
+    task: Task | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """One reference that the operator serves; `task` None is the whole family, `quant` None any type that is here."""
+    """One reference that the operator serves; `task` None is the whole family, `quant` None any type that is here.
+
+    `base`: the whole family from one base with adapters.
+    """
 
     family: str
     task: Task | None
     quant: str | None
     path: str | None = None
+    base: bool = False
 
     @property
     def name(self) -> str:
@@ -55,18 +60,37 @@ class Offer:
         if self.quant or self.path:
             return [self]
         here = [(model.quant, model.task) for model in store.available() if model.family == self.family]
-        whole = [quant for quant in FILE_TYPES if all((quant, task) in here for task in self.tasks)]
+        files = (None,) if self.base else self.tasks
+        whole = [quant for quant in FILE_TYPES if all((quant, task) in here for task in files)]
         return [self, *(replace(self, quant=quant) for quant in whole if quant != store.DEFAULT_QUANT)]
 
     def name_of(self, task: Task) -> str:
         """How one task of it is called."""
         return str(ModelReference(self.family, task, self.quant))
 
+    def items(self, spec: ModelSpec) -> list[dict[str, Any]]:
+        """What `/v1/models` says of it: itself and, of a family, each task by its own name."""
+        shared = {
+            "object": "model",
+            "created": 0,
+            "owned_by": "nestling",
+            "max_model_len": spec.max_tokens,
+            "dimensions": spec.dimensions,
+        }
+        whole = {"id": self.name, **shared, "tasks": self.tasks}
+        if len(self.tasks) == 1:
+            return [whole]
+        return [whole, *({"id": self.name_of(task), **shared, "tasks": (task,)} for task in self.tasks)]
+
     def reference(self, task: Task | None = None, quant: str | None = None) -> str:
         """The reference of one model of it, its own defaults filling in."""
-        chosen = task or self.task or Task.RETRIEVAL
-        wanted = ModelReference(self.family, chosen, quant or self.quant or store.DEFAULT_QUANT)
+        chosen = None if self.base else self.chosen(task)
+        wanted = ModelReference(self.family, chosen, quant or self.quant or store.DEFAULT_QUANT, base=self.base)
         return self.path or str(wanted)
+
+    def chosen(self, task: Task | None) -> Task:
+        """The task that is meant where one may have been named."""
+        return task or self.task or Task.RETRIEVAL
 
 
 class Catalog:
@@ -76,10 +100,11 @@ class Catalog:
         self,
         references: Sequence[str],
         *,
-        spec_of_file: Callable[[str], ModelSpec],
+        specs_of_file: Callable[[str], Sequence[ModelSpec]],
         aliases: Mapping[str, str] | None = None,
+        adapters: bool = False,
     ) -> None:
-        self.offers = [_offer(reference, spec_of_file) for reference in references]
+        self.offers = [_offer(reference, specs_of_file, adapters=adapters) for reference in references]
         self._aliases = dict(aliases or {})
         for name, target in self._aliases.items():
             try:
@@ -103,7 +128,7 @@ class Catalog:
         said = {"model": in_name, "model's end": in_model[0], "task": in_field[0], "served": offer.task}
         wanted = agreed("task", said)
         role = agreed("prompt_name", {"model": in_model[1], "task": in_field[1], **_roles(roles or {})})
-        return Target(offer.reference(wanted, named.quant if named else None), role)
+        return Target(offer.reference(wanted, named.quant if named else None), role, offer.chosen(wanted))
 
     def _split(self, name: str) -> tuple[str, tuple[Task | None, Role | None]]:
         head, slash, tail = name.rpartition("/")
@@ -117,7 +142,7 @@ class Catalog:
                 return offer, None
         named = _parsed(name)
         for offer in self.offers:
-            if named and not offer.path and _answers(offer, named):
+            if named and (offer.base or not offer.path) and _answers(offer, named):
                 return offer, named
         served = ", ".join(offer.name for offer in self.offers)
         raise Problem(
@@ -125,17 +150,25 @@ class Catalog:
         )
 
 
-def _offer(reference: str, spec_of_file: Callable[[str], ModelSpec]) -> Offer:
+def _offer(reference: str, specs_of_file: Callable[[str], Sequence[ModelSpec]], *, adapters: bool) -> Offer:
     if store.looks_like_path(reference):
-        spec = spec_of_file(reference)
-        return Offer(spec.family, spec.task, None, path=reference)
-    named = ModelReference.parse(reference)
-    return Offer(named.family, named.task, named.quant)
+        specs = specs_of_file(reference)
+        base = len(specs) > 1
+        offer = Offer(specs[0].family, None if base else specs[0].task, None, path=reference, base=base)
+    else:
+        named = ModelReference.parse(reference)
+        offer = Offer(named.family, named.task, named.quant, base=named.base or (adapters and named.task is None))
+    if adapters and not offer.base:
+        raise UsageError(
+            f"adapters: model={reference!r} is for {offer.task} alone; name a family or a base", param="adapters"
+        )
+    return offer
 
 
 def _answers(offer: Offer, named: ModelReference) -> bool:
-    fits = offer.family == named.family and named.task in (None, *offer.tasks)
-    return fits and (named.quant in (None, offer.quant) or (offer.quant is None and _is_here(named)))
+    fits = offer.family == named.family and named.task in (None, *offer.tasks) and named.base <= offer.base
+    quants = (None, offer.quant)
+    return fits and (named.quant in quants or (offer.quant is None and not offer.path and _is_here(named)))
 
 
 def _is_here(named: ModelReference) -> bool:

@@ -95,6 +95,8 @@ def of_validation(error: ValidationError) -> Problem:
 def _of_json(message: str) -> Problem:
     if "recursion limit" in message:
         return too_large("body: the JSON is nested too deeply")
+    if "hex escape" in message:
+        message += "; a character beyond U+FFFF takes both halves of its surrogate pair, in one text"
     return invalid(f"body: {message}", code="invalid_json")
 
 

@@ -14,19 +14,21 @@ from functools import partial
 
 import numpy as np
 
+from nestling.embedder import Embedder
 from nestling.engine.base import TokenIds
 from nestling.errors import EngineError
-from nestling.serve.fairness import Batch, Job, Queue
+from nestling.serve.fairness import Batch, Job, Queue, Work
 from nestling.serve.metrics import Registry
 from nestling.serve.models import Model
 from nestling.serve.problems import busy
+from nestling.spec import Task
 from nestling.vectors import Floats
 
 LOG = logging.getLogger("nestling.serve")
 BATCH_S = 0.25
 SMALLEST_BATCH = 512
-FIRST_BATCH = 2048
-"""Tokens a batch, before the engine's speed is known."""
+PASS = 2048
+"""Tokens that the engine takes at once: a batch's size before its speed is known, and a larger one's unit."""
 TELLING = 256
 """Tokens from which on a batch tells the engine's speed."""
 
@@ -53,13 +55,20 @@ class Scheduler:
         """Tokens in the queue."""
         return self._queue.tokens
 
-    async def pool(self, model: Model, sequences: Sequence[TokenIds]) -> Floats:
-        """Mean-pooled hidden states of token sequences: B -> (B, D), not normalised, finite, never zero.
+    async def pool(self, model: Model, sequences: Sequence[TokenIds], *, task: Task | None = None) -> Floats:
+        """Pooled hidden states of token sequences: B -> (B, D), not normalised; see `run`."""
+        return np.stack(await self.run(model, sequences, pooled, task=task))
 
+    async def run(
+        self, model: Model, sequences: Sequence[TokenIds], work: Work, *, task: Task | None = None
+    ) -> list[Floats]:
+        """What a work gives for each of B token sequences: arrays whose rows are finite and never zero.
+
+        `task` is the one of the model's that they are for; pooled texts of several tasks share batches.
         Problem 429 when the queue is full, EngineError when the engine fails twice. Cancelling drops what has not run.
         """
         loop = asyncio.get_running_loop()
-        job = Job(model, sequences, loop.create_future())
+        job = Job(model, sequences, loop.create_future(), work, task, mixes=work is pooled)
         self._admit(job)
         try:
             return await job.future
@@ -86,7 +95,7 @@ class Scheduler:
 
     def _drain_time_s(self, model: Model) -> int:
         """Seconds until half of the queue is done, from 1 to 60."""
-        speed = self._speeds.get(model.reference, FIRST_BATCH / BATCH_S)
+        speed = self._speeds.get(model.reference, PASS / BATCH_S)
         return min(max(math.ceil(self._queue.tokens / 2 / speed), 1), 60)
 
     def _work(self) -> None:
@@ -104,7 +113,9 @@ class Scheduler:
 
     def _budget(self, model: Model) -> int:
         speed = self._speeds.get(model.reference)
-        wanted = FIRST_BATCH if speed is None else int(speed * BATCH_S)
+        wanted = PASS if speed is None else int(speed * BATCH_S)
+        if wanted > PASS:
+            wanted -= wanted % PASS  # a pass for the rest would be slow for what it holds
         return min(max(wanted, SMALLEST_BATCH), self._largest)
 
     def _run(self, batch: Batch) -> None:
@@ -114,7 +125,7 @@ class Scheduler:
                 self._metrics.stage.observe(start - job.queued_at, "queue")
                 job.started = True
         try:
-            rows = _checked(batch.model, [job.sequences[index] for job, index in batch.parts])
+            rows = _checked(batch, batch.parts)
         except Exception as error:  # noqa: BLE001 - whatever an engine raises, the next request must be served
             facts = {"model": batch.model.reference, "error": f"{type(error).__name__}: {error!s:.200}"}
             LOG.warning("batch failed", extra={"fields": facts})
@@ -141,7 +152,7 @@ class Scheduler:
                 if broken:
                     self._metrics.resets.add()
                     self._reset(batch.model)
-                rows, broken = _checked(batch.model, [job.sequences[index] for _, index in parts]), False
+                rows, broken = _checked(batch, parts), False
             except Exception as error:  # noqa: BLE001 - as in _run
                 broken = True
                 _fail(job, error)
@@ -158,19 +169,35 @@ class Scheduler:
             LOG.warning("engine reset failed", extra={"fields": {"model": model.reference}})
 
 
-def _checked(model: Model, sequences: Sequence[TokenIds]) -> Floats:
-    rows = model.embedder.engine.pool(sequences)
-    if not (np.isfinite(rows).all() and rows.any(axis=1).all()):
+def pooled(embedder: Embedder, sequences: Sequence[TokenIds]) -> Sequence[Floats]:
+    """The work that makes one vector a text: B -> (B, D), not normalised."""
+    rows: Floats = embedder.engine.pool(sequences)
+    return list(rows)
+
+
+def token_vectors(embedder: Embedder, sequences: Sequence[TokenIds]) -> Sequence[Floats]:
+    """The work that makes a vector a token: B -> B arrays of (T, P), unit rows."""
+    return embedder.embed_tokens(sequences)
+
+
+def _checked(batch: Batch, parts: Sequence[tuple[Job, int]]) -> Sequence[Floats]:
+    embedder, sequences = batch.model.embedder, [job.sequences[index] for job, index in parts]
+    tasks = [job.task or embedder.spec.task for job, _ in parts]
+    if len(set(tasks)) > 1:
+        found: Sequence[Floats] = list(embedder.pool_mixed(sequences, tasks))
+    else:
+        found = batch.work(embedder.for_task(tasks[0]), sequences)
+    if not all(np.isfinite(rows).all() and rows.any(axis=-1).all() for rows in found):
         raise EngineError("the engine answered with something that is not a vector")
-    return rows
+    return found
 
 
-def _deliver(parts: Sequence[tuple[Job, int]], rows: Floats) -> None:
+def _deliver(parts: Sequence[tuple[Job, int]], rows: Sequence[Floats]) -> None:
     for (job, index), row in zip(parts, rows, strict=True):
         job.rows[index] = row
     for job in dict.fromkeys(job for job, _ in parts):
         if len(job.rows) == len(job.sequences):
-            _tell(job.future, partial(job.future.set_result, job.vectors()))
+            _tell(job.future, partial(job.future.set_result, job.results()))
 
 
 def _fail(job: Job, error: Exception) -> None:
@@ -179,7 +206,7 @@ def _fail(job: Job, error: Exception) -> None:
     _tell(job.future, partial(job.future.set_exception, wrapped))
 
 
-def _tell(future: asyncio.Future[Floats], act: Callable[[], None]) -> None:
+def _tell(future: asyncio.Future[list[Floats]], act: Callable[[], None]) -> None:
     def run() -> None:
         if not future.done():
             act()

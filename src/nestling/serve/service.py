@@ -7,32 +7,36 @@ the event loop is free for others; what is short runs at once, because a thread'
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 from pydantic_core import to_json
 
-from nestling.embedder import Embedder, spec_of
+from nestling import proving
+from nestling.embedder import Embedder, specs_of
 from nestling.engine.base import TokenIds
 from nestling.errors import NestlingError
 from nestling.gguf_io import GGUFFile
 from nestling.recognise import read_spec
-from nestling.serve import answers
+from nestling.reranking import Scoring, check_top_n, ranked
+from nestling.serve import answers, tokens
 from nestling.serve.cache import ResultCache
 from nestling.serve.inputs import Input, Reader, are_texts, limit_of
 from nestling.serve.metrics import Registry
-from nestling.serve.models import Load, Model, ModelPool
-from nestling.serve.names import Catalog, Offer, Target
-from nestling.serve.scheduler import Scheduler
+from nestling.serve.models import Load, ModelPool, Use
+from nestling.serve.names import Catalog, Target
+from nestling.serve.problems import invalid
+from nestling.serve.scheduler import Scheduler, pooled, token_vectors
 from nestling.serve.settings import MIB, ServeSettings
 from nestling.serve.wire import (
     DetokenizeRequest,
     EmbeddingRequest,
     Form,
+    RerankRequest,
     TokenizeRequest,
     texts_or_ids,
 )
@@ -52,9 +56,15 @@ Result = TypeVar("Result")
 
 
 def loader(settings: ServeSettings) -> Load:
-    """How models are loaded for real."""
+    """How models are loaded for real: each must give the vectors that its card has (`proving`)."""
     spec = read_spec(settings.spec) if settings.spec else None
-    return lambda reference: Embedder.load(reference, engine=settings.engine, threads=settings.threads, spec=spec)
+
+    def load(reference: str) -> Embedder:
+        embedder = Embedder.load(reference, engine=settings.engine, threads=settings.threads, spec=spec)
+        proving.check(resolve(reference), partial(embedder.encode, prompt_name=Role.RAW))
+        return embedder
+
+    return load
 
 
 class Service:
@@ -65,8 +75,9 @@ class Service:
         spec = read_spec(settings.spec) if settings.spec else None
         self.catalog = Catalog(
             settings.model,
-            spec_of_file=lambda path: spec_of(GGUFFile.open(resolve(path)), spec),
+            specs_of_file=lambda path: specs_of(GGUFFile.open(resolve(path)), spec),
             aliases=settings.aliases,
+            adapters=settings.adapters,
         )
         budget, idle_s = settings.memory_budget_mb * MIB, settings.idle_unload_s
         self.models = ModelPool(load or loader(settings), budget_bytes=budget, idle_s=idle_s)
@@ -113,19 +124,42 @@ class Service:
         """`POST /v1/embeddings`."""
         request = await self._run(EmbeddingRequest.parse, body, short=len(body) < SHORT_BODY)
         self._note(request.unknown)
-        request.refuse_unsupported()
+        request.check_together()
         form = request.form
         check = partial(texts_or_ids, request.input, most=self.settings.max_inputs)
         inputs = await self._run(check, short=len(body) < SHORT_BODY)
         roles = {"prompt_name": request.prompt_name, "input_type": request.input_type}
         target = self.catalog.target(request.model, task=request.task, roles=roles)
-        async with self.models.use(target.reference) as model:
+        async with self._use(target) as model:
             dimension = model.embedder.spec.dimension(request.dimensions)
-            ids = await self._ids(inputs, request, target, model)
-            pooled, tokens = await self._pooled(model, ids), sum(map(len, ids))
-            self.metrics.texts.add(target.reference, amount=len(ids))
-            self.metrics.tokens.add(target.reference, amount=tokens)
-            return await self._written(pooled, request, form=form, dimension=dimension, tokens=tokens)
+            values: Sequence[Floats] | Floats
+            if request.late_chunking:
+                values, ids = await self._chunks(inputs, target, model)
+            else:
+                ids = await self._ids(inputs, request, target, model)
+                values = await (self._tokens if request.return_multivector else self._pooled)(model, ids)
+            count = self._counted(target, texts=len(inputs), ids=ids)
+            return await self._written(values, request, form=form, dimension=dimension, tokens=count)
+
+    async def rerank(self, body: bytes) -> list[bytes]:
+        """`POST /v1/rerank`."""
+        request = await self._run(RerankRequest.parse, body, short=len(body) < SHORT_BODY)
+        self._note(request.unknown)
+        scoring, top_n = Scoring.parse(request.scoring or Scoring.MAXSIM), check_top_n(request.top_n)
+        texts = request.texts(most=self.settings.max_inputs)
+        target = self.catalog.target(request.model, task=request.task)
+        if target.role is not None:
+            raise invalid("model: a role has no meaning here: the query is one, the documents passages", param="model")
+        async with self._use(target) as model:
+            read = partial(tokens.candidates, request, texts, model.embedder, scoring)
+            with self._timed("tokenize"):
+                ids = await self._run(read, short=_is_short(texts))
+            work = token_vectors if scoring is Scoring.MAXSIM else pooled
+            values = await self.scheduler.run(model.model, ids, work, task=model.task)
+            count = self._counted(target, texts=len(ids), ids=ids)
+            best = ranked(await self._run(tokens.scores, scoring, values, short=count < SHORT_CHARACTERS), top_n)
+            documents = texts if request.return_documents else None
+            return answers.ranking(best, documents, scoring=scoring, model=self._name(request), tokens=count)
 
     async def tokenize(self, body: bytes) -> list[bytes]:
         """`POST /tokenize`."""
@@ -133,7 +167,7 @@ class Service:
         self._note(request.unknown)
         roles = {"prompt_name": request.prompt_name}
         target = self.catalog.target(request.model, task=request.task, roles=roles)
-        async with self.models.use(target.reference) as model:
+        async with self._use(target) as model:
             write = partial(_tokenized, request.texts, model.embedder, target.role or Role.RAW)
             return await self._run(write, short=len(body) < SHORT_CHARACTERS)
 
@@ -141,7 +175,7 @@ class Service:
         """`POST /detokenize`."""
         request = await self._run(DetokenizeRequest.parse, body, short=len(body) < SHORT_CHARACTERS)
         self._note(request.unknown)
-        async with self.models.use(self.catalog.target(request.model).reference) as model:
+        async with self._use(self.catalog.target(request.model)) as model:
             decode = model.embedder.tokenizer.decode
             text = await self._run(decode, request.tokens, short=len(body) < SHORT_CHARACTERS)
             return [to_json({"content": text, "prompt": text})]
@@ -150,7 +184,7 @@ class Service:
         """`GET /v1/models`: each served reference, in each file type that is here, and each task by its own name."""
         await self.ready()
         offers = [(offer, kind) for offer in self.catalog.offers for kind in offer.kinds()]
-        items = [item for offer, kind in offers for item in _listed(kind, self._specs[offer.name])]
+        items = [item for offer, kind in offers for item in kind.items(self._specs[offer.name])]
         return to_json({"object": "list", "data": list({item["id"]: item for item in items}.values())})
 
     async def _load_first(self) -> None:
@@ -159,40 +193,69 @@ class Service:
                 async with self.models.use(offer.reference(task)) as model:
                     self._specs[offer.name] = model.embedder.spec
 
+    @asynccontextmanager
+    async def _use(self, target: Target) -> AsyncIterator[Use]:
+        async with self.models.use(target.reference) as model:
+            yield Use(model, target.task)
+
     async def _keep_house(self) -> None:
         while True:
             await asyncio.sleep(HOUSEKEEPING_S)
             self.models.unload_idle()
 
-    async def _ids(self, inputs: Input, request: EmbeddingRequest, target: Target, model: Model) -> list[TokenIds]:
+    async def _ids(self, inputs: Input, request: EmbeddingRequest, target: Target, model: Use) -> list[TokenIds]:
         limit = limit_of(request, model.embedder.spec)
         read = partial(self._reader.read, inputs, model.embedder, role=target.role, limit=limit)
         with self._timed("tokenize"):
             return await self._run(read, short=not are_texts(inputs) or _is_short(inputs))
 
-    async def _pooled(self, model: Model, ids: Sequence[TokenIds]) -> Floats:
+    async def _pooled(self, model: Use, ids: Sequence[TokenIds]) -> Floats:
         known = [self.cache.get(model.reference, one) for one in ids]
         missing = [index for index, row in enumerate(known) if row is None]
         self.metrics.cache_hits.add(amount=len(ids) - len(missing))
         if not missing:
             return np.stack([row for row in known if row is not None])
-        fresh = await self.scheduler.pool(model, [ids[index] for index in missing])
+        fresh = await self.scheduler.pool(model.model, [ids[index] for index in missing], task=model.task)
         for index, row in zip(missing, fresh, strict=True):
             known[index] = row
             self.cache.put(model.reference, ids[index], row)
         return fresh if len(missing) == len(ids) else np.stack([row for row in known if row is not None])
 
+    async def _tokens(self, model: Use, ids: Sequence[TokenIds]) -> Sequence[Floats]:
+        tokens.check_head(model.embedder, param="return_multivector")
+        tokens.check_size(ids, param="input")
+        return await self.scheduler.run(model.model, ids, token_vectors, task=model.task)
+
+    async def _chunks(self, inputs: Input, target: Target, model: Use) -> tuple[Floats, Sequence[TokenIds]]:
+        cut = partial(tokens.chunked, inputs, model.embedder, role=target.role or Role.QUERY)
+        with self._timed("tokenize"):
+            found = await self._run(cut, short=not are_texts(inputs) or _is_short(inputs))
+        [rows] = await self.scheduler.run(model.model, [found.ids], tokens.pool_chunks(found.places), task=model.task)
+        return rows, [found.ids]
+
     async def _written(
-        self, pooled: Floats, request: EmbeddingRequest, *, form: Form, dimension: int, tokens: int
+        self, values: Sequence[Floats] | Floats, request: EmbeddingRequest, *, form: Form, dimension: int, tokens: int
     ) -> list[bytes]:
-        name = request.model or self.catalog.default.name
+        name = self._name(request)
 
         def write() -> list[bytes]:
-            rows = answers.rows(pooled, dimension, normalised=request.normalized is not False)
+            if request.return_multivector:
+                return answers.multivectors(list(values), form=form, model=name, tokens=tokens)
+            rows = answers.rows(np.asarray(values), dimension, normalised=request.normalized is not False)
             return answers.embeddings(rows, form=form, model=name, tokens=tokens)
 
         with self._timed("serialize"):
-            return await self._run(write, short=len(pooled) * dimension < SHORT_NUMBERS)
+            return await self._run(write, short=sum(map(np.size, values)) < SHORT_NUMBERS)
+
+    def _name(self, request: EmbeddingRequest | RerankRequest) -> str:
+        return request.model or self.catalog.default.name
+
+    def _counted(self, target: Target, *, texts: int, ids: Sequence[TokenIds]) -> int:
+        """Tell the metrics what was embedded: -> the tokens."""
+        count = sum(map(len, ids))
+        self.metrics.texts.add(target.reference, amount=texts)
+        self.metrics.tokens.add(target.reference, amount=count)
+        return count
 
     async def _run(self, work: Callable[..., Result], *values: Any, short: bool) -> Result:  # noqa: ANN401 - work's own
         if short:
@@ -227,23 +290,10 @@ class Service:
 
 def _tokenized(texts: str | list[str], embedder: Embedder, role: Role) -> list[bytes]:
     prefix, listed = embedder.spec.prefix(role), [texts] if isinstance(texts, str) else texts
-    tokens = [ids.tolist() for ids in embedder.tokenizer.encode([prefix + text for text in listed])]
+    tokenizer = embedder.tokenizer
+    tokens = [tokenizer.close(ids).tolist() for ids in tokenizer.encode([prefix + text for text in listed])]
     answer = {"tokens": tokens[0] if isinstance(texts, str) else tokens, "count": sum(map(len, tokens))}
     return [to_json({**answer, "max_model_len": embedder.spec.max_tokens})]
-
-
-def _listed(offer: Offer, spec: ModelSpec) -> list[dict[str, Any]]:
-    shared = {
-        "object": "model",
-        "created": 0,
-        "owned_by": "nestling",
-        "max_model_len": spec.max_tokens,
-        "dimensions": spec.dimensions,
-    }
-    whole = {"id": offer.name, **shared, "tasks": offer.tasks}
-    if len(offer.tasks) == 1:
-        return [whole]
-    return [whole, *({"id": offer.name_of(task), **shared, "tasks": (task,)} for task in offer.tasks)]
 
 
 def _is_short(texts: Sequence[str]) -> bool:

@@ -34,6 +34,7 @@ class ServeSettings:
     """What `nestling serve` can be told. Lists are repeated as flags and separated by commas in a variable."""
 
     model: tuple[str, ...] = ("starter",)
+    adapters: bool = False
     spec: Path | None = None
     host: str = "127.0.0.1"
     port: int = 8080
@@ -49,7 +50,7 @@ class ServeSettings:
     max_body_bytes: int = 2_000_000
     max_in_flight: int = 512
     max_queue_tokens: int = 1_000_000
-    batch_tokens: int = 16_384
+    batch_tokens: int = 2048
     memory_budget_mb: int = field(default_factory=_half_of_memory_mb)
     idle_unload_s: int | None = None
     cache_mb: int = 0
@@ -137,6 +138,7 @@ def _token_input(value: Any) -> TokenInput:  # noqa: ANN401 - a flag's or a vari
 
 _PARSERS: dict[str, Callable[[Any], Any]] = {
     "model": _several,
+    "adapters": _yes,
     "spec": Path,
     "host": str,
     "port": _whole(0, 65_535),

@@ -3,7 +3,8 @@
     python -m tests.contract.clients.run PYTHON
 
 PYTHON is the interpreter of an environment with requirements.txt in it; Node's client is installed beside it if npm is
-there. Prints a line a client; exit code 1 if one failed.
+there. Prints a line a client and records it with the packages' versions in benchmarks/results/clients.json; exit code 1
+if one failed.
 """
 
 import json
@@ -20,9 +21,12 @@ from pathlib import Path
 
 from tests.contract.snippets import snippets
 
+RESULT = Path(__file__).parents[3] / "benchmarks" / "results" / "clients.json"
+PACKAGES = ("openai", "langchain-openai", "llama-index-embeddings-openai-like", "haystack-ai", "litellm", "mteb")
 NESTLING = Path(sys.executable).with_name("nestling")
 TIMEOUT_S = 300
 SKIPPED = "skipped: "
+DIMENSIONS = "256"
 OFFLINE = {"HF_HUB_OFFLINE": "1", "LITELLM_LOCAL_MODEL_COST_MAP": "True", "HAYSTACK_TELEMETRY_ENABLED": "0"}
 LANGCHAIN = """
 import os, llama_index.core  # the latter brings cl100k's vocabulary, which tiktoken would fetch
@@ -112,15 +116,29 @@ def examples(python: str, folder: str) -> Iterator[tuple[str, str]]:
         yield "LangChain, default mode, cl100k", in_python(READ_BACK.replace("{url}", url), python, folder)
 
 
+def versions(python: str, folder: str) -> dict[str, str]:
+    """Package -> its version in the clients' environment; curl's and Node's client's too."""
+    listed = subprocess.run([python, "-m", "pip", "list", "--format=json"], capture_output=True, text=True, check=True)
+    found = {item["name"]: item["version"] for item in json.loads(listed.stdout) if item["name"] in PACKAGES}
+    found["curl"] = last_line(["bash", "-c", "curl --version | head -1 | cut -d' ' -f2"], folder)
+    node = Path(folder, "node_modules", "openai", "package.json")
+    if node.exists():
+        found["openai (Node)"] = json.loads(node.read_text("utf-8"))["version"]
+        found["node"] = last_line(["node", "--version"], folder)
+    return found
+
+
 def main(python: str) -> int:
     """Run all; the exit code."""
-    failures = 0
+    outcomes: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
         for client, found in examples(python, folder):
-            failures += found != "256" and not found.startswith(SKIPPED)
-            sys.stdout.write(f"{client}: {'ok' if found == '256' else found[:300]}\n")
+            outcomes[client] = "ok" if found == DIMENSIONS else found[:300]
+            sys.stdout.write(f"{client}: {outcomes[client]}\n")
             sys.stdout.flush()
-    return min(failures, 1)
+        record = {"command": "make clients", "outcomes": outcomes, "versions": versions(python, folder)}
+    RESULT.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+    return int(any(outcome != "ok" and not outcome.startswith(SKIPPED) for outcome in outcomes.values()))
 
 
 if __name__ == "__main__":

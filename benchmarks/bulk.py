@@ -1,0 +1,264 @@
+"""Bulk jobs measured: speed beside the engine's, memory, Ray, planning, and kills with SIGKILL.
+
+    python -m benchmarks.bulk speed            20,000 documents of mixed lengths: the engine alone, then the job
+    python -m benchmarks.bulk memory           peak resident memory with 2,000 and 200,000 rows
+    python -m benchmarks.bulk ray              two workers of one thread on Ray against one of two threads here
+    python -m benchmarks.bulk large [SECONDS]  a source of ten million rows, read for a while
+    python -m benchmarks.bulk planning         100,000 shards: planned, and their manifest read
+    python -m benchmarks.bulk kills TARGET N   N times: driver, worker, ray-driver, ray-worker or ray-cluster
+    python -m benchmarks.bulk same             the bytes of 1, 2 and 4 workers, here and on Ray
+
+Each part writes its own entry of `benchmarks/results/bulk.json`. Model: the starter, retrieval, Q8_0.
+"""
+
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from tests.corpora import contents
+from tests.fault.test_bulk_faults import TARGETS, children, kill, named
+
+from benchmarks import measuring
+from nestling import Embedder, bulk
+from nestling.bulk import manifest, plan, sources
+from nestling.bulk.manifest import Finished, Job, Log, Model
+from nestling.evaluation.texts import TextSource
+
+MODEL = "starter-retrieval:Q8_0"
+COMMAND = (sys.executable, "-c", "import sys; from nestling.cli import main; main()", "bulk")
+DOCUMENTS, LENGTHS = 20_000, (8, 160)
+LARGE_ROWS, LARGE_GROUP = 10_000_000, 1_000_000
+SHARDS = 100_000
+KILL_ROWS, KILL_SHARD = 3_000, 100
+
+
+def main(part: str, *arguments: str) -> None:
+    """Measure one part and put it into the result file."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = PARTS[part](Path(folder), *arguments)
+    path = measuring.RESULTS / "bulk.json"
+    old = json.loads(path.read_text()).get("parts", {}) if path.exists() else {}
+    name = "-".join([part, *arguments[:1]]) if part == "kills" else part
+    entry = {"commit": measuring.commit(), "load_before": round(os.getloadavg()[0], 2), **found}
+    measuring.write("bulk", {"model": MODEL, "parts": old | {name: entry}})
+    print(json.dumps({name: entry}, indent=1))
+
+
+def texts(count: int, low: int, high: int) -> list[str]:
+    """Texts of log-uniform numbers of tokens; the same every time."""
+    source = TextSource(Embedder.load(MODEL).tokenizer)
+    draws = np.exp(np.random.default_rng(1).uniform(np.log(low), np.log(high), count))
+    return [source.text(int(length)) for length in draws]
+
+
+def corpus(path: Path, rows: list[str]) -> Path:
+    """A Parquet file of texts with ids."""
+    pq.write_table(pa.table({"id": np.arange(len(rows)), "text": rows}), path)
+    return path
+
+
+def speed(folder: Path, count: str = str(DOCUMENTS)) -> dict[str, Any]:
+    """Tokens per second of one call of the engine with all texts, and of the job from its first to its last file."""
+    rows = texts(int(count), *LENGTHS)
+    source = corpus(folder / "c.parquet", rows)
+    embedder = Embedder.load(MODEL)
+    embedder.encode(rows[:200], prompt_name="passage")
+    seconds: dict[str, list[float]] = {"engine with tokenizer": [], "job": []}
+    tokens = 0
+    for turn in range(2):
+        began = time.perf_counter()
+        embedder.encode(rows, prompt_name="passage")
+        seconds["engine with tokenizer"].append(time.perf_counter() - began)
+        began = time.perf_counter()
+        tokens = bulk.run([str(source)], folder / f"out{turn}", bulk.What(MODEL)).tokens
+        seconds["job"].append(time.perf_counter() - began)
+    rates = {name: tokens / min(row) for name, row in seconds.items()}
+    share = rates["job"] / rates["engine with tokenizer"]
+    return {
+        "documents": len(rows),
+        "tokens": tokens,
+        "seconds": seconds,
+        "tokens_per_s": rates,
+        "job_over_engine": share,
+    }
+
+
+def memory(folder: Path) -> dict[str, Any]:
+    """Peak resident memory of the command by rows; texts of twelve words."""
+    found = {}
+    for count in (2_000, 200_000):
+        source = corpus(folder / f"{count}.parquet", [f"document {n} of the bench" for n in range(count)])
+        run = measuring.run(*COMMAND, str(source), "--out", str(folder / str(count)), "--model", MODEL)
+        found[str(count)] = {"peak_resident_bytes": run.peak_resident_bytes, "wall_s": run.wall_s}
+    sizes = [one["peak_resident_bytes"] for one in found.values()]
+    return {"rows": found, "growth": sizes[1] / sizes[0]}
+
+
+class _Clock:
+    """Notes when how many tokens were done."""
+
+    def __init__(self, marks: list[tuple[float, int]]) -> None:
+        self._marks = marks
+
+    def told(self, status: bulk.Status) -> None:
+        self._marks.append((time.perf_counter(), status.tokens))
+
+
+def on_ray(folder: Path) -> dict[str, Any]:
+    """Tokens per second between the first and the last finished shard, and of the whole run with its start."""
+    source = corpus(folder / "c.parquet", texts(6_000, *LENGTHS))
+    ways = {
+        "local, two threads": bulk.How(threads=2),
+        "local, two workers of one thread": bulk.How(workers=2, threads=1),
+        "ray, two workers of one thread": bulk.How(runner=bulk.Runner.RAY, workers=2, threads=1),
+    }
+    found = {}
+    for name, how in ways.items():
+        marks: list[tuple[float, int]] = []
+        what = bulk.What(MODEL, shard_rows=250)
+        outcome = bulk.run([str(source)], folder / name.replace(" ", "-"), what, how, told=_Clock(marks).told)
+        real = [mark for mark in marks if mark[1]]
+        steady = (real[-1][1] - real[0][1]) / (real[-1][0] - real[0][0])
+        found[name] = {"tokens_per_s": steady, "with_start_tokens_per_s": outcome.tokens / outcome.seconds}
+    rates = [one["tokens_per_s"] for one in found.values()]
+    return {
+        "ways": found,
+        "ray_over_local_two_threads": rates[2] / rates[0],
+        "ray_over_local_two_workers": rates[2] / rates[1],
+    }
+
+
+def large(folder: Path, seconds: str = "60") -> dict[str, Any]:
+    """Peak memory over a file of ten million rows, interrupted after a while."""
+    source = folder / "large.parquet"
+    with pq.ParquetWriter(source, pa.schema([("id", pa.int64()), ("text", pa.string())])) as writer:
+        for start in range(0, LARGE_ROWS, LARGE_GROUP):
+            ids = pa.array(np.arange(start, start + LARGE_GROUP))
+            rows = pc.binary_join_element_wise("document", ids.cast(pa.string()), "of ten million", " ")
+            writer.write_table(pa.table({"id": ids, "text": rows}), row_group_size=LARGE_GROUP)
+    out, began, peak, planned = folder / "out", time.perf_counter(), 0, 0.0
+    command = [*COMMAND, str(source), "--out", str(out), "--model", MODEL, "--dimensions", "32"]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and (not planned or time.perf_counter() - began < planned + float(seconds)):
+            lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+            peak = max([peak, *(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))])
+            planned = planned or (time.perf_counter() - began if (out / manifest.JOB).exists() else 0.0)
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+    job = Job.read(out)
+    rows_done = Log(job, append=False).rows
+    return {
+        "rows": LARGE_ROWS,
+        "row_group": LARGE_GROUP,
+        "planned_s": planned,
+        "rows_done": rows_done,
+        "peak_resident_bytes": peak,
+    }
+
+
+def planning(folder: Path) -> dict[str, Any]:
+    """Seconds to plan 10,000 and 100,000 shards of ten rows with their ids, and to read their manifest."""
+    found = {}
+    for count in (SHARDS // 10, SHARDS):
+        source = corpus(folder / f"{count}.parquet", [f"text {n}" for n in range(count * 10)])
+        out = folder / str(count)
+        (out / manifest.SHARDS).mkdir(parents=True)
+        what, began = bulk.What(MODEL, shard_rows=10), time.perf_counter()
+        made = plan.make(sources.expand([str(source)]), what, folder=out)
+        job = Job.create(out, what, Model(MODEL, "0" * 64, 128), made)
+        shards = job.plan.shards()
+        planned = time.perf_counter() - began
+        (out / manifest.LOG).write_bytes(
+            b"".join(manifest.line(Finished(s.name, 10, 0, 60, 9000, "0" * 64)) for s in shards)
+        )
+        began = time.perf_counter()
+        log = Log(Job.read(out), append=False)
+        read = time.perf_counter() - began
+        assert len(log.finished) == count
+        found[str(count)] = {"planned_s": planned, "manifest_read_s": read}
+    return {"shards": found, "peak_resident_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+
+
+def _killed(folder: Path) -> tuple[list[str], dict[str, bytes], float]:
+    """A job, what an undisturbed run leaves, and how long that took."""
+    source = corpus(folder / "c.parquet", texts(KILL_ROWS, 8, 40))
+    command = [*COMMAND, str(source), "--model", MODEL, "--shard-rows", str(KILL_SHARD)]
+    began = time.perf_counter()
+    subprocess.run(
+        [*command, "--out", str(folder / "whole")], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    return command, contents(folder / "whole"), time.perf_counter() - began
+
+
+def kills(folder: Path, target: str, times: str = "30") -> dict[str, Any]:
+    """Kill at a random moment, run again, compare every file."""
+    command, whole, _ = _killed(folder)
+    ray = target.startswith("ray-")
+    options = ["--engine", "ray", "--workers", "2", "--threads", "1"] if ray else ["--workers", "2"]
+    draw, states = random.Random(3), list[int]()  # noqa: S311 - a seed, not a secret
+    for number in range(int(times)):
+        out = folder / f"{target}-{number}"
+        wanted = draw.randrange(KILL_ROWS // KILL_SHARD)
+        process = subprocess.Popen(
+            [*command, "--out", str(out), *options],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        while len(list((out / "shards").glob("*.parquet"))) < wanted and process.poll() is None:
+            time.sleep(0.005)
+        time.sleep(draw.random() * 0.2)
+        below = children(process.pid)
+        kill(_victims(target, process.pid))
+        process.wait()
+        kill(below)
+        states.append(len(list((out / "shards").glob("*.parquet"))))
+        subprocess.run([*command, "--out", str(out)], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        assert contents(out) == whole, f"{target}, kill {number}: the rerun differs"
+    return {
+        "kills": len(states),
+        "shards_there_after_the_kill": states,
+        "shards": KILL_ROWS // KILL_SHARD,
+        "equal": len(states),
+    }
+
+
+def _victims(target: str, driver: int) -> list[int]:
+    if target.startswith("ray-"):
+        return TARGETS[target.removeprefix("ray-")](driver)
+    return [driver] if target == "driver" else named(children(driver), "spawn_main")[:1]
+
+
+def same(folder: Path) -> dict[str, Any]:
+    """Whether 1, 2 and 4 workers leave the same files."""
+    command, whole, _ = _killed(folder)
+    found = {}
+    here = [["--workers", count] for count in ("2", "4")]
+    on = [["--engine", "ray", "--workers", count, "--threads", "1"] for count in ("1", "2", "4")]
+    ways = [*here, *on]
+    for way in ways:
+        out = folder / "-".join(way)
+        subprocess.run(
+            [*command, "--out", str(out), *way], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        found[" ".join(way)] = contents(out) == whole
+    return {"against": "--workers 1", "same_bytes": found}
+
+
+PARTS: dict[str, Callable[..., dict[str, Any]]] = {
+    "speed": speed, "memory": memory, "ray": on_ray, "large": large, "planning": planning, "kills": kills, "same": same,
+}  # fmt: skip
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

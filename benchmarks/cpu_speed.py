@@ -1,0 +1,190 @@
+"""Tokens per second at the full model's width: our engine, xllamacpp's llama.cpp, and one compiled for this machine.
+
+    python -m benchmarks.cpu_speed DIR [--shape jina-v4-short] [--quant Q8_0 ...] [--native-llama PYTHON]
+
+DIR, outside the repository, holds files of the shape (`make_checkpoint`: noise of the full model's width and 4 of its
+36 layers, or with `--shape jina-v4` all of them), which are made if they are not there. All sides of a file are loaded
+together, each in a process of its own, and take turns, five rounds of new texts: medians. PYTHON is an interpreter
+with llama-cpp-python, compiled for this machine. The peak is numpy's float32 product of two large matrices.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import measuring
+from nestling.engine.base import LAYER_MATRICES
+from nestling.gguf_io import GGUFFile
+
+ROUNDS = 5
+LENGTHS = {
+    "mixed, 16 to 512": tuple(np.geomspace(16, 512, 9).astype(int).tolist()),
+    "equal, 128": (128,) * 10,
+    "one of 16": (16,),
+    "16 of 16": (16,) * 16,
+    "64 of 16": (16,) * 64,
+}
+MIXED, EQUAL, ONE, SIXTEEN, MANY = LENGTHS
+PEAK_SIZE = 4096
+GIB = 1 << 30
+
+
+class Side:
+    """A child that answers lists of token ids with seconds."""
+
+    def __init__(self, name: str, command: Sequence[str]) -> None:
+        self.name = name
+        self.samples: dict[str, list[float]] = {lengths: [] for lengths in LENGTHS}
+        self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.load_s = self._answer()
+
+    def run(self, texts: list[list[int]]) -> float:
+        """Seconds for these texts; without any, the resident memory in bytes."""
+        assert self._child.stdin
+        self._child.stdin.write(json.dumps(texts) + "\n")
+        self._child.stdin.flush()
+        return self._answer()
+
+    def close(self) -> None:
+        """End the child."""
+        self._child.communicate()
+
+    def _answer(self) -> float:
+        assert self._child.stdout
+        line = self._child.stdout.readline()
+        if not line:
+            sys.exit(f"{self.name}: ended with {self._child.wait()}")
+        return float(json.loads(line))
+
+
+def main() -> None:
+    """Measure and write `benchmarks/results/cpu-speed.json`."""
+    asked = _arguments()
+    result: dict[str, Any] = {"shape": asked.shape, "peak_float32_gflops": _peak(), "lengths": LENGTHS, "files": []}
+    for quant in asked.quant:
+        path = _file(asked.folder, asked.shape, quant)
+        result["files"].append(_compare(path, quant, asked))
+        result["files"][-1]["share_of_float32_peak"] = _share(path, result)
+        measuring.write("cpu-speed", result)
+        print(table(result), flush=True)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--shape", default="jina-v4-short")
+    parser.add_argument("--quant", nargs="+", default=["Q4_K_M", "Q8_0"])
+    parser.add_argument("--native-llama", type=Path)
+    return parser.parse_args()
+
+
+def _file(folder: Path, shape: str, quant: str) -> Path:
+    """The file of this shape and type, made if it is not there."""
+    checkpoint, base = folder / f"{shape}-checkpoint", folder / f"{shape}-F16.gguf"
+    path = folder / f"{shape}-{quant}.gguf"
+    if not checkpoint.exists():
+        _call("-m", "benchmarks.make_checkpoint", "--shape", shape, "--out", str(checkpoint))
+    command = ("-c", "from nestling.cli import main; main()")
+    if not base.exists():
+        _call(*command, "convert", str(checkpoint), "--task", "retrieval", "--out", str(base))
+    if not path.exists():
+        _call(*command, "quantize", str(base), quant, "--out", str(path))
+    return path
+
+
+def _call(*arguments: str) -> None:
+    subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
+
+
+def _compare(path: Path, quant: str, asked: argparse.Namespace) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    before = os.getloadavg()[0]
+    with ExitStack() as stack:
+        sides = [Side(name, command) for name, command in _commands(path, asked.native_llama)]
+        for side in sides:
+            stack.callback(side.close)
+        for number in range(ROUNDS + 1):
+            for name, lengths in LENGTHS.items():
+                texts = [rng.integers(0, 20_000, length).tolist() for length in lengths]
+                for side in sides:
+                    seconds = side.run(texts)
+                    if number:
+                        side.samples[name].append(seconds)
+        rows = [_row(side) for side in sides]
+    return {"quant": quant, "load_before": before, "load_after": os.getloadavg()[0], "sides": rows}
+
+
+def _commands(path: Path, native: Path | None) -> list[tuple[str, list[str]]]:
+    threads = str(len(os.sched_getaffinity(0)))
+    ours = [sys.executable, "-m", "benchmarks.our_engine", str(path), threads]
+    found = [("nestling openvino", [*ours, "openvino"]), ("xllamacpp", [*ours, "llamacpp"])]
+    if native:
+        script = [str(native), str(Path(__file__).with_name("native_llama.py")), str(path), threads]
+        found += [
+            ("llama.cpp native", [*script, "0"]),
+            ("llama.cpp native, extra layouts", [*script, "1"]),
+        ]
+    return found
+
+
+def _row(side: Side) -> dict[str, Any]:
+    speeds = {name: sum(lengths) / statistics.median(side.samples[name]) for name, lengths in LENGTHS.items()}
+    return {
+        "side": side.name,
+        "load_s": side.load_s,
+        "resident_bytes": side.run([]),
+        "tokens_per_s": speeds,
+        "seconds": side.samples,
+    }
+
+
+def _peak() -> float:
+    """The best of five, in 10^9 additions and multiplications a second."""
+    rng = np.random.default_rng(0)
+    a, b = (rng.random((PEAK_SIZE, PEAK_SIZE), np.float32) for _ in range(2))
+    seconds = []
+    for _ in range(ROUNDS + 1):
+        began = time.perf_counter()
+        a @ b
+        seconds.append(time.perf_counter() - began)
+    return 2 * PEAK_SIZE**3 / min(seconds) / 1e9
+
+
+def _share(path: Path, result: dict[str, Any]) -> float:
+    """Our engine's matrix products a second, over texts of one length, as a share of the peak."""
+    tensors = GGUFFile.open(path).tensors
+    weights = sum(
+        int(np.prod(info.shape))
+        for name, info in tensors.items()
+        if any(f".{one}.weight" in name for one in LAYER_MATRICES)
+    )
+    ours = result["files"][-1]["sides"][0]["tokens_per_s"][EQUAL]
+    return float(2 * weights * ours / 1e9 / result["peak_float32_gflops"])
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result as Markdown: tokens per second, and how many times the others' ours are."""
+    head = ["file", "side", *LENGTHS, "mixed: ours / this", "resident GiB"]
+    lines = [head, ["---"] * len(head)]
+    for file in result["files"]:
+        ours = file["sides"][0]["tokens_per_s"][MIXED]
+        for side in file["sides"]:
+            speeds = side["tokens_per_s"]
+            cells = [f"{speeds[name]:.1f}" for name in LENGTHS]
+            cells += [f"{ours / speeds[MIXED]:.2f}", f"{side['resident_bytes'] / GIB:.2f}"]
+            lines.append([file["quant"], side["side"], *cells])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,30 @@
+"""Corpus jobs: texts of files to vectors of files, shard by shard, resumed after anything.
+
+    from nestling import bulk
+    outcome = bulk.run(["corpus/*.parquet"], Path("vectors"), bulk.What("starter-retrieval", dimensions=128))
+    hits = bulk.search(Path("vectors"), "How do I open a socket?", top=10)
+
+Needs the extra `bulk` (pyarrow, fsspec); running on Ray the extra `ray`, a LanceDB table the extra `lance`. The names
+here are imported when they are first used.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from nestling.extras import need
+
+if TYPE_CHECKING:
+    from nestling.bulk.job import run
+    from nestling.bulk.searching import search
+    from nestling.bulk.settings import How, Outcome, Runner, Sink, Status, VectorType, What
+
+__all__ = ["How", "Outcome", "Runner", "Sink", "Status", "VectorType", "What", "run", "search"]
+
+_HOMES = {"run": "job", "search": "searching"}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - a module attribute
+    if name not in __all__:
+        raise AttributeError(f"module 'nestling.bulk' has no attribute {name!r}")
+    need("pyarrow", wanted_for="bulk embedding", extra="bulk")
+    home = need(f"nestling.bulk.{_HOMES.get(name, 'settings')}", wanted_for="bulk embedding", extra="bulk")
+    return getattr(home, name)

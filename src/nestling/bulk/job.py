@@ -1,0 +1,133 @@
+"""The library call: plan a job or take it up again, run what is left, finish it."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+
+from nestling import store
+from nestling.bulk import local, manifest, plan, sources
+from nestling.bulk.manifest import Finished, Job, Log, Model
+from nestling.bulk.plan import Shard
+from nestling.bulk.settings import How, Outcome, Runner, Sink, Status, Told, What, tell_nobody
+from nestling.bulk.sources import Found
+from nestling.bulk.worker import Setup, Ticked
+from nestling.embedder import spec_of
+from nestling.engine.loading import usable_threads
+from nestling.errors import BuildError
+from nestling.extras import need
+from nestling.files import sha256_file
+from nestling.gguf_io import GGUFFile
+
+
+def run(source: Sequence[str], out: Path, what: What, how: How | None = None, *, told: Told = tell_nobody) -> Outcome:
+    """Embed every row of `source` (files, folders, patterns) into the folder `out`, going on where a run ended.
+
+    A setting that cannot be honoured is a UsageError; another job in `out`, a changed source and too many rejects are
+    a BuildError; a file that cannot be read is a FileFormatError. `told` hears of every batch.
+    """
+    how, began = how or How(), time.monotonic()
+    model = _model(what)
+    files = sources.apart(sources.expand(source), out)
+    with manifest.held(out):
+        job = _job(out, files, what, (model, how))
+        (out / manifest.SHARDS).mkdir(exist_ok=True)
+        shards = job.plan.shards()
+        with closing(Log(job)) as log:
+            log.adopt(shards)
+            left = [shard for shard in shards if shard.name not in log.finished]
+            meter = Meter(job.plan.rows, log.rows + log.rejected, told)
+            _embed(job, log, left, (_setup(job, files, how), how, meter))
+        _finish(job, log, how)
+    skipped = tuple(reason for _, reason in job.plan.skipped)
+    seconds = time.monotonic() - began
+    return Outcome(out, log.rows, log.rejected, len(shards), len(left), meter.tokens, seconds, skipped)
+
+
+def _embed(job: Job, log: Log, left: Sequence[Shard], way: tuple[Setup, How, "Meter"]) -> None:
+    setup, how, meter = way
+    _check_rejects(job, log, how)
+    for one in _runner(setup, left, how, meter.tick) if left else ():
+        log.add(one)
+        _check_rejects(job, log, how)
+
+
+class Meter:
+    """Adds up what is done and tells of it."""
+
+    def __init__(self, total: int, before: int, told: Told) -> None:
+        self._total, self._before, self._told = total, before, told
+        self._rows, self.tokens, self._began = 0, 0, time.monotonic()
+        self.tick(0, 0)
+
+    def tick(self, rows: int, tokens: int) -> None:
+        """So many rows and tokens more."""
+        self._rows, self.tokens = self._rows + rows, self.tokens + tokens
+        seconds = time.monotonic() - self._began
+        self._told(Status(self._before + self._rows, self._total, self._rows, self.tokens, seconds))
+
+
+def _model(what: What) -> Model:
+    path = store.resolve(what.model)
+    spec = spec_of(GGUFFile.open(path))
+    dimensions = spec.dimension(what.dimensions)
+    return Model(what.model, sha256_file(path), dimensions)
+
+
+def _job(out: Path, files: Sequence[Found], what: What, context: tuple[Model, How]) -> Job:
+    """The job of the folder, if it is this one; a new one in an empty folder."""
+    model, how = context
+    if not (out / manifest.JOB).exists():
+        manifest.check_free(out)
+        made = plan.make(files, what, folder=out, skip_bad_files=how.skip_bad_files)
+        return Job.create(out, what, model, made)
+    job = Job.read(out)
+    manifest.check_same(job, what, model)
+    _check_source(job, _taken(job, files))
+    return job
+
+
+def _taken(job: Job, files: Sequence[Found]) -> list[Found]:
+    """The files that the plan did not leave out."""
+    skipped = {name for name, _ in job.plan.skipped}
+    return [file for file in files if file.name not in skipped]
+
+
+def _check_source(job: Job, files: Sequence[Found]) -> None:
+    old = {file.name: file for file in job.plan.files}
+    for file in files:
+        if file.name not in old:
+            raise BuildError(f"{job.folder}: {file.name} is not in the source of this job; give another folder")
+        if old[file.name].size != file.size or old[file.name].fingerprint != file.fingerprint():
+            raise BuildError(f"{job.folder}: {file.name} has changed since this job began; give another folder")
+    if missing := old.keys() - {file.name for file in files}:
+        raise BuildError(f"{job.folder}: {min(missing)} of the source of this job is not there any more")
+
+
+def _setup(job: Job, files: Sequence[Found], how: How) -> Setup:
+    threads = how.threads or max(1, usable_threads() // how.workers)
+    return Setup(job.folder.resolve(), tuple(_taken(job, files)), job.what.model, threads, how.skip_bad_files)
+
+
+def _runner(setup: Setup, left: Sequence[Shard], how: How, ticked: Ticked) -> Iterator[Finished]:
+    if how.runner is Runner.LOCAL:
+        return local.run(setup, left, workers=how.workers, ticked=ticked)
+    ray = need("nestling.bulk.ray", wanted_for="engine=ray", extra="ray")
+    found: Iterator[Finished] = ray.run(setup, left, workers=how.workers, address=how.ray_address, ticked=ticked)
+    return found
+
+
+def _check_rejects(job: Job, log: Log, how: How) -> None:
+    if how.max_rejects is not None and log.rejected > how.max_rejects:
+        manifest.write_rejects(job, log.finished)
+        raise BuildError(
+            f"{log.rejected} rows are rejected, max_rejects={how.max_rejects}; {job.folder / manifest.REJECTS} says why"
+        )
+
+
+def _finish(job: Job, log: Log, how: How) -> None:
+    log.settle()
+    manifest.write_rejects(job, log.finished)
+    if how.sink is Sink.LANCE:
+        table = need("nestling.bulk.lance", wanted_for="sink=lance", extra="lance")
+        table.make(job, index=how.index)

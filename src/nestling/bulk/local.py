@@ -1,0 +1,88 @@
+"""Shards on this machine: one worker in this process, or several in processes of their own.
+
+No worker outlives this process. A worker that dies ends the run; what is finished stays.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
+from itertools import islice
+from multiprocessing.connection import wait as wait_for
+
+from nestling.bulk.manifest import Finished
+from nestling.bulk.plan import Shard
+from nestling.bulk.worker import Setup, Ticked, Worker, open_worker
+from nestling.errors import EngineError
+
+INTERRUPTED = 130
+
+
+def run(setup: Setup, shards: Sequence[Shard], *, workers: int, ticked: Ticked) -> Iterator[Finished]:
+    """Make the shards; yields each when it is finished. `ticked` is told of every batch, or of every shard."""
+    if workers > 1:
+        yield from _in_processes(setup, shards, workers=workers, ticked=ticked)
+        return
+    with closing(open_worker(setup)) as worker:
+        for shard in shards:
+            yield worker.make(shard, ticked)
+
+
+def _in_processes(setup: Setup, shards: Sequence[Shard], *, workers: int, ticked: Ticked) -> Iterator[Finished]:
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(setup,))
+    try:
+        left = iter(shards)
+        waiting = {_submit(pool, shard) for shard in islice(left, 2 * workers)}
+        while waiting:
+            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            for one in _results(done):
+                waiting |= {_submit(pool, shard) for shard in islice(left, 1)}
+                ticked(one.rows + one.rejected, one.tokens)
+                yield one
+    except BrokenProcessPool:
+        raise EngineError("a worker process died; run the command again to go on") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _submit(pool: ProcessPoolExecutor, shard: Shard) -> "Future[Finished]":
+    """Hand a shard in. That may start a process, which hears no Ctrl-C until it knows how to answer one."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return pool.submit(_make, shard)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def _results(done: set["Future[Finished]"]) -> list[Finished]:
+    return sorted((one.result() for one in done), key=lambda one: one.shard)
+
+
+_setup: list[Setup] = []
+_worker: list[Worker] = []
+
+
+def _begin(setup: Setup) -> None:
+    """In a worker process: remember what to work with, end at Ctrl-C without a word and with the parent."""
+    _setup.append(setup)
+    signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait_for([parent.sentinel])
+        os._exit(1)
+
+
+def _make(shard: Shard) -> Finished:
+    if not _worker:
+        _worker.append(open_worker(_setup[0]))
+    return _worker[0].make(shard)

@@ -1,0 +1,188 @@
+"""A source cut into shards: which rows of which file, under which name. A pure function of files and settings.
+
+Planning opens every file once: a Parquet file's footer (and its id column), a text file from end to end. Duplicate
+ids are found here, so that what becomes of a row does not depend on who reads it. Files that cannot be read end it,
+or are left out with their reason.
+"""
+
+import base64
+import hashlib
+import json
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+
+from nestling.bulk import rows as rows_
+from nestling.bulk.duplicates import Ids, Pairs
+from nestling.bulk.lines import LineReader
+from nestling.bulk.parquet import ParquetReader
+from nestling.bulk.rows import Columns, Reader
+from nestling.bulk.settings import What
+from nestling.bulk.sources import Found
+from nestling.errors import FileFormatError, UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """A file of the plan. `marks` are the bytes that its shards begin at, for text files."""
+
+    name: str
+    size: int
+    fingerprint: str
+    rows: int
+    marks: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Rows [start, stop) of a file, which begin at byte `mark`; `first` is the place of `start` in the whole source."""
+
+    number: int
+    name: str
+    file: int
+    start: int
+    stop: int
+    mark: int
+    first: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a job does: files, columns, and the rows that repeat an id (N, 2).
+
+    `skipped` are files left out, with reasons.
+    """
+
+    files: tuple[SourceFile, ...]
+    columns: Columns
+    shard_rows: int
+    skipped: tuple[tuple[str, str], ...] = ()
+    duplicates: Pairs = field(default_factory=lambda: np.empty((0, 2), np.int64), compare=False)
+
+    @property
+    def rows(self) -> int:
+        """Rows in all."""
+        return sum(file.rows for file in self.files)
+
+    def shards(self) -> list[Shard]:
+        """Every shard, in the order of the source."""
+        found, first = list[Shard](), 0
+        for place, file in enumerate(self.files):
+            stem = hashlib.sha256(f"{file.name}\0{file.size}\0{file.fingerprint}".encode())
+            for at, start in enumerate(range(0, file.rows, self.shard_rows)):
+                stop = min(file.rows, start + self.shard_rows)
+                own = stem.copy()
+                own.update(f"\0{start}\0{stop}".encode())
+                name = f"{len(found):08d}-{own.hexdigest()[:12]}"
+                found.append(
+                    Shard(len(found), name, place, start, stop, file.marks[at] if file.marks else 0, first + start)
+                )
+            first += file.rows
+        return found
+
+    def place(self, row: int) -> str:
+        """`file#row` of a row of the whole source."""
+        for file in self.files:
+            if row < file.rows:
+                return f"{file.name}#{row}"
+            row -= file.rows
+        raise IndexError(row)
+
+    def repeats(self, shard: Shard) -> dict[int, int]:
+        """Rows of a shard (by place in it) that repeat an id, and the row of the whole source that has it first."""
+        low, high = np.searchsorted(self.duplicates[:, 0], [shard.first, shard.first + shard.stop - shard.start])
+        return {int(row) - shard.first: int(first) for row, first in self.duplicates[low:high]}
+
+    def told(self) -> dict[str, Any]:
+        """As the manifest has it; the duplicates are a file of their own there."""
+        schema = pa.schema([pa.field("id", self.columns.id_type), *self.columns.kept])
+        return {
+            "text_column": self.columns.text,
+            "id_column": self.columns.id,
+            "columns": {one.name: str(one.type) for one in schema},
+            "schema": base64.b64encode(schema.serialize()).decode(),
+            "shard_rows": self.shard_rows,
+            "skipped": [list(pair) for pair in self.skipped],
+            "files": [[file.name, file.size, file.fingerprint, file.rows, list(file.marks)] for file in self.files],
+        }
+
+    @classmethod
+    def read(cls, raw: dict[str, Any], duplicates: Pairs) -> Self:
+        """What `told` told."""
+        schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(raw["schema"])))
+        columns = Columns(raw["text_column"], raw["id_column"], schema.field(0).type, pa.schema(list(schema)[1:]))
+        files = tuple(
+            SourceFile(name, size, print_, rows, tuple(marks)) for name, size, print_, rows, marks in raw["files"]
+        )
+        return cls(files, columns, raw["shard_rows"], tuple((a, b) for a, b in raw["skipped"]), duplicates)
+
+
+def open_reader(file: Found) -> Reader:
+    """The reader of a file's format; FileFormatError when it cannot be read."""
+    if file.kind == "parquet":
+        with rows_.reading(file.name):
+            stream = file.open()
+        return ParquetReader(stream, name=file.name)
+    return LineReader(file)
+
+
+def make(files: Sequence[Found], what: What, *, folder: Path, skip_bad_files: bool = False) -> Plan:
+    """Open every file and cut it; `folder` is for what has to lie on disk meanwhile.
+
+    No row at all and a missing column are a UsageError, a file that cannot be read is a FileFormatError unless they
+    are skipped.
+    """
+    planner = _Planner(what, Ids(folder))
+    with closing(planner.ids):
+        for file in files:
+            before = planner.ids.mark()
+            try:
+                planner.add(file)
+            except FileFormatError as error:
+                if not skip_bad_files:
+                    raise FileFormatError(f"{error}; skip_bad_files goes on without it") from None
+                planner.ids.back_to(before)
+                planner.skipped.append((file.name, str(error)))
+        if planner.columns is None or not planner.rows:
+            raise UsageError(f"source: no rows in {', '.join(file.name for file in files[:3])}", param="source")
+        duplicates = planner.ids.duplicates()
+    return Plan(tuple(planner.files), planner.columns, what.shard_rows, tuple(planner.skipped), duplicates)
+
+
+class _Planner:
+    def __init__(self, what: What, ids: Ids) -> None:
+        self.what, self.ids = what, ids
+        self.columns: Columns | None = None
+        self.files, self.skipped, self.rows = list[SourceFile](), list[tuple[str, str]](), 0
+
+    def add(self, file: Found) -> None:
+        with closing(open_reader(file)) as reader:
+            columns = self._columns(reader, file)
+            rows, marks = reader.survey(self.what.shard_rows, columns.id, self.ids.add)
+        with rows_.reading(file.name):
+            fingerprint = file.fingerprint()
+        self.files.append(SourceFile(file.name, file.size, fingerprint, rows, tuple(marks)))
+        self.columns, self.rows = columns, self.rows + rows
+
+    def _columns(self, reader: Reader, file: Found) -> Columns:
+        columns = self.columns or rows_.columns_of(
+            reader.schema,
+            name=file.name,
+            text=self.what.text_column,
+            id_column=self.what.id_column,
+            keep=self.what.keep,
+        )
+        rows_.check_same(reader.schema, name=file.name, columns=columns)
+        rows_.check_text(reader.schema, name=file.name, text=columns.text)
+        return columns
+
+
+def source_of(files: Sequence[SourceFile]) -> str:
+    """A fingerprint of a source: of names, sizes and fingerprints, in order."""
+    told = json.dumps([[file.name, file.size, file.fingerprint] for file in files], ensure_ascii=False)
+    return hashlib.sha256(told.encode()).hexdigest()

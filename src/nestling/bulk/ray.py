@@ -1,0 +1,99 @@
+"""Shards on Ray Data: one stateful actor an engine, streaming execution and retries as Ray has them.
+
+The only module that imports ray. Every node needs nestling installed, and sees the source, the model and the job's
+folder under the same names. Ray's usage reports are off. A shard that is made twice, because Ray tried again, is the
+same file.
+"""
+
+import json
+import logging
+import os
+import pickle
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+import ray
+import ray.data
+
+from nestling.bulk.manifest import Finished
+from nestling.bulk.plan import Shard
+from nestling.bulk.worker import Setup, Ticked, Worker, open_worker
+from nestling.errors import EngineError, NestlingError, UsageError
+
+MOST_BLOCKS = 10_000
+OBJECT_STORE_BYTES = 100 << 20
+"""Of a Ray that is started here: nothing but names and counts goes through it."""
+
+
+def run(
+    setup: Setup, shards: Sequence[Shard], *, workers: int, address: str | None, ticked: Ticked
+) -> Iterator[Finished]:
+    """Make the shards on a cluster, or on a Ray of this machine; yields each when it is finished."""
+    _start(address, workers * setup.threads)
+    try:
+        for row in _dataset(setup, shards, workers).iter_rows():
+            one = _answer(row)
+            ticked(one.rows + one.rejected, one.tokens)
+            yield one
+    except (ray.exceptions.RayError, ConnectionError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise EngineError(f"Ray: {reason}; run the command again to go on") from None
+    finally:
+        ray.shutdown()
+
+
+def _start(address: str | None, processors: int) -> None:
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
+    try:
+        if address is None:
+            ray.init(
+                "local", num_cpus=processors, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet
+            )
+        else:
+            ray.init(address, **quiet)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UsageError(f"ray_address={address!r}: {str(error).splitlines()[0]}", param="ray_address") from None
+    have = int(ray.cluster_resources().get("CPU", 0))  # type: ignore[no-untyped-call]
+    if have < processors:
+        ray.shutdown()
+        raise UsageError(f"workers: {processors} processors are wanted, the cluster has {have}", param="workers")
+
+
+def _dataset(setup: Setup, shards: Sequence[Shard], workers: int) -> Any:  # noqa: ANN401 - ray's Dataset
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    items = [{"shard": json.dumps(asdict(shard))} for shard in shards]
+    return ray.data.from_items(items, override_num_blocks=min(len(items), MOST_BLOCKS)).map_batches(
+        _Actor,
+        fn_constructor_args=(setup,),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=workers),
+        num_cpus=setup.threads,
+    )
+
+
+def _answer(row: dict[str, Any]) -> Finished:
+    if row["failed"]:
+        raise pickle.loads(row["failed"])  # noqa: S301 - written by our own actor
+    return Finished(**json.loads(row["finished"]))
+
+
+class _Actor:
+    """One engine on a node. What cannot be mended by trying again comes back as an answer, not as a failure."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        self._worker: Worker | None = None
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+        """One shard, as JSON, to what became of it."""
+        try:
+            self._worker = self._worker or open_worker(self._setup)
+            done = self._worker.make(Shard(**json.loads(str(batch["shard"][0]))))
+        except (NestlingError, OSError) as error:
+            return {"finished": [""], "failed": [pickle.dumps(error)]}
+        return {"finished": [json.dumps(asdict(done))], "failed": [b""]}

@@ -1,0 +1,173 @@
+"""What a corpus job makes, how it is run, and what it tells. Data alone; knows no files.
+
+`What` decides every byte of the result and is recorded in the manifest: a rerun must say the same. `How` does not.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from nestling.engine.loading import EngineName
+from nestling.errors import UsageError
+from nestling.spec import Role
+
+_Kind = TypeVar("_Kind", bound=StrEnum)
+SHARD_ROWS = 1000
+"""Rows of a shard: the window that is sorted by length, held in memory, and lost at most when a run dies."""
+
+
+class VectorType(StrEnum):
+    """How a vector of D numbers is stored: 4 D, 2 D, D or D / 8 bytes."""
+
+    FLOAT = "float"
+    FLOAT16 = "float16"
+    INT8 = "int8"
+    BINARY = "binary"
+
+
+class Sink(StrEnum):
+    """What is made: Parquet files, or a LanceDB table of them beside them."""
+
+    PARQUET = "parquet"
+    LANCE = "lance"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read a sink's name."""
+        return _parsed(cls, text, "sink")
+
+
+class Runner(StrEnum):
+    """Who runs the shards: this machine's own processes, or Ray Data."""
+
+    LOCAL = "local"
+    RAY = "ray"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read a runner's name."""
+        return _parsed(cls, text, "engine")
+
+
+def _parsed(kind: type[_Kind], text: str, param: str) -> _Kind:
+    try:
+        return kind(text)
+    except ValueError:
+        raise UsageError(f"{param}={text!r}: this is one of {', '.join(kind)}", param=param) from None
+
+
+@dataclass(frozen=True, slots=True)
+class What:
+    """What is made of a source; equal `What`, source and model file give equal bytes.
+
+    `id_column` is `id` by default where the source has it; without one, ids are `file#row`. `keep` names columns that
+    go into the result. `prompt` is the role: passage, query or raw. `backend` is the engine: openvino, llamacpp or
+    reference; there is no `auto`, since engines differ in the last bits.
+    """
+
+    model: str
+    text_column: str = "text"
+    id_column: str | None = None
+    keep: tuple[str, ...] = ()
+    prompt: str = Role.PASSAGE
+    dimensions: int | None = None
+    embedding_type: str = VectorType.FLOAT
+    truncate: bool = False
+    backend: str = EngineName.OPENVINO
+    shard_rows: int = SHARD_ROWS
+
+    def __post_init__(self) -> None:
+        """Refuse what can never be done."""
+        if self.embedding_type not in set(VectorType):
+            names = ", ".join(VectorType)
+            raise UsageError(f"embedding_type={self.embedding_type!r}: this is one of {names}", param="embedding_type")
+        Role.parse(self.prompt)
+        if EngineName.parse(self.backend) is EngineName.AUTO:
+            raise UsageError("backend='auto': a job names its engine, openvino by default", param="backend")
+        if self.shard_rows < 1:
+            raise UsageError(f"shard_rows={self.shard_rows}: at least 1", param="shard_rows")
+        if taken := {"id", "vector"} & set(self.keep):
+            raise UsageError(f"keep={min(taken)!r}: the result has a column of this name already", param="keep")
+        if len(set(self.keep)) < len(self.keep):
+            raise UsageError(f"keep={', '.join(self.keep)}: a column is named twice", param="keep")
+
+    def told(self) -> dict[str, Any]:
+        """As the manifest has it."""
+        return asdict(self) | {"keep": list(self.keep), "prompt": str(Role.parse(self.prompt))}
+
+    @classmethod
+    def read(cls, raw: dict[str, Any]) -> Self:
+        """What `told` told."""
+        return cls(**raw | {"keep": tuple(raw["keep"])})
+
+
+@dataclass(frozen=True, slots=True)
+class How:
+    """How a job is run.
+
+    `threads` are those of each worker; by default the usable processors are shared out. More than `max_rejects`
+    rejected rows end the job; None is no limit. `skip_bad_files` goes on without files that cannot be read.
+    `index` has LanceDB build its index.
+    """
+
+    runner: Runner = Runner.LOCAL
+    workers: int = 1
+    threads: int | None = None
+    ray_address: str | None = None
+    max_rejects: int | None = None
+    skip_bad_files: bool = False
+    sink: Sink = Sink.PARQUET
+    index: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what can never be done."""
+        if self.workers < 1:
+            raise UsageError(f"workers={self.workers}: at least 1", param="workers")
+        if self.ray_address and self.runner is not Runner.RAY:
+            raise UsageError("ray_address is for engine=ray", param="ray_address")
+        if self.index and self.sink is not Sink.LANCE:
+            raise UsageError("index is for sink=lance", param="index")
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """How far a job is: rows of the whole job and of this run, tokens and seconds of this run."""
+
+    rows_done: int
+    rows_total: int
+    rows_now: int
+    tokens: int
+    seconds: float
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Of this run."""
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+    @property
+    def remaining_s(self) -> float | None:
+        """Seconds that the rest takes at this run's speed; None before anything is known."""
+        return self.seconds / self.rows_now * (self.rows_total - self.rows_done) if self.rows_now else None
+
+
+Told = Callable[[Status], None]
+
+
+def tell_nobody(_status: Status) -> None:
+    """A `Told` that tells nobody."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a job came to: rows embedded and rejected in all, what this run did, files that were left out and why."""
+
+    out: Path
+    rows: int
+    rejected: int
+    shards: int
+    shards_now: int
+    tokens: int
+    seconds: float
+    skipped: tuple[str, ...]

@@ -12,6 +12,7 @@ serve: $(VENV)/ready
 
 test: check $(VENV)/ready-dev chromium
 	$(BIN)/pytest -q tests/contract tests/fault
+	$(BIN)/python -m benchmarks.soak 10 0.05 --dry
 
 check: $(VENV)/ready-dev
 	$(BIN)/ruff check .

@@ -1,13 +1,13 @@
 """The server under mixed load for a long time: does its memory grow, is any vector wrong?
 
-    python -m benchmarks.soak [MINUTES=60] [LIMIT=0.02]
+    python -m benchmarks.soak [MINUTES=60] [LIMIT=0.02] [--dry]
 
 Eight clients send short queries, requests of mixed length, long texts, token counts, errors and bodies that are no
 JSON to `nestling serve` with the starter. One answer in ten is compared with the vectors of the reference engine's
 arithmetic, which were computed before. Resident memory is read once a second; its growth is the median of the last
 tenth over the median of the tenth that follows the warm-up (the first fifth, two minutes at least). Exit code 1 for a
 wrong vector, a server error, or growth beyond LIMIT. Whatever the machine does beside it changes the number of
-requests, not the verdict.
+requests, not the verdict. With `--dry` the result is only shown, and not kept in `benchmarks/results`.
 """
 
 import asyncio
@@ -60,8 +60,8 @@ class Soak:
         self.wrong += int((~(cosines >= NEAR)).sum())
 
 
-def main(minutes: str = "60", limit: str = "0.02") -> None:
-    """Run, write `benchmarks/results/server-soak.json`, and exit with 1 if something was wrong."""
+def main(minutes: str = "60", limit: str = "0.02", dry: str = "") -> None:
+    """Run, keep the result, and exit with 1 if something was wrong."""
     draw = random.Random(5)  # noqa: S311 - a seed, not a secret
     texts = [" ".join(draw.choices(WORDS, k=int(3 * 60 ** draw.random()))) for _ in range(KNOWN)]
     soak = Soak(texts, Embedder.load(MODEL, engine="reference").encode(texts), draw)
@@ -69,7 +69,9 @@ def main(minutes: str = "60", limit: str = "0.02") -> None:
         memory = asyncio.run(run(soak, url, child.pid, 60 * float(minutes)))
         stopped_s = seconds_to_stop(child)
     result = verdict(soak, memory) | {"minutes": float(minutes), "seconds_to_stop": stopped_s}
-    print(measuring.write("server-soak", result).read_text())
+    print(json.dumps({key: value for key, value in result.items() if key != "resident_mib"}, indent=1))
+    if not dry:
+        print(measuring.write("server-soak", result))
     bad = soak.wrong or soak.statuses["5xx"] or result["growth"] > float(limit) or not soak.compared
     sys.exit(int(bool(bad)))
 

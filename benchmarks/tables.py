@@ -1,16 +1,18 @@
-"""Tables of the README, from result files alone.
+"""Tables of the README and of docs/performance.md, from result files alone.
 
-python -m benchmarks.tables          (rewrites what stands between the markers in README.md)
+python -m benchmarks.tables          (rewrites what stands between the markers of each)
 """
 
 import json
-import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks import cpu_speed
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-BEGIN, END = "<!-- table: file types -->\n", "<!-- end -->"
+END = "<!-- end -->"
 GIB = 1 << 30
 
 
@@ -36,9 +38,45 @@ def file_types() -> str:
     return "\n".join(lines) + "\n"
 
 
-def with_table(text: str) -> str:
-    """The README with the table of today's result files in its place."""
-    return re.sub(f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: BEGIN + file_types() + END, text, flags=re.DOTALL)
+def speed() -> str:
+    """Tokens per second of each side, by file and lengths, and the share of the processor's peak."""
+    found = _read("cpu-speed")
+    shares = ", ".join(f"{one['quant']} {one['share_of_float32_peak']:.0%}" for one in found["files"])
+    peak = found["peak_float32_gflops"]
+    return f"{cpu_speed.table(found)}\n\nOf the float32 peak, {peak:.0f} GFLOP/s, the equal lengths take: {shares}.\n"
+
+
+def loading() -> str:
+    """Load time and memory of the full model's file."""
+    found = _read("loading")
+    kept = found["expanded_bytes"] / GIB
+    lines = [
+        f"`{found['file']}`, {found['file_bytes'] / GIB:.2f} GiB, at full size ({kept:.2f} GiB expanded):",
+        "",
+        "| start | load, s | first text, s | resident, GiB |",
+        "|---|---|---|---|",
+    ]
+    lines += [
+        f"| {one['start']} ({one['engine']}) | {one['load_s']:.1f} | {one['first_text_s']:.1f} "
+        f"| {one['resident_bytes'] / GIB:.2f} |"
+        for one in found["starts"]
+    ]
+    return "\n".join(lines) + "\n"
+
+
+PAGES: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {"file types": file_types},
+    "docs/performance.md": {"cpu speed": speed, "full size": loading},
+}
+
+
+def page(name: str) -> str:
+    """A page with the tables of today's result files in their places."""
+    text = (ROOT / name).read_text("utf-8")
+    for title, table in PAGES[name].items():
+        head, _, rest = text.partition(f"<!-- table: {title} -->\n")
+        text = f"{head}<!-- table: {title} -->\n{table()}{rest[rest.index(END) :]}"
+    return text
 
 
 def _read(name: str) -> dict[str, Any]:
@@ -47,5 +85,5 @@ def _read(name: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    readme.write_text(with_table(readme.read_text("utf-8")), "utf-8")
+    for name in PAGES:
+        (ROOT / name).write_text(page(name), "utf-8")

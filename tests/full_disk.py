@@ -53,4 +53,4 @@ def mount(folder: Path) -> str:
 
 def unmount(folder: Path) -> None:
     """Take it away again."""
-    subprocess.run(["umount", str(folder)], check=True)
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)  # a child that has just ended may still hold it

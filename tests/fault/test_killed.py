@@ -201,22 +201,27 @@ def command(*arguments: str | Path) -> Sequence[str]:
     return [sys.executable, "-c", "from nestling.cli import main; main()", *map(str, arguments)]
 
 
-def test_the_command_killed_while_it_builds(
-    small_checkpoint: Path, undisturbed: dict[str, bytes], tmp_path: Path
-) -> None:
+def test_the_command_killed_while_it_builds(small_checkpoint: Path, tmp_path: Path) -> None:
     """A kill as soon as the first file is begun; then the command again, and a second one beside it."""
-    build = command("build", small_checkpoint, *ARGUMENTS, "--out", tmp_path)
+    folder, whole = tmp_path / "killed", tmp_path / "undisturbed"
+    subprocess.run(
+        command("build", small_checkpoint, *ARGUMENTS, "--out", whole), check=True, stdout=subprocess.DEVNULL
+    )
+    (whole / RECORD).unlink()
+    undisturbed = contents(whole)
+    folder.mkdir()
+    build = command("build", small_checkpoint, *ARGUMENTS, "--out", folder)
     with subprocess.Popen(build, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        while not list(tmp_path.iterdir()) and process.poll() is None:
+        while not list(folder.iterdir()) and process.poll() is None:
             os.sched_yield()
         process.kill()
-    for path in tmp_path.glob("*.gguf"):
+    for path in folder.glob("*.gguf"):
         assert path.read_bytes() == undisturbed[path.name]
     both = [subprocess.Popen(build, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
     assert [(process.communicate()[1], process.returncode) for process in both] == [(b"", 0)] * 2
-    assert (tmp_path / RECORD).exists()
-    (tmp_path / RECORD).unlink()  # what the table shows beside the files
-    assert contents(tmp_path) == undisturbed
+    assert (folder / RECORD).exists()
+    (folder / RECORD).unlink()  # what the table shows beside the files
+    assert contents(folder) == undisturbed
 
 
 def test_the_command_interrupted_says_so_and_leaves_no_half_file(tmp_path: Path) -> None:

@@ -28,8 +28,10 @@ from nestling.serve.models import Load
 from nestling.serve.service import Service
 from nestling.serve.settings import ServeSettings
 
-LINGER_S = 0.5
+LINGER_S = 1.0
 """Time between the signal and the closing of the port, in which every answer closes its connection."""
+HEAR_OUT_S = 2.0
+"""Time after it for connections that have not sent a request yet; half a second lost one of 20 on a busy machine."""
 HEADER_TIMEOUT_S = 10.0
 """Time for a connection to send a whole request head, whether it is new or kept alive."""
 TAKE_TIMEOUT_S = 30.0
@@ -168,7 +170,7 @@ class Server(uvicorn.Server):
 
     async def _hear_out(self) -> None:
         """Give connections that have not sent a request yet a moment for it."""
-        end = time.monotonic() + LINGER_S
+        end = time.monotonic() + HEAR_OUT_S
         while time.monotonic() < end and any(
             getattr(one, "cycle", None) is None for one in self.server_state.connections
         ):

@@ -1,104 +1,58 @@
-"""Expanded matrices: kept on the disk for large files, made anew for small ones, and never half."""
+"""Rounding to int8 groups: how fine, how near, and the same for any number of threads."""
 
-import errno
-import os
-import shutil
-from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from nestling import files
 from nestling.engine import int8
-from nestling.engine.loading import EngineName, load_engine
+from nestling.engine.weights import tensor
 from nestling.gguf_io import GGUFFile
+from nestling.vectors import Floats
 
-Usage = namedtuple("Usage", ["total", "used", "free"])
-IDS = [np.arange(5, 40, dtype=np.int32), np.arange(9, 12, dtype=np.int32)]
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache folder, and every file large enough to be kept."""
-    monkeypatch.setenv(files.CACHE_VARIABLE, str(tmp_path))
-    monkeypatch.setattr(int8, "MAPPED_FROM", 0)
-    return tmp_path / "expanded"
+NAME = "blk.0.ffn_down.weight"
 
 
-def vectors(path: Path) -> np.ndarray:
-    engine = load_engine(GGUFFile.open(path), name=EngineName.OPENVINO, threads=1)
-    try:
-        return engine.pool(IDS)
-    finally:
-        engine.close()
+def expanded(file: GGUFFile, group: int, threads: int = 1) -> int8.Groups:
+    rows, width = file.tensors[NAME].shape
+    found = int8.Groups.empty(rows, width, group)
+    int8.expand(file, NAME, found, threads=threads)
+    return found
 
 
-def kept(home: Path) -> list[Path]:
-    return sorted(home.glob("*.int8"))
+def numbers(groups: int8.Groups) -> Floats:
+    return (groups.values * groups.scales).reshape(len(groups.values), -1)
 
 
-def test_kept_and_mapped_are_the_same_bytes_as_in_memory(
-    starter_q8: Path, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    written, mapped = vectors(starter_q8), vectors(starter_q8)
-    assert len(kept(home)) == 1
-    assert not list(home.glob("*.part"))
-    monkeypatch.setattr(int8, "MAPPED_FROM", 1 << 40)
-    assert np.array_equal(written, vectors(starter_q8))
-    assert np.array_equal(mapped, written)
+@pytest.mark.parametrize("group", [int8.FINE, int8.COARSE])
+@pytest.mark.parametrize("file_type", ["Q8_0", "Q4_K_M", "Q3_K_M"])
+def test_every_number_is_within_half_a_step(tiny_models: dict[str, Path], file_type: str, group: int) -> None:
+    file = GGUFFile.open(tiny_models[file_type])
+    found = expanded(file, group)
+    half = np.repeat(found.scales[..., 0], group, axis=1) / 2
+    # A product of float32 numbers may be off by one in the 24th bit of its largest factor, 127 steps.
+    assert (np.abs(numbers(found) - tensor(file, NAME)) <= half * (1 + 2 * 127 * 2**-23)).all()
 
 
-def test_a_second_start_expands_nothing(starter_q8: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    vectors(starter_q8)
-    before = kept(home)[0].stat().st_mtime_ns
-
-    def never(*_: object, **__: object) -> None:
-        raise AssertionError
-
-    monkeypatch.setattr(int8, "groups", never)
-    vectors(starter_q8)
-    assert kept(home)[0].stat().st_mtime_ns == before
+@pytest.mark.parametrize("group", [int8.FINE, int8.COARSE])
+def test_the_same_for_any_number_of_threads(tiny_models: dict[str, Path], group: int) -> None:
+    file = GGUFFile.open(tiny_models["Q4_K_M"])
+    one, three = expanded(file, group), expanded(file, group, threads=3)
+    np.testing.assert_array_equal(one.values, three.values)
+    np.testing.assert_array_equal(one.scales, three.scales)
 
 
-def test_a_file_that_changed_is_expanded_again(starter_q8: Path, home: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "one.gguf"
-    shutil.copy(starter_q8, copy)
-    vectors(copy)
-    os.utime(copy, ns=(1, 1))
-    vectors(copy)
-    assert len(kept(home)) == 2
+@pytest.mark.parametrize(
+    ("file_type", "group"), [("Q8_0", int8.FINE), ("Q4_K_M", int8.COARSE), ("Q3_K_M", int8.COARSE)]
+)
+def test_files_of_few_bits_are_in_coarse_groups(tiny_models: dict[str, Path], file_type: str, group: int) -> None:
+    assert int8.group_of(GGUFFile.open(tiny_models[file_type])) == group
 
 
-def test_without_room_the_weights_stay_in_memory(starter_q8: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(1, 1, int8.SPARE_BYTES))
-    with pytest.warns(RuntimeWarning, match=r"GiB free; weights are expanded at every start and kept in memory"):
-        found = vectors(starter_q8)
-    assert not kept(home)
-    assert np.isfinite(found).all()
-
-
-def test_a_disk_that_fills_up_leaves_no_half_file(
-    starter_q8: Path, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(int8, "_reserve", full)
-    with pytest.warns(RuntimeWarning, match="No space left"):
-        vectors(starter_q8)
-    assert not kept(home)
-    assert not list(home.glob("*.part"))
-
-
-def test_an_interrupted_expansion_leaves_no_half_file(
-    starter_q8: Path, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def stopped(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(int8, "groups", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        vectors(starter_q8)
-    assert not kept(home)
-    assert not list(home.glob("*.part"))
+def test_groups_of_zeros_and_groups_that_are_not_finite() -> None:
+    rows = np.ones((3, 32), np.float32)
+    rows[0], rows[1, 4], rows[2, 9] = 0, np.nan, np.inf
+    found = int8.Groups.empty(3, 32, 32)
+    int8.quantize(rows, found, threads=2)
+    assert not found.values[0].any()
+    assert not np.isfinite(found.scales[1:]).any()

@@ -4,18 +4,19 @@ Texts are rows one after another, without padding: every matrix product and norm
 attention is laid out as a rectangle (texts x longest), by an index in and an index out; it is causal, so padding on
 the right never reaches a real token. A text that is too long to go through at once goes in pieces: each piece is
 handed the keys and values of those before it. Weights of float files stay in their type. Those of quantized files
-become int8 in groups of 32 with a scale a group, which keeps Q8_0 blocks exactly as they are; the plugin computes with
-them in int8 where the processor can and expands them block by block where it cannot.
+become int8 in groups with a scale a group (`int8`); the plugin computes with them in int8 where the processor can and
+expands them group by group where it cannot.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from functools import partial
+from functools import cached_property
+from itertools import pairwise
 from typing import Self
 
 import numpy as np
 
-from nestling.engine import int8
+from nestling.engine import expanded, int8
 from nestling.engine.adapters import Adapter
 from nestling.engine.base import Shape
 from nestling.engine.low_rank import SideBySide
@@ -35,8 +36,13 @@ class _Builder:
     threads: int
     squares: dict[tuple[str, ...], Node] | None = None
     adapters: SideBySide | None = None
-    store: int8.Store = field(default_factory=int8.InMemory)
+    store: expanded.Store = field(default_factory=expanded.InMemory)
     gates: dict[int, Node] = field(default_factory=dict)
+
+    @cached_property
+    def group(self) -> int:
+        """Values that share a scale, where a matrix becomes int8."""
+        return int8.group_of(self.file)
 
     def vector(self, name: str) -> Node:
         return op.constant(tensor(self.file, name))
@@ -73,28 +79,32 @@ class _Builder:
             stacked = np.concatenate([tensor(self.file, name) for name in names] + more)
             return _float_matrix(stacked, self._kinds(names))
 
-        def make() -> tuple[int8.Values, int8.Scales]:
-            parts = [int8.groups(self.file, name, threads=self.threads) for name in names]
-            parts += [int8.quantized(rows, threads=self.threads) for rows in more]
-            values, scales = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-            return values, scales
+        heights = [info.shape[0] for info in infos] + [len(rows) for rows in more]
+        tops = np.cumsum([0, *heights]).tolist()
 
-        rows = sum(info.shape[0] for info in infos) + sum(map(len, more))
-        return _int8_matrix(*self.store.matrix(rows, infos[0].shape[-1], make))
+        def fill(whole: int8.Groups) -> None:
+            parts = [whole.rows(top, bottom) for top, bottom in pairwise(tops)]
+            for name, part in zip(names, parts, strict=False):
+                int8.expand(self.file, name, part, threads=self.threads)
+            for rows, part in zip(more, parts[len(names) :], strict=True):
+                int8.quantize(rows, part, threads=self.threads)
+
+        return self._int8(tops[-1], infos[0].shape[-1], fill)
 
     def _added(self, names: Sequence[str], columns: Floats) -> Node:
-        """The other side of the adapters, in the arithmetic of these matrices."""
-        if self._in_floats(names):
-            return _float_matrix(columns, self._kinds(names))
-        make = partial(int8.quantized, columns, threads=self.threads)
-        return _int8_matrix(*self.store.matrix(len(columns), columns.shape[1], make))
+        """The other side of the adapters, in floats: what comes to it has been rounded to int8 once already."""
+        kinds = self._kinds(names)
+        return _float_matrix(columns, kinds if self._in_floats(names) else {QuantType.F16})
+
+    def _int8(self, rows: int, width: int, fill: int8.Fill) -> Node:
+        return _int8_matrix(self.store.matrix(rows, width, self.group, fill))
 
     def _kinds(self, names: Sequence[str]) -> set[QuantType]:
         return {self.file.tensors[name].kind for name in names}
 
     def _in_floats(self, names: Sequence[str]) -> bool:
         every_float = all(kind.is_float for kind in self._kinds(names))
-        return every_float or bool(self.file.tensors[names[0]].shape[-1] % int8.GROUP)
+        return every_float or bool(self.file.tensors[names[0]].shape[-1] % self.group)
 
     def norm(self, x: Node, name: str) -> Node:
         """RMSNorm in the form that the plugin knows as one operation."""
@@ -107,11 +117,11 @@ def _times(x: Node, matrix: Node) -> Node:
     return op.matmul(x, matrix, transpose_a=False, transpose_b=True)
 
 
-def _int8_matrix(values: int8.Values, scales: Floats) -> Node:
-    """Groups of int8 with their scales as one matrix, in the form that the plugin multiplies in int8; not copied."""
-    groups = op.convert(op.constant(values, shared_memory=True), "f32")
-    expanded = op.multiply(groups, op.constant(scales, shared_memory=True))
-    return op.reshape(expanded, op.constant(np.array([len(values), -1], np.int64)), special_zero=False)
+def _int8_matrix(groups: int8.Groups) -> Node:
+    """Groups with their scales as one matrix, in the form that the plugin multiplies in int8; not copied."""
+    values = op.convert(op.constant(groups.values, shared_memory=True), "f32")
+    numbers = op.multiply(values, op.constant(groups.scales, shared_memory=True))
+    return op.reshape(numbers, _ints(len(groups.values), -1), special_zero=False)
 
 
 def _float_matrix(rows: Floats, kinds: set[QuantType]) -> Node:
@@ -161,7 +171,7 @@ class _Inputs:
 
 
 def build(
-    file: GGUFFile, *, threads: int, store: int8.Store | None = None, adapters: Sequence[Adapter] = ()
+    file: GGUFFile, *, threads: int, store: expanded.Store | None = None, adapters: Sequence[Adapter] = ()
 ) -> ov.Model:
     """The tower as a graph; `packing.Packed` holds its inputs after the first, in their order.
 
@@ -171,7 +181,7 @@ def build(
     Outputs for N tokens: (N, D) final-norm hidden states, then every layer's keys and values, each (N, kv heads, d).
     """
     side = SideBySide(adapters) if adapters else None
-    return _tower(_Builder(file, Shape.of(file), threads, adapters=side, store=store or int8.InMemory()))
+    return _tower(_Builder(file, Shape.of(file), threads, adapters=side, store=store or expanded.InMemory()))
 
 
 def build_observed(

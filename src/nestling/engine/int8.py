@@ -1,182 +1,102 @@
-"""Matrices as int8 in groups of 32 with a float32 scale a group: the form that the graph multiplies.
+"""Matrices as int8 in groups with a float32 scale a group: the form that the graph multiplies.
 
-A large model's are expanded once, into a file under the cache folder, and mapped into memory at every later start; a
-small model's stay in memory. The plugin makes a copy of its own in its own order when it first computes, after which
-the mapped pages can go. The file can be deleted at any time.
+Expanding any stored type goes chunk by chunk in several threads, from the file's bytes to where the groups are to lie.
 """
 
-import errno
-import hashlib
-import mmap
-import os
-import shutil
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from math import prod
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nestling import files, ggml
-from nestling.engine.weights import tensor
-from nestling.gguf_io import GGUFFile
+from nestling.engine.weights import as_float32
+from nestling.gguf_io import GGUFFile, TensorInfo
 from nestling.quants import QuantType
 from nestling.vectors import Floats
 
-GROUP = 32
-Q8_0_BLOCK_BYTES = 34
-FORMAT = b"int8 in groups of 32, scales float32, pages of 4096: 1"
-PAGE = 4096
-MAPPED_FROM = 1 << 28
-"""Bytes of matrices from which on a file is kept: expanding so many takes longer than a second."""
-SPARE_BYTES = 1 << 30
-"""Room that must be left on the disk for others, or nothing is kept there."""
+FINE, COARSE = 32, 64
+"""Values that share a scale, weights and activations alike."""
+FINE_FROM = 5.0
+"""Bits per weight from which on a file's matrices are in fine groups: below, its own rounding moves a vector ten times
+as far as the arithmetic in coarse groups does (`benchmarks/results/int8-cost.json`), which is a quarter faster."""
+CHUNK_ROWS = 64
+"""Rows that are expanded at once: with the widths of this family they stay in the processor's second cache."""
 
 Values = NDArray[np.int8]
-Scales = NDArray[np.float16]
-Make = Callable[[], tuple[Values, Scales]]
+Fill = Callable[["Groups"], None]
 
 
-class Store(Protocol):
-    """Where expanded matrices lie; asked for them in the same order at every start."""
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """A matrix: values (rows, width / group, group), scales (rows, width / group, 1)."""
 
-    def matrix(self, rows: int, width: int, make: Make) -> tuple[Values, Floats]:
-        """A matrix, made if it is not there: values (rows, width / 32, 32), scales (rows, width / 32, 1)."""
-        ...
+    values: Values
+    scales: Floats
 
-    def release(self) -> None:
-        """Let go of the memory of what was read; it is read again from the disk if it is wanted."""
-        ...
+    @classmethod
+    def empty(cls, rows: int, width: int, group: int) -> Self:
+        """Room for a matrix."""
+        values = np.empty((rows, width // group, group), np.int8)
+        return cls(values, np.empty((*values.shape[:2], 1), np.float32))
 
-
-class InMemory:
-    """Matrices that are made at every start."""
-
-    def matrix(self, _rows: int, _width: int, make: Make) -> tuple[Values, Floats]:
-        """The matrix, made now."""
-        values, scales = make()
-        return np.ascontiguousarray(values), scales.astype(np.float32)
-
-    def release(self) -> None:
-        """Nothing can be let go."""
+    def rows(self, start: int, stop: int) -> "Groups":
+        """Some of the rows, as views."""
+        return Groups(self.values[start:stop], self.scales[start:stop])
 
 
-class Mapped:
-    """Matrices in a mapped file, one after another, each at the start of a page."""
-
-    def __init__(self, path: Path, *, fresh: bool) -> None:
-        self._bytes = np.memmap(path, np.uint8, "r+" if fresh else "c")  # "c": the plugin wants to be able to write
-        self._fresh, self.size = fresh, 0
-
-    def matrix(self, rows: int, width: int, make: Make) -> tuple[Values, Floats]:
-        """The matrix as views of the file, written first when the file is new."""
-        values = self._next((rows, width // GROUP, GROUP), np.dtype(np.int8))
-        scales = self._next((rows, width // GROUP, 1), np.dtype(np.float32))
-        if self._fresh:
-            values[...], scales[...] = make()
-        return values, scales
-
-    def release(self) -> None:
-        """Give the pages back to the system."""
-        release(self._bytes)
-
-    def flush(self) -> None:
-        """See that what was written is in the file."""
-        self._bytes.flush()
-
-    def _next(self, shape: tuple[int, ...], kind: np.dtype[Any]) -> NDArray[Any]:
-        start = self.size
-        stop = start + prod(shape) * kind.itemsize
-        self.size = -(-stop // PAGE) * PAGE
-        return self._bytes[start:stop].view(kind).reshape(shape)
+def group_of(file: GGUFFile) -> int:
+    """The size of the groups of all of a file's matrices; coarse ones must divide every width."""
+    infos = matrices(file)
+    bits = 8 * sum(info.size_bytes for info in infos) / sum(prod(info.shape) for info in infos)
+    return COARSE if bits < FINE_FROM and not any(info.shape[-1] % COARSE for info in infos) else FINE
 
 
-@contextmanager
-def store(file: GGUFFile, *, adapters: Sequence[GGUFFile] = (), lanes: int = 0) -> Iterator[Store]:
-    """Where this file's matrices lie, or come to lie when the block ends well.
-
-    With adapters, each matrix has so many lanes of them too. Where the disk does not take the file, which is a
-    warning, the matrices stay in memory.
-    """
-    most = _most_bytes(file, lanes)
-    if most < MAPPED_FROM:
-        yield InMemory()
-        return
-    path = files.cache_folder() / "expanded" / f"{file.path.stem}-{_key([file, *adapters])}.int8"
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(files.lock(path.with_suffix(".lock")))
-            kept: Store = Mapped(path, fresh=False) if path.exists() else stack.enter_context(_written(path, most))
-        except OSError as error:
-            reason = f"{path}: {error.strerror}; weights are expanded at every start and kept in memory"
-            warnings.warn(reason, RuntimeWarning, stacklevel=2)
-            kept = InMemory()
-        yield kept
-        release(file.data)
+def matrices(file: GGUFFile) -> list[TensorInfo]:
+    """The layers' matrices."""
+    return [info for info in file.tensors.values() if len(info.shape) > 1 and info.name.startswith("blk.")]
 
 
-@contextmanager
-def _written(path: Path, most: int) -> Iterator[Mapped]:
-    """A new file, whose room is there before the first byte is written through its mapping."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if shutil.disk_usage(path.parent).free < most + SPARE_BYTES:
-        raise OSError(errno.ENOSPC, f"less than {(most + SPARE_BYTES) / (1 << 30):.1f} GiB free")
-    with files.atomic_write(path) as part:
-        _reserve(part.fileno(), most)
-        mapped = Mapped(Path(part.name), fresh=True)
-        yield mapped
-        mapped.flush()
-        part.truncate(mapped.size)
+def expand(file: GGUFFile, name: str, into: Groups, *, threads: int) -> None:
+    """A matrix of any type; in fine groups, Q8_0 blocks are taken as they are, bit for bit."""
+    raw, kind = file.raw(name), file.tensors[name].kind
+    as_it_is = kind is QuantType.Q8_0 and into.values.shape[-1] == kind.block
+
+    def one(start: int, stop: int) -> None:
+        if as_it_is:
+            _take_blocks(raw[start:stop], into.rows(start, stop))
+        else:
+            _round(as_float32(np.ascontiguousarray(raw[start:stop]), kind), into.rows(start, stop))
+
+    _in_chunks(one, len(raw), threads)
 
 
-def _reserve(descriptor: int, size: int) -> None:
-    """Take the room now: without it, a full disk would end the process in the middle of a write to the mapping."""
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(descriptor, 0, size)
-    else:
-        os.ftruncate(descriptor, size)
+def quantize(rows: Floats, into: Groups, *, threads: int) -> None:
+    """Rows in float32: (R, W)."""
+    _in_chunks(lambda start, stop: _round(rows[start:stop], into.rows(start, stop)), len(rows), threads)
 
 
-def release(mapped: NDArray[Any]) -> None:
-    """Let the pages of a mapped file go; they are read again when they are wanted."""
-    owner = mapped.base
-    if isinstance(owner, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-        owner.madvise(mmap.MADV_DONTNEED)
+def _in_chunks(one: Callable[[int, int], None], count: int, threads: int) -> None:
+    starts = range(0, count, CHUNK_ROWS)
+    with ThreadPoolExecutor(threads) as pool:
+        deque(pool.map(one, starts, [min(count, start + CHUNK_ROWS) for start in starts]), maxlen=0)
 
 
-def _most_bytes(file: GGUFFile, lanes: int) -> int:
-    """No less than the expanded matrices take, each with its pages' rests; q, k and v may have their lanes thrice."""
-    shapes = [info.shape for info in file.tensors.values() if len(info.shape) > 1 and info.name.startswith("blk.")]
-    values = sum(rows * width + lanes * (width + 3 * rows) for rows, width in shapes)
-    return values * (GROUP + 4) // GROUP + 4 * PAGE * len(shapes)
+def _take_blocks(raw: NDArray[np.uint8], into: Groups) -> None:
+    """Q8_0: a float16 scale and 32 values a block."""
+    blocks = raw.reshape(len(raw), -1, QuantType.Q8_0.value.block_bytes)
+    into.values[...] = blocks[..., 2:].view(np.int8)
+    into.scales[...] = blocks[..., :2].copy().view(np.float16)
 
 
-def _key(sources: Sequence[GGUFFile]) -> str:
-    """What a kept file is good for: these headers, sizes and times of change, in this format."""
-    digest = hashlib.blake2b(FORMAT, digest_size=12)
-    for file in sources:
-        start = min(info.offset for info in file.tensors.values())
-        stat = file.path.stat()
-        digest.update(file.data[:start].tobytes() + f"{stat.st_size} {stat.st_mtime_ns}".encode())
-    return digest.hexdigest()
-
-
-def groups(file: GGUFFile, name: str, *, threads: int) -> tuple[Values, Scales]:
-    """A matrix as int8 in groups of 32: -> values (R, G, 32) int8, scales (R, G, 1) float16; Q8_0 is taken as it is."""
-    info, raw = file.tensors[name], file.raw(name)
-    if info.kind is QuantType.Q8_0:
-        return _split_blocks(raw.reshape(len(raw), -1, Q8_0_BLOCK_BYTES))
-    return quantized(tensor(file, name, threads=threads), threads=threads)
-
-
-def quantized(rows: Floats, *, threads: int) -> tuple[Values, Scales]:
-    """Rows in float32 rounded to int8 groups by ggml's Q8_0."""
-    blocks = ggml.quantize_rows(rows, QuantType.Q8_0, threads=threads)
-    return _split_blocks(blocks.reshape(len(rows), -1, Q8_0_BLOCK_BYTES))
-
-
-def _split_blocks(blocks: NDArray[np.uint8]) -> tuple[Values, Scales]:
-    return blocks[..., 2:].view(np.int8), blocks[..., :2].copy().view(np.float16)
+def _round(rows: Floats, into: Groups) -> None:
+    """To the nearest of 255 steps, the last being the largest of its group; what is not finite makes such a scale."""
+    groups = rows.reshape(into.values.shape)
+    largest = np.maximum(groups.max(-1, keepdims=True), -groups.min(-1, keepdims=True))
+    into.scales[...] = largest / 127
+    with np.errstate(invalid="ignore"):
+        steps = groups * np.divide(127, largest, out=np.zeros_like(largest), where=largest > 0)
+        into.values[...] = np.rint(steps, out=steps)

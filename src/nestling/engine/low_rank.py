@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nestling.engine import int8
 from nestling.engine.adapters import Adapter
 from nestling.vectors import Floats
 
-LANES = 32
+LANES = int8.COARSE
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """The CPU engine: our own OpenVINO graph, packed batches, pooling outside the graph.
 
 Float files run in float32, so that an F32 or F16 file answers as the original does. Quantized files run in int8 where
-the processor has int8 dot products (AVX-512 VNNI, AVX2 VNNI, AMX); elsewhere (plain AVX2) the int8 weights are
-expanded block by block and multiplied in float32, which is slower and a little more exact.
+the processor has int8 dot products (AVX-512 VNNI, AVX2 VNNI, AMX), with bfloat16 between the products where it has
+that; elsewhere (plain AVX2) the int8 weights are expanded group by group and multiplied in float32, which is slower and
+a little more exact.
 """
 
 import threading
@@ -11,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from nestling.engine import batching, graph, int8, packing
+from nestling.engine import batching, expanded, graph, int8, packing
 from nestling.engine.adapters import Adapter
 from nestling.engine.base import POOLS, Shape, TokenIds
 from nestling.engine.low_rank import SideBySide
@@ -41,11 +42,11 @@ class OpenVINOEngine:
         self._file, self._shape, self._lock = file, Shape.of(file), threading.Lock()
         self._pooled, self._adapted = POOLS[pooling], bool(adapters)
         lanes = SideBySide(adapters).width if adapters else 0
-        with int8.store(file, adapters=[one.file for one in adapters], lanes=lanes) as store:
+        with expanded.store(file, adapters=[one.file for one in adapters], lanes=lanes) as store:
             model = graph.build(file, threads=threads, store=store, adapters=adapters)
-        self._request = ov.Core().compile_model(model, "CPU", _properties(threads)).create_infer_request()
+        self._request = _compiled(model, file, threads, between=_between(file))
         del model
-        if isinstance(store, int8.Mapped):
+        if isinstance(store, expanded.Mapped):
             self.pool([np.zeros(1, np.int32)], adapters=[0][: len(adapters)])  # the plugin makes its own copy now
             store.release()
 
@@ -118,7 +119,7 @@ class Observer:
     def __init__(self, file: GGUFFile, *, threads: int, adapters: Sequence[Adapter] = ()) -> None:
         self._file, self._shape, self._adapters = file, Shape.of(file), len(adapters)
         model, self._names = graph.build_observed(file, threads=threads, adapters=adapters)
-        self._request = ov.Core().compile_model(model, "CPU", _properties(threads)).create_infer_request()
+        self._request = _compiled(model, file, threads, between="f32")
 
     def collect(self, sequences: Sequence[Sequence[int]]) -> dict[str, tuple[NDArray[np.float32], int]]:
         """Run the texts: matrix name -> (sum over tokens of the input's squares (W,), number of tokens).
@@ -134,12 +135,20 @@ class Observer:
         return {name: (row, len(ids)) for names, row in zip(self._names, sums, strict=True) for name in names}
 
 
-def _properties(threads: int) -> dict[str, str | int]:
-    return {
+def _between(file: GGUFFile) -> str:
+    """The arithmetic between the matrix products: bfloat16 where they are int8 and the processor has it."""
+    in_floats = any(info.kind.is_float for info in int8.matrices(file))
+    has_it = "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "bf16" if has_it and not in_floats else "f32"
+
+
+def _compiled(model: ov.Model, file: GGUFFile, threads: int, *, between: str) -> ov.InferRequest:
+    properties = {
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": 1,
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "f32",
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": int8.GROUP,
+        "INFERENCE_PRECISION_HINT": between,
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": int8.group_of(file),
         "CPU_RUNTIME_CACHE_CAPACITY": KEPT_SHAPES,
     }
+    return ov.Core().compile_model(model, "CPU", properties).create_infer_request()

@@ -1,15 +1,17 @@
 """Which texts go through the engine together: a pure function of their lengths and a token budget.
 
-Texts of like length share a batch, so that the attention of a batch, which is laid out as a rectangle, has little
-padding; everything else in the engine runs on the real tokens alone.
+Everything in the engine runs on the real tokens alone but attention, which is laid out as a rectangle of texts by the
+longest. So texts of like length share a batch; how unlike they may be is a balance, since a batch costs time of its
+own: all weights are read for it.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 
-PADDING = 0.25
-"""Share of a batch's attention rows that may be padding."""
+SPARE_PAIRS = 1 << 17
+"""Pairs of positions in a batch's attention that may be padding. At the full model's width so many take as long as
+some 12 tokens in the matrix products, which is about what one more batch costs."""
 
 
 def plan(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
@@ -19,21 +21,14 @@ def plan(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
     """
     order = np.argsort(-np.asarray(lengths, np.int64), kind="stable")
     batches: list[list[int]] = []
-    tokens = 0
+    longest = tokens = padding = 0
     for index in order.tolist():
         length = lengths[index]
-        if (
-            batches
-            and tokens + length <= token_budget
-            and _fits(lengths[batches[-1][0]], len(batches[-1]), tokens + length)
-        ):
+        more = longest**2 - length**2
+        if batches and tokens + length <= token_budget and padding + more <= SPARE_PAIRS:
             batches[-1].append(index)
-            tokens += length
+            tokens, padding = tokens + length, padding + more
         else:
             batches.append([index])
-            tokens = length
+            longest, tokens, padding = length, length, 0
     return batches
-
-
-def _fits(longest: int, count: int, tokens: int) -> bool:
-    return tokens >= (1 - PADDING) * longest * (count + 1)

@@ -45,12 +45,14 @@ class Embedder:
         engine: str = "auto",
         threads: int | None = None,
         spec: ModelSpec | None = None,
+        profile: bool = False,
     ) -> Self:
         """Load a model by reference: a path to a GGUF file, `name-task[:QUANT]` or a pulled `org/repo[:QUANT]`.
 
         `engine` is `auto`, `openvino`, `llamacpp` or `reference`; `threads` defaults to all usable processors. `spec`
         says what a file is for that neither says so itself nor is a known published one (`spec_of`). A reference that
-        leads nowhere is a ModelNotFoundError, a file that is not sound a GGUFError.
+        leads nowhere is a ModelNotFoundError, a file that is not sound a GGUFError. With `profile`, the OpenVINO engine
+        counts where its time goes (`engine.profile()`).
 
         A base (`name-base[:QUANT]`) comes with the adapters of all tasks: see `for_task`. Here it is for retrieval.
         """
@@ -59,7 +61,7 @@ class Embedder:
         if spec is None and BASE_FIELD in file.metadata:
             return cls._with_adapters(file, name, threads)
         found = spec_of(file, spec)
-        loaded = load_engine(file, name=name, threads=threads, pooling=found.pooling)
+        loaded = load_engine(file, name=name, threads=threads, pooling=found.pooling, profile=profile)
         return cls(found, Tokenizer.from_gguf(file), loaded, path=file.path)
 
     @classmethod

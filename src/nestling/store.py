@@ -16,6 +16,7 @@ from nestling import calibrating, hub, proving, pulled
 from nestling.build.checkpoint import Checkpoint
 from nestling.build.pipeline import Pipeline, Steps, model_path, silent
 from nestling.card import card_path, write_sums
+from nestling.engine import expanded
 from nestling.errors import ModelNotFoundError, UsageError
 from nestling.files import cache_folder, lock
 from nestling.projector import projector_path
@@ -197,8 +198,18 @@ def _in_folder(folder: Path) -> list[StoredModel]:
 def remove(reference: str) -> tuple[list[str], int]:
     """Delete what a name or a hub reference means, with its cards: -> what went, and the bytes freed.
 
-    Without a task or a file type, all of them go. Paths are refused: a file of one's own is not the store's.
+    Without a task or a file type, all of them go. Paths are refused: a file of one's own is not the store's. Their
+    expanded weights go too.
     """
+    gone, freed = _remove(reference)
+    for path in [kept for name in gone for kept in expanded.kept(Path(name))]:
+        freed += path.stat().st_size
+        path.unlink()
+        gone.append(str(path))
+    return gone, freed
+
+
+def _remove(reference: str) -> tuple[list[str], int]:
     if at_hub := pulled.reference_of(reference):
         return pulled.remove(at_hub)
     if looks_like_path(reference):

@@ -370,3 +370,23 @@ def test_a_file_that_is_no_model_fails_verification(tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_bytes(b"GGUF" + bytes(60))
     done = nestling("verify", tmp_path / "x.gguf", "--json")
     assert (done.code, json.loads(done.out)[0]["check"]) == (1, "structure")
+
+
+# Profile.
+
+
+def test_a_profile_goes_to_standard_error_and_adds_up(tiny_models: dict[str, Path]) -> None:
+    path = tiny_models["Q8_0"]
+    done = nestling("embed", "--model", path, "--engine", "openvino", "--profile", *TEXTS)
+    plain = nestling("embed", "--model", path, "--engine", "openvino", *TEXTS)
+    assert (done.code, done.raw) == (0, plain.raw)
+    rows = [line.split("│") for line in done.err.splitlines() if "│" in line]
+    shares = {stage.strip(): float(share.strip(" %")) for stage, _, share in rows if share.strip()}
+    expected = {"tokenize", "embedding rows", "matrix products", "attention", "rest of the layers", "pool", "serialize"}
+    assert expected <= set(shares)
+    assert sum(shares.values()) == pytest.approx(100, abs=0.05 * len(shares))  # each is rounded to a tenth
+    assert shares["matrix products"] > 0
+
+
+def test_an_engine_that_cannot_tell_says_so(model: Path) -> None:
+    one_line(embed(model, "--profile", "a"), 2, "--profile", "openvino")

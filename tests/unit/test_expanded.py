@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nestling import files
+from nestling import files, store
 from nestling.engine import expanded, int8
 from nestling.engine.loading import EngineName, load_engine
 from nestling.gguf_io import GGUFFile
@@ -102,3 +102,13 @@ def test_an_interrupted_expansion_leaves_no_half_file(
         vectors(starter_q8)
     assert not kept(home)
     assert not list(home.glob("*.part"))
+
+
+def test_removing_a_model_removes_its_expanded_weights(home: Path) -> None:
+    vectors(store.resolve("starter-code:Q8_0"))
+    (expanded_file,) = kept(home)
+    size = expanded_file.stat().st_size
+    gone, freed = store.remove("starter-code:Q8_0")
+    assert str(expanded_file) in gone
+    assert freed > size
+    assert not kept(home)

@@ -60,13 +60,13 @@ class Bars:
         return told
 
 
-def show_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """A table on standard output; columns whose cells are all numbers are set to the right."""
+def show_table(title: str, columns: list[str], rows: list[list[str]], *, to_error: bool = False) -> None:
+    """A table on standard output or error; columns whose cells are all numbers are set to the right."""
     table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
     for place, name in enumerate(columns):
         numeric = bool(rows) and all(row[place].replace(".", "").replace("-", "").isdigit() for row in rows)
         table.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(cell.translate(_CONTROLS) for cell in row))
-    width = None if Console().is_terminal else WIDE
-    Console(width=width, markup=False, emoji=False).print(table)
+    width = None if Console(stderr=to_error).is_terminal else WIDE
+    Console(width=width, stderr=to_error, markup=False, emoji=False).print(table)

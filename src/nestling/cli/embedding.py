@@ -20,6 +20,7 @@ from nestling.cli.options import (
     TaskOption,
 )
 from nestling.cli.output import Embedded, Format, render
+from nestling.cli.profiling import Watch, profile_of
 from nestling.embedder import Embedder
 from nestling.engine.base import TokenIds
 from nestling.errors import UsageError
@@ -50,8 +51,30 @@ def embed(
     multivector: Annotated[
         bool, typer.Option("--multivector", help="A vector for every token, prefix included.")
     ] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Print to standard error where the time went.")] = False,
 ) -> None:
     """Embed texts; the task's prefix is put in front of each."""
+    _refuse(form, out, dimensions, multivector=multivector)
+    rows = read_texts(texts, file)
+    reference = store.with_task(model, task, default=Task.RETRIEVAL)
+    watch = Watch()
+    with Bars() as bars:
+        with watch.stage("load"):
+            embedder = load(reference, task, engine, spec, bars, profile=profile)
+        if profile:
+            profile_of(embedder.engine)
+        with watch.stage("tokenize"):
+            ids = embedder.tokenize(rows, prompt_name=prompt, truncate=truncate)
+        with watch.stage("embed"):
+            vectors = _vectors(embedder, ids, dimensions, bars.step("embedding"), multivector=multivector)
+    with watch.stage("serialize"):
+        content = render(Embedded(rows, vectors, reference, sum(map(len, ids))), form)
+    _write(content, out)
+    if profile:
+        watch.show(profile_of(embedder.engine))
+
+
+def _refuse(form: Format, out: Path | None, dimensions: int | None, *, multivector: bool) -> None:
     if multivector and dimensions is not None:
         raise UsageError(
             "--dimensions: not together with --multivector: token vectors have one size", param="dimensions"
@@ -62,21 +85,20 @@ def embed(
         )
     if form is Format.NPY and out is None and sys.stdout.isatty():
         raise UsageError("--format npy is binary: give --out FILE or send it down a pipe", param="format")
-    rows = read_texts(texts, file)
-    reference = store.with_task(model, task, default=Task.RETRIEVAL)
-    with Bars() as bars:
-        embedder = load(reference, task, engine, spec, bars)
-        ids = embedder.tokenize(rows, prompt_name=prompt, truncate=truncate)
-        if multivector:
-            vectors: Floats | list[Floats] = embedder.embed_tokens(ids)
-        else:
-            vectors = _in_chunks(embedder, ids, dimensions, bars.step("embedding"))
-    content = render(Embedded(rows, vectors, reference, sum(map(len, ids))), form)
+
+
+def _write(content: bytes, out: Path | None) -> None:
     if out is None:
         sys.stdout.buffer.write(content)
         return
     with atomic_write(out) as target:
         target.write(content)
+
+
+def _vectors(
+    embedder: Embedder, ids: list[TokenIds], dimensions: int | None, told: Progress, *, multivector: bool
+) -> Floats | list[Floats]:
+    return embedder.embed_tokens(ids) if multivector else _in_chunks(embedder, ids, dimensions, told)
 
 
 def _in_chunks(embedder: Embedder, ids: list[TokenIds], dimensions: int | None, told: Progress) -> Floats:
@@ -116,10 +138,12 @@ def _read(file: Path) -> bytes:
         raise UsageError(f"{file}: cannot be read: {error.strerror}", param="file") from None
 
 
-def load(reference: str, task: str | None, engine: str, spec: Path | None, bars: Bars) -> Embedder:
+def load(
+    reference: str, task: str | None, engine: str, spec: Path | None, bars: Bars, *, profile: bool = False
+) -> Embedder:
     """The model of a command, for the task that it names."""
     path = store.resolve(reference, steps=bars.step)
-    embedder = Embedder.load(path, engine=engine, spec=read_spec(spec) if spec else None)
+    embedder = Embedder.load(path, engine=engine, spec=read_spec(spec) if spec else None, profile=profile)
     return embedder.for_task(task) if task else embedder
 
 

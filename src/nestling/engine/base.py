@@ -6,7 +6,7 @@ the text's tokens, or the last one. The answer does not depend on the text's nei
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,15 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Give the memory back; the engine cannot be used afterwards."""
+        ...
+
+
+@runtime_checkable
+class Profiled(Protocol):
+    """An engine that knows where its time goes."""
+
+    def profile(self) -> dict[str, float]:
+        """Seconds by stage since loading; needs `profile` at loading."""
         ...
 
 

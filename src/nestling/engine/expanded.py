@@ -12,6 +12,7 @@ import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from glob import escape
 from math import prod
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +26,7 @@ from nestling.gguf_io import GGUFFile
 
 FORMAT = b"int8 in groups, scales float32, pages of 4096: 2"
 PAGE = 4096
+KEY_CHARACTERS = 24
 MAPPED_FROM = 1 << 28
 """Bytes of matrices from which on a file is kept: expanding so many takes longer than a second."""
 SPARE_BYTES = 1 << 30
@@ -86,6 +88,15 @@ class Mapped:
         return self._bytes[start:stop].view(kind).reshape(shape)
 
 
+def kept(path: Path) -> list[Path]:
+    """The files that keep the expanded matrices of a model file of this name, and their locks."""
+    return sorted(_folder().glob(f"{escape(path.stem)}-{'?' * KEY_CHARACTERS}.*")) if path.suffix == ".gguf" else []
+
+
+def _folder() -> Path:
+    return files.cache_folder() / "expanded"
+
+
 @contextmanager
 def store(file: GGUFFile, *, adapters: Sequence[GGUFFile] = (), lanes: int = 0) -> Iterator[Store]:
     """Where this file's matrices lie, or come to lie when the block ends well.
@@ -97,16 +108,16 @@ def store(file: GGUFFile, *, adapters: Sequence[GGUFFile] = (), lanes: int = 0) 
     if most < MAPPED_FROM:
         yield InMemory()
         return
-    path = files.cache_folder() / "expanded" / f"{file.path.stem}-{_key([file, *adapters])}.int8"
+    path = _folder() / f"{file.path.stem}-{_key([file, *adapters])}.int8"
     with ExitStack() as stack:
         try:
             stack.enter_context(files.lock(path.with_suffix(".lock")))
-            kept: Store = Mapped(path, fresh=False) if path.exists() else stack.enter_context(_written(path, most))
+            found: Store = Mapped(path, fresh=False) if path.exists() else stack.enter_context(_written(path, most))
         except OSError as error:
             reason = f"{path}: {error.strerror}; weights are expanded at every start and kept in memory"
             warnings.warn(reason, RuntimeWarning, stacklevel=2)
-            kept = InMemory()
-        yield kept
+            found = InMemory()
+        yield found
         release(file.data)
 
 
@@ -148,7 +159,7 @@ def _most_bytes(file: GGUFFile, lanes: int) -> int:
 
 def _key(sources: Sequence[GGUFFile]) -> str:
     """What a kept file is good for: these headers, sizes and times of change, in this format."""
-    digest = hashlib.blake2b(FORMAT + bytes([group_of(sources[0])]), digest_size=12)
+    digest = hashlib.blake2b(FORMAT + bytes([group_of(sources[0])]), digest_size=KEY_CHARACTERS // 2)
     for file in sources:
         start = min(info.offset for info in file.tensors.values())
         stat = file.path.stat()

@@ -37,10 +37,15 @@ def usable_threads() -> int:
 
 
 def load_engine(
-    file: GGUFFile, *, name: EngineName, threads: int | None = None, pooling: Pooling = Pooling.MEAN
+    file: GGUFFile,
+    *,
+    name: EngineName,
+    threads: int | None = None,
+    pooling: Pooling = Pooling.MEAN,
+    profile: bool = False,
 ) -> Engine:
     """Load the file into an engine with so many threads (all usable processors by default)."""
-    engine: Engine = _LOADERS[name](_Wanted(file, _threads(threads), pooling))
+    engine: Engine = _LOADERS[name](_Wanted(file, _threads(threads), pooling, profile=profile))
     return engine
 
 
@@ -78,12 +83,19 @@ class _Wanted:
     threads: int
     pooling: Pooling
     adapters: Sequence[Adapter] = ()
+    profile: bool = False
 
 
 def _openvino(wanted: _Wanted) -> Any:  # noqa: ANN401 - an Engine, an AdaptedEngine where there are adapters
     from nestling.engine.openvino import OpenVINOEngine
 
-    return OpenVINOEngine(wanted.file, threads=wanted.threads, pooling=wanted.pooling, adapters=wanted.adapters)
+    return OpenVINOEngine(
+        wanted.file,
+        threads=wanted.threads,
+        pooling=wanted.pooling,
+        adapters=wanted.adapters,
+        profile=wanted.profile,
+    )
 
 
 def _llamacpp(wanted: _Wanted) -> Any:  # noqa: ANN401 - as above

@@ -7,6 +7,8 @@ a little more exact.
 """
 
 import threading
+import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -27,6 +29,10 @@ TOKEN_BUDGET = 2048
 """Tokens that go through the graph at once; a longer text goes in pieces of at most so many."""
 KEPT_SHAPES = 128
 """Kernels that are kept for shapes met before; unbounded, a server's memory grows with every new number of tokens."""
+STAGES = {"FullyConnected": "matrix products", "FullyConnectedCompressed": "matrix products"} | dict.fromkeys(
+    ("Subgraph", "ScaledDotProductAttention", "MatMul", "Softmax", "Gather", "Transpose"), "attention"
+)
+"""Which stage of a profile a node of the compiled graph belongs to, by its type; the others are the layers' rest."""
 SCORE_BYTES = 1 << 28
 """Memory for the attention scores of a piece of a long text: with 16 heads, 2,048 tokens of the first piece."""
 
@@ -37,25 +43,44 @@ class OpenVINOEngine:
     name = "openvino"
 
     def __init__(
-        self, file: GGUFFile, *, threads: int, pooling: Pooling = Pooling.MEAN, adapters: Sequence[Adapter] = ()
+        self,
+        file: GGUFFile,
+        *,
+        threads: int,
+        pooling: Pooling = Pooling.MEAN,
+        adapters: Sequence[Adapter] = (),
+        profile: bool = False,
     ) -> None:
         self._file, self._shape, self._lock = file, Shape.of(file), threading.Lock()
+        self._seconds: dict[str, float] = defaultdict(float)
         self._pooled, self._adapted = POOLS[pooling], bool(adapters)
         lanes = SideBySide(adapters).width if adapters else 0
         with expanded.store(file, adapters=[one.file for one in adapters], lanes=lanes) as store:
             model = graph.build(file, threads=threads, store=store, adapters=adapters)
-        self._request = _compiled(model, file, threads, between=_between(file))
+        more = {"PERF_COUNT": True} if profile else {}
+        self._request = _compiled(model, file, threads, INFERENCE_PRECISION_HINT=_between(file), **more)
         del model
         if isinstance(store, expanded.Mapped):
             self.pool([np.zeros(1, np.int32)], adapters=[0][: len(adapters)])  # the plugin makes its own copy now
             store.release()
+            self._seconds.clear()
 
     def pool(self, sequences: Sequence[TokenIds], *, adapters: Sequence[int] = ()) -> Floats:
         """The final hidden states of each sequence, pooled: B sequences -> (B, D)."""
         pooled = np.empty((len(sequences), self._shape.hidden), np.float32)
         for batch, states in self._batches(sequences, adapters):
+            began = time.perf_counter()
             pooled[batch] = self._pooled(states, np.array([len(sequences[index]) for index in batch], np.int64))
+            self._seconds["pool"] += time.perf_counter() - began
         return pooled
+
+    def profile(self) -> dict[str, float]:
+        """Seconds by stage since loading; the graph's are shared out by what its nodes took, if loaded for that."""
+        nodes: dict[str, float] = defaultdict(float)
+        for node in self._request.profiling_info if self._request else []:
+            nodes[STAGES.get(node.node_type, "rest of the layers")] += node.real_time.total_seconds()
+        graph = {stage: self._seconds["graph"] * took / (sum(nodes.values()) or 1) for stage, took in nodes.items()}
+        return {"embedding rows": self._seconds["embedding rows"], **graph, "pool": self._seconds["pool"]}
 
     def token_states(
         self, sequences: Sequence[TokenIds], *, adapters: Sequence[int] = ()
@@ -102,11 +127,15 @@ class OpenVINOEngine:
 
         `adapters` is the adapter of every token, if there are adapters.
         """
+        began = time.perf_counter()
         states = embedding_rows(self._file, ids)
         with self._lock:
             if self._request is None:
                 raise EngineError("the engine is closed")
+            ready = time.perf_counter()
             self._request.infer([states, *packed.inputs(), *([adapters] if self._adapted else [])])
+            self._seconds["embedding rows"] += ready - began
+            self._seconds["graph"] += time.perf_counter() - ready
             return [np.array(self._request.get_output_tensor(place).data) for place in range(outputs)]
 
 
@@ -119,7 +148,7 @@ class Observer:
     def __init__(self, file: GGUFFile, *, threads: int, adapters: Sequence[Adapter] = ()) -> None:
         self._file, self._shape, self._adapters = file, Shape.of(file), len(adapters)
         model, self._names = graph.build_observed(file, threads=threads, adapters=adapters)
-        self._request = _compiled(model, file, threads, between="f32")
+        self._request = _compiled(model, file, threads, INFERENCE_PRECISION_HINT="f32")
 
     def collect(self, sequences: Sequence[Sequence[int]]) -> dict[str, tuple[NDArray[np.float32], int]]:
         """Run the texts: matrix name -> (sum over tokens of the input's squares (W,), number of tokens).
@@ -142,13 +171,13 @@ def _between(file: GGUFFile) -> str:
     return "bf16" if has_it and not in_floats else "f32"
 
 
-def _compiled(model: ov.Model, file: GGUFFile, threads: int, *, between: str) -> ov.InferRequest:
+def _compiled(model: ov.Model, file: GGUFFile, threads: int, **more: str | bool) -> ov.InferRequest:
     properties = {
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": 1,
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": between,
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": int8.group_of(file),
         "CPU_RUNTIME_CACHE_CAPACITY": KEPT_SHAPES,
+        **more,
     }
     return ov.Core().compile_model(model, "CPU", properties).create_infer_request()

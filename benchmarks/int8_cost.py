@@ -1,0 +1,164 @@
+"""What int8 arithmetic costs in the vector: the OpenVINO engine against float32 with the same file.
+
+    python -m benchmarks.int8_cost [--decoder FILE]
+
+Runs the starter's retrieval model in several file types and, with `--decoder`, any real GGUF file of the `llama`
+architecture: a language model's, whose hidden states are pooled as an embedding model's are. It is rewritten as a
+`qwen2` file first (rotary halves instead of pairs, biases of zero), then quantized. Texts are documents of the shipped
+benchmark sets. Every file runs in groups of 32 and of 64; beside it stands what the file's own rounding costs, against
+the F16 file: both on the numpy engine. For the starter also nDCG@10, paired.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import gguf
+import numpy as np
+
+from benchmarks import measuring
+from nestling import store
+from nestling.build.plan import Mix
+from nestling.build.quantize import quantize_many
+from nestling.embedder import Embedder
+from nestling.engine import int8
+from nestling.engine.base import TokenIds
+from nestling.engine.loading import EngineName, load_engine, usable_threads
+from nestling.evaluation import data, quality
+from nestling.evaluation.results import Scores
+from nestling.gguf_io import GGUFFile
+from nestling.spec import Role
+from nestling.tokenizer import Tokenizer
+from nestling.vectors import Floats, paired_cosine
+
+KINDS = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "IQ3_S")
+SETS = ("perlfaq-en", "xling-manpages")
+TEXTS, LONGEST = 60, 400
+STARTER = "starter-retrieval"
+
+
+def main() -> None:
+    """Measure and write `benchmarks/results/int8-cost.json`."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--decoder", type=Path)
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        models = {STARTER: store.resolve(f"{STARTER}:F32")}
+        if asked.decoder:
+            models[asked.decoder.stem] = rewritten(asked.decoder, Path(name) / "decoder-F32.gguf")
+        rows = [row for model, path in models.items() for row in _rows(model, path, Path(name))]
+    print(measuring.write("int8-cost", {"rows": rows, "nDCG@10": _rankings()}).read_text())
+
+
+def _rows(model: str, base: Path, folder: Path) -> list[dict[str, Any]]:
+    outputs = {folder / f"{model}-{kind}.gguf": Mix(kind) for kind in KINDS}
+    quantize_many(base, outputs, threads=usable_threads())
+    ids = _texts(GGUFFile.open(base))
+    rows: list[dict[str, Any]] = []
+    exact: Floats | None = None
+    for path, kind in zip(outputs, KINDS, strict=True):
+        wanted = _pooled(path, ids, EngineName.REFERENCE)
+        exact = wanted if exact is None else exact
+        row = {"model": model, "file_type": kind, "used": int8.group_of(GGUFFile.open(path))}
+        row["rounding"] = _cost(wanted, exact)
+        for group in (int8.FINE, int8.COARSE):
+            with patch.object(int8, "group_of", lambda _, group=group: group):
+                row[f"groups of {group}"] = _cost(_pooled(path, ids, EngineName.OPENVINO), wanted)
+        print(row, flush=True)
+        rows.append(row)
+    return rows
+
+
+def _texts(file: GGUFFile) -> list[TokenIds]:
+    tokenizer = Tokenizer.from_gguf(file)
+    texts = [text for name in SETS for text in _retrieval(name).documents[:TEXTS]]
+    return [ids[:LONGEST] for ids in tokenizer.encode(texts)]
+
+
+def _retrieval(name: str) -> data.RetrievalSet:
+    found = data.load(name)
+    assert isinstance(found, data.RetrievalSet), name
+    return found
+
+
+def _pooled(path: Path, ids: list[TokenIds], engine: EngineName) -> Floats:
+    return load_engine(GGUFFile.open(path), name=engine).pool(ids)
+
+
+def _cost(found: Floats, wanted: Floats) -> dict[str, float]:
+    lost = 1 - paired_cosine(found, wanted)
+    return {"mean": float(lost.mean()), "worst": float(lost.max())}
+
+
+def _rankings() -> list[dict[str, Any]]:
+    """The starter's Q8_0 and Q4_K_M on both engines."""
+    rows = []
+    for kind in ("Q8_0", "Q4_K_M"):
+        for name in SETS:
+            ours, exact = (_score(f"{STARTER}:{kind}", name, engine) for engine in ("openvino", "reference"))
+            found = quality.difference(ours, exact, "nDCG@10")
+            means = {"int8": ours.measures["nDCG@10"].mean, "float32": exact.measures["nDCG@10"].mean}
+            rows.append({"file_type": kind, "set": name, **means, "difference": [found.mean, found.low, found.high]})
+            print(rows[-1], flush=True)
+    return rows
+
+
+def _score(reference: str, name: str, engine: str) -> Scores:
+    model, benchmark = Embedder.load(reference, engine=engine), _retrieval(name)
+    sides = [
+        model.encode(texts, prompt_name=role, truncate=True)
+        for texts, role in ((benchmark.queries, Role.QUERY), (benchmark.documents, Role.PASSAGE))
+    ]
+    return quality.score(benchmark, quality.Sides(*sides), model.spec.dimension(None))
+
+
+def rewritten(path: Path, out: Path) -> Path:
+    """A `llama` file as a `qwen2` file in float32, which the engines can run."""
+    source = gguf.GGUFReader(path)
+    fields = {name: field.contents() for name, field in source.fields.items()}
+    heads, groups = fields["llama.attention.head_count"], fields["llama.attention.head_count_kv"]
+    writer = gguf.GGUFWriter(out, "qwen2")
+    _write_fields(writer, fields)
+    width = fields["llama.embedding_length"]
+    for tensor in source.tensors:
+        rows = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+        turned = {"attn_q": heads, "attn_k": groups}.get(tensor.name.split(".")[-2])
+        writer.add_tensor(tensor.name, rows if turned is None else _halves(rows, turned, width // heads))
+    for layer in range(fields["llama.block_count"]):
+        for side, count in (("q", heads), ("k", groups), ("v", groups)):
+            zeros = np.zeros(count * width // heads, np.float32)
+            writer.add_tensor(f"blk.{layer}.attn_{side}.bias", zeros)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return out
+
+
+def _halves(rows: Floats, heads: int, size: int) -> Floats:
+    """Rotary pairs (2i, 2i + 1) of every head as pairs (i, i + d/2)."""
+    return rows.reshape(heads, size // 2, 2, -1).swapaxes(1, 2).reshape(rows.shape)
+
+
+def _write_fields(writer: gguf.GGUFWriter, fields: dict[str, Any]) -> None:
+    writer.add_block_count(fields["llama.block_count"])
+    writer.add_context_length(fields["llama.context_length"])
+    writer.add_embedding_length(fields["llama.embedding_length"])
+    writer.add_feed_forward_length(fields["llama.feed_forward_length"])
+    writer.add_head_count(fields["llama.attention.head_count"])
+    writer.add_head_count_kv(fields["llama.attention.head_count_kv"])
+    writer.add_rope_freq_base(fields["llama.rope.freq_base"])
+    writer.add_layer_norm_rms_eps(fields["llama.attention.layer_norm_rms_epsilon"])
+    writer.add_pooling_type(gguf.PoolingType.MEAN)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    writer.add_token_list(fields["tokenizer.ggml.tokens"])
+    writer.add_token_merges(fields["tokenizer.ggml.merges"])
+    writer.add_token_types(fields["tokenizer.ggml.token_type"])
+    writer.add_eos_token_id(fields["tokenizer.ggml.eos_token_id"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""Where the time of a command goes, printed to standard error."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from nestling.cli.console import show_table
+from nestling.engine.base import Engine, Profiled
+from nestling.errors import UsageError
+
+
+class Watch:
+    """Seconds by stage, in the order in which stages began."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the time that the block takes."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0) + time.perf_counter() - began
+
+    def show(self, inner: dict[str, float]) -> None:
+        """Print the stages; `inner` is what the engine says of itself, in place of what was seen of it from outside."""
+        stages = {"load": self.seconds["load"], "tokenize": self.seconds["tokenize"], **inner}
+        stages["other"] = max(0.0, self.seconds["embed"] - sum(inner.values()))
+        stages["serialize"] = self.seconds["serialize"]
+        embedding = sum(stages.values()) - stages["load"]
+        rows = [
+            [name, f"{took:.3f}", "" if name == "load" else f"{took / embedding:.1%}"] for name, took in stages.items()
+        ]
+        show_table("where the time went", ["stage", "seconds", "share without load"], rows, to_error=True)
+
+
+def profile_of(engine: Engine) -> dict[str, float]:
+    """What an engine says of its own time; a UsageError if it cannot say anything."""
+    if not isinstance(engine, Profiled):
+        raise UsageError("--profile: known of the openvino engine with a merged file, not of this one", param="profile")
+    return engine.profile()

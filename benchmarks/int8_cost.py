@@ -99,7 +99,7 @@ def _rankings() -> list[dict[str, Any]]:
         for name in SETS:
             ours, exact = (_score(f"{STARTER}:{kind}", name, engine) for engine in ("openvino", "reference"))
             found = quality.difference(ours, exact, "nDCG@10")
-            means = {"int8": ours.measures["nDCG@10"].mean, "float32": exact.measures["nDCG@10"].mean}
+            means = {"int8": ours.means["nDCG@10"].mean, "float32": exact.means["nDCG@10"].mean}
             rows.append({"file_type": kind, "set": name, **means, "difference": [found.mean, found.low, found.high]})
             print(rows[-1], flush=True)
     return rows

@@ -1,12 +1,13 @@
 """The server under load, beside the engine in this process and llama.cpp's own server, all in one run.
 
-    python -m benchmarks.server_load [MODEL=starter-retrieval:Q8_0] [PARTS=throughput,overhead,fairness]
+    python -m benchmarks.server_load [MODEL=starter-retrieval:Q8_0] [PARTS=throughput,overhead,fairness] [TEXTS=16]
 
-Three parts, each a run of its own that can be made alone. Throughput: 64 clients, each with requests of 16 texts of 5
-to 300 words, against one call of the engine with the same texts; rounds alternate, medians are compared. Overhead: one
-short query after another, HTTP less engine. Fairness: one short query after another while a client sends requests of
-2,000 texts, against the time of one batch. The load generator shares the processors with what it measures; how much
-processor time it took is part of the result.
+Three parts, each a run of its own that can be made alone. Throughput: 64 clients, each with requests of TEXTS texts of
+5 to 300 words, against one call of the engine with the same texts; rounds alternate, medians are compared. Overhead:
+one short query after another, HTTP less engine. Fairness: one short query after another while a client sends requests
+of 2,000 texts, against the time of one batch. The load generator shares the processors with what it measures; how much
+processor time it took is part of the result. What the server itself takes counts for much beside the starter and for
+little beside a model of the full width: for one, give its file and fewer texts; results go beside the starter's.
 """
 
 import asyncio
@@ -31,8 +32,9 @@ from benchmarks import measuring
 from nestling import Embedder
 from nestling.store import resolve
 
-CLIENTS, TEXTS_A_REQUEST, REQUESTS_A_CLIENT = 64, 16, 2
-ROUNDS, QUERIES, BULK_TEXTS = 3, 300, 2000
+STARTER = "starter-retrieval:Q8_0"
+CLIENTS, REQUESTS_A_CLIENT = 64, 2
+ROUNDS, QUERIES, BULK_TEXTS = 5, 300, 2000
 PARTS = "throughput,overhead,fairness"
 NAME = "server-load"
 WORDS = ("the", "of", "server", "socket", "river", "quantum", "market", "piano", "bird", "open", "value", "letter")
@@ -40,13 +42,13 @@ NESTLING = "import sys; from nestling.cli import main; main()"
 LLAMA = "import sys; from benchmarks.server_load import serve_llama; serve_llama(sys.argv[1])"
 
 
-def main(reference: str = "starter-retrieval:Q8_0", parts: str = PARTS) -> None:
+def main(reference: str = STARTER, parts: str = PARTS, texts_a_request: str = "16") -> None:
     """Measure the parts and write them into `benchmarks/results/server-load.json`, beside those measured before."""
     embedder, path = Embedder.load(reference), str(resolve(reference))
     result = _before(reference)
     with child(NESTLING, "serve", "--model", reference, "--port", "0") as url:
         measures: dict[str, Callable[[], dict[str, Any]]] = {
-            "throughput": partial(measure_both, embedder, url, path),
+            "throughput": partial(measure_both, embedder, url, path, int(texts_a_request)),
             "overhead": partial(measure_overhead, embedder, url),
             "fairness": lambda: asyncio.run(measure_fairness(url)),
         }
@@ -55,15 +57,18 @@ def main(reference: str = "starter-retrieval:Q8_0", parts: str = PARTS) -> None:
             found = measures[part]()
             result[part] = {**found, "others_share": Processors.read().foreign_share(began)}
             print(part, json.dumps(result[part]), flush=True)
-    measuring.write(NAME, result)
+    measuring.write(_name(reference), result)
+
+
+def _name(reference: str) -> str:
+    return NAME if reference == STARTER else f"{NAME}-{Path(reference).stem}"
 
 
 def _before(reference: str) -> dict[str, Any]:
     """The parts that were measured before with the same model."""
-    path = measuring.RESULTS / f"{NAME}.json"
+    path = measuring.RESULTS / f"{_name(reference)}.json"
     known = json.loads(path.read_text()) if path.exists() else {}
-    kept = {part: known[part] for part in PARTS.split(",") if part in known and known.get("model") == reference}
-    return {"model": reference, **kept}
+    return {"model": Path(reference).name, **{part: known[part] for part in PARTS.split(",") if part in known}}
 
 
 class Processors:
@@ -95,44 +100,46 @@ def _process_s(pid: int) -> float:
     return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")  # its own, and of children that have ended
 
 
-def measure_both(embedder: Embedder, url: str, path: str) -> dict[str, Any]:
-    """Throughput of this server and llama.cpp's."""
-    requests = mixed_requests(CLIENTS * REQUESTS_A_CLIENT)
+def measure_both(embedder: Embedder, url: str, path: str, texts_a_request: int) -> dict[str, Any]:
+    """Throughput of this server and of llama.cpp's, which is started when the other is done: it keeps a core busy."""
+    requests = mixed_requests(CLIENTS * REQUESTS_A_CLIENT, texts_a_request)
+    found = measure_throughput(embedder, url, requests)
     with child(LLAMA, path) as llama:
-        return measure_throughput(embedder, {"nestling": url, "llama.cpp": llama}, requests)
+        rate = found["tokens"] / seconds_of(partial(load_now, llama, requests))
+    engine = found["tokens_per_s"]["engine"]
+    found["tokens_per_s"]["llama.cpp"] = rate
+    return {**found, "llama.cpp_over_engine": rate / engine}
 
 
-def mixed_requests(count: int) -> list[list[str]]:
+def mixed_requests(count: int, texts: int) -> list[list[str]]:
     """Requests of texts of 5 to 300 words, short ones more often; the same every time."""
     draw = random.Random(1)  # noqa: S311 - a seed, not a secret
-    lengths = [[int(5 * 60 ** draw.random()) for _ in range(TEXTS_A_REQUEST)] for _ in range(count)]
+    lengths = [[int(5 * 60 ** draw.random()) for _ in range(texts)] for _ in range(count)]
     return [[" ".join(draw.choices(WORDS, k=length)) for length in row] for row in lengths]
 
 
-def measure_throughput(embedder: Embedder, urls: dict[str, str], requests: Sequence[list[str]]) -> dict[str, Any]:
-    """Tokens per second of the engine and of each server, in alternating rounds."""
+def measure_throughput(embedder: Embedder, url: str, requests: Sequence[list[str]]) -> dict[str, Any]:
+    """Tokens per second of the engine and of the server, in alternating rounds; a first round warms up."""
     texts = [text for request in requests for text in request]
     tokens = sum(map(len, embedder.tokenize(texts)))
-    ways: dict[str, Callable[[], object]] = {"engine": partial(embedder.encode, texts)}
-    ways |= {name: partial(load_now, url, requests) for name, url in urls.items()}
+    ways: dict[str, Callable[[], object]] = {
+        "engine": partial(embedder.encode, texts),
+        "nestling": partial(load_now, url, requests),
+    }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    generator: dict[str, list[float]] = {name: [] for name in urls}
+    generator: list[float] = []
     for number in range(ROUNDS + 1):
         for name, way in ways.items():
-            if name not in ("engine", "nestling") and number != 1:
-                continue  # by far the slowest, and in need of no warm-up: once
             own, took = time.process_time(), seconds_of(way)
-            if number:  # the first round warms up
+            if number:
                 seconds[name].append(took)
-                if name in generator:
-                    generator[name].append(time.process_time() - own)
+                generator += [time.process_time() - own] if name == "nestling" else []
             print(number, name, round(took, 2), file=sys.stderr, flush=True)
     medians = {name: tokens / statistics.median(row) for name, row in seconds.items()}
-    shares = {f"{name}_over_engine": rate / medians["engine"] for name, rate in medians.items() if name != "engine"}
-    used = {name: statistics.median(row) for name, row in generator.items()}
     return {
-        "texts": len(texts), "tokens": tokens, "seconds": seconds, "tokens_per_s": medians, **shares,
-        "load_generator_cpu_s": used,
+        "texts": len(texts), "tokens": tokens, "seconds": seconds, "tokens_per_s": medians,
+        "nestling_over_engine": medians["nestling"] / medians["engine"],
+        "load_generator_cpu_s": statistics.median(generator),
     }  # fmt: skip
 
 
@@ -156,7 +163,7 @@ async def load(url: str, requests: Sequence[list[str]]) -> None:
 async def ask(client: httpx.AsyncClient, url: str, texts: list[str]) -> float:
     """One request -> its seconds."""
     began = time.perf_counter()
-    body = {"model": "starter", "input": texts, "encoding_format": "base64"}
+    body = {"input": texts, "encoding_format": "base64"}
     answer = await client.post(f"{url}/v1/embeddings", json=body)
     if answer.status_code != 200:
         sys.exit(f"{url}: {answer.status_code} {answer.text[:300]}")
@@ -208,7 +215,7 @@ def ask_bare(connection: socket.socket, text: str) -> float:
 
 async def measure_fairness(url: str) -> dict[str, Any]:
     """Short queries while another client sends 2,000 texts again and again."""
-    texts = [text for request in mixed_requests(BULK_TEXTS // TEXTS_A_REQUEST) for text in request]
+    texts = [text for request in mixed_requests(BULK_TEXTS // 16, 16) for text in request]
     async with httpx.AsyncClient(timeout=600) as client:
         before = await stage(client, url)
         await ask(client, url, texts)

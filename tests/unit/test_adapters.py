@@ -102,10 +102,11 @@ def test_the_tasks_are_told_apart(folder: Path) -> None:
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_batch_of_mixed_tasks_is_as_each_alone(folder: Path, engine: str, kind: str) -> None:
+    """Sums may be taken in another order: llama.cpp chooses its kernels by the size of the batch."""
     base = Embedder.load(base_path(folder, kind), engine=engine, threads=1)
     tasks = [Task.CODE, Task.RETRIEVAL, Task.TEXT_MATCHING, Task.CODE, Task.RETRIEVAL]
     alone = [base.for_task(task).engine.pool([ids]) for task, ids in zip(tasks, texts(), strict=True)]
-    assert paired_cosine(base.pool_mixed(texts(), tasks), np.concatenate(alone)).min() >= 0.999999
+    assert paired_cosine(base.pool_mixed(texts(), tasks), np.concatenate(alone)).min() >= EXACT
     base.close()
 
 

@@ -349,7 +349,7 @@ def test_q8_0_blocks_are_taken_as_they_are(tiny_models: dict[str, Path]) -> None
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=12))
 def test_texts_side_by_side_go_to_the_rectangle_and_back(lengths: list[int]) -> None:
     packed = packing.side_by_side(lengths, memory=(2, 3))
-    assert packed.queries.shape == packed.keys.shape == (len(lengths), max(lengths))
+    assert packed.queries.shape == packed.keys.shape == (len(lengths), packing.room(max(lengths)))
     assert packed.past.shape == (0, 2, 3)
     assert packed.positions.tolist() == [place for length in lengths for place in range(length)]
     flat = packed.queries.reshape(-1)

@@ -24,6 +24,24 @@ def test_side_by_side_puts_every_row_in_its_place(lengths: list[int]) -> None:
     assert packed.past.shape == (0, *MEMORY)
 
 
+@given(st.integers(1, 4096))
+def test_there_is_room_for_all_rows_and_for_few_more(rows: int) -> None:
+    assert rows <= packing.room(rows) <= max(rows + 3, rows * 9 / 8)
+
+
+def test_the_graph_meets_few_numbers_of_rows() -> None:
+    assert len({packing.room(rows) for rows in range(1, 2049)}) <= openvino.KEPT_SHAPES
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=12), st.integers(0, 9))
+def test_rows_of_padding_come_last_and_are_in_no_text(lengths: list[int], more: int) -> None:
+    packed = packing.side_by_side(lengths, memory=MEMORY)
+    padded = packed.in_room(sum(lengths) + more)
+    assert len(padded.positions) == len(padded.rows) == sum(lengths) + more
+    np.testing.assert_array_equal(padded.rows[: sum(lengths)], packed.rows)
+    np.testing.assert_array_equal(padded.queries, packed.queries)
+
+
 @given(st.integers(1, 40_000), st.integers(1, 64))
 def test_pieces_cover_the_text_within_the_memory_given(length: int, heads: int) -> None:
     cut = list(packing.pieces(length, heads=heads, most_tokens=2048, score_bytes=1 << 26))

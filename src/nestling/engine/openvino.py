@@ -127,16 +127,19 @@ class OpenVINOEngine:
 
         `adapters` is the adapter of every token, if there are adapters.
         """
-        began = time.perf_counter()
-        states = embedding_rows(self._file, ids)
+        began, rows = time.perf_counter(), packing.room(len(ids))
+        states = np.zeros((rows, self._shape.hidden), np.float32)
+        states[: len(ids)] = embedding_rows(self._file, ids)
+        inputs = [states, *packed.in_room(rows).inputs()]
+        inputs += [np.pad(adapters, (0, rows - len(ids)))] if self._adapted else []
         with self._lock:
             if self._request is None:
                 raise EngineError("the engine is closed")
             ready = time.perf_counter()
-            self._request.infer([states, *packed.inputs(), *([adapters] if self._adapted else [])])
+            self._request.infer(inputs)
             self._seconds["embedding rows"] += ready - began
             self._seconds["graph"] += time.perf_counter() - ready
-            return [np.array(self._request.get_output_tensor(place).data) for place in range(outputs)]
+            return [np.array(self._request.get_output_tensor(place).data[: len(ids)]) for place in range(outputs)]
 
 
 class Observer:

@@ -4,8 +4,8 @@ What the inputs mean stands in `graph`; here are their values.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,12 +34,30 @@ class Packed:
         """The arrays, in the graph's order."""
         return [getattr(self, one.name) for one in fields(self)]
 
+    def in_room(self, rows: int) -> Self:
+        """The same with rows of padding at the end, which no text has and no row sees."""
+        missing = (0, rows - len(self.rows))
+        return replace(self, positions=np.pad(self.positions, missing), rows=np.pad(self.rows, missing))
+
+
+def room(rows: int) -> int:
+    """How many rows, or places of a text, the graph is given for so many: an eighth more at most, or three.
+
+    For every number that it meets for the first time the plugin makes kernels, which takes longer than embedding a
+    short text, and keeps them. Its int8 kernels work on 64 rows at a time anyway.
+    """
+    step = min(64, max(4, 1 << max(0, rows.bit_length() - 4)))
+    return -(-rows // step) * step
+
 
 def side_by_side(lengths: Sequence[int], *, memory: tuple[int, ...]) -> Packed:
-    """Texts of these lengths, one after another; `memory` is the shape of one token's keys and values."""
+    """Texts of these lengths, one after another; `memory` is the shape of one token's keys and values.
+
+    Their rectangle has `room` for the longest.
+    """
     counts = np.asarray(lengths, np.int64)
     starts = np.concatenate(([0], np.cumsum(counts)[:-1]))
-    places = np.arange(counts.max())
+    places = np.arange(room(int(counts.max())))
     real = places[None] < counts[:, None]
     rectangle = np.where(real, starts[:, None] + places[None], 0)
     positions = np.broadcast_to(places, real.shape)[real].copy()

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from benchmarks.judging import COMPARISONS
 from benchmarks.measuring import RESULTS
 from nestling.evaluation.figures import Figure, Point, Series
 from nestling.evaluation.plots import draw
@@ -95,13 +96,26 @@ def _mix_row(stock: str, mix: str, rows: list[dict[str, Any]]) -> str:
 
 
 def _gains(result: dict[str, Any]) -> str:
-    found = [one for row in result["mixes"] for one in row["nDCG@10"].values()]
-    lower, higher = sum(one["high"] < 0 for one in found), sum(one["low"] > 0 for one in found)
-    mean = fmean(one["difference"] for one in found)
-    return (
-        f"of {len(found)} comparisons (mix, task, set) the mix is significantly better in {higher} and worse"
-        f" in {lower}; the mean difference is {mean:+.4f}."
+    single, together = (result["summary"][key] for key in ("nDCG@10", "nDCG@10, all mixes together"))
+    counted = "; ".join(f"{kind}, {_counted(single[kind])}" for kind in COMPARISONS)
+    left, left_together = (
+        "; ".join(f"{kind}, {_left(found[kind])}" for kind in COMPARISONS) for found in (single, together)
     )
+    mixes = len(result["mixes"]) // len(result["tasks"])
+    return (
+        f"significant by their 95 % intervals are, {counted}.\nCorrected for their number (permutation tests, Holm)"
+        f" there remain: {left}; with the {mixes} mixes of a task taken together: {left_together}."
+    )
+
+
+def _left(ranking: dict[str, Any]) -> str:
+    names = " and ".join(", ".join(name for name in of if name != "all") for of in ranking["left_after_correction"])
+    return f"{names or 'none'} (lowest p {ranking['lowest_corrected_p']:.2f})"
+
+
+def _counted(ranking: dict[str, Any]) -> str:
+    higher, lower = len(ranking["higher"]), len(ranking["lower"])
+    return f"{higher} of {ranking['comparisons']} higher and {lower} lower (mean {ranking['mean']:+.4f})"
 
 
 def _correlation(result: dict[str, Any]) -> str:

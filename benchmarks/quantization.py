@@ -2,11 +2,13 @@
 
     python -m benchmarks.quantization [TASK ...]
     python -m benchmarks.quantization --merge RESULT ...
+    python -m benchmarks.quantization --judge
 
 For every task: builds all file types with the package's calibration text into a temporary folder; measures the cosine
 of each file's vectors to the F16 file's on texts of the benchmark sets (never calibrated on), and between OpenVINO and
 llama.cpp; chooses mixes at the sizes of four stock files, with the embedding table free and with it kept, and measures
-them and the stock files on every text of the task's sets: cosine to F16, and nDCG@10 paired by query.
+them and the stock files on every text of the task's sets: cosine to F16, and nDCG@10 paired by query, mix and stock
+and F16 with each other. `--judge` makes the mixes of the result again, by their recorded types, and judges them anew.
 """
 
 import json
@@ -17,10 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from benchmarks import measuring
+from benchmarks.judging import Judge, Judged, embed, rankings
 from nestling import calibrating
 from nestling.build.checkpoint import Checkpoint
 from nestling.build.imatrix import ImportanceMatrix
@@ -33,13 +33,13 @@ from nestling.choosing import Budget, Chooser, embedding_kept
 from nestling.embedder import Embedder
 from nestling.engine.loading import usable_threads
 from nestling.engine.openvino import Observer, OpenVINOEngine
-from nestling.evaluation import data, metrics
+from nestling.evaluation import data
 from nestling.files import Progress, no_progress
 from nestling.gguf_io import GGUFFile
-from nestling.quants import FILE_TYPES
+from nestling.quants import FILE_TYPES, QuantType
 from nestling.spec import ModelSpec, Role, Task
 from nestling.store import starter_checkpoint
-from nestling.vectors import Floats, paired_cosine
+from nestling.vectors import paired_cosine
 
 STOCK = ("Q4_K_M", "Q3_K_M", "IQ3_XXS", "IQ2_M")
 LADDER = tuple(name for name in FILE_TYPES if name != "Q2_K_S")
@@ -55,6 +55,9 @@ def main() -> None:
     """Measure and write `benchmarks/results/quantization.json`, or parts of it for single tasks, to be merged."""
     if sys.argv[1:2] == ["--merge"]:
         _merge([Path(name) for name in sys.argv[2:]])
+        return
+    if sys.argv[1:2] == ["--judge"]:
+        _judge_again(json.loads((measuring.RESULTS / "quantization.json").read_text("utf-8")))
         return
     tasks = [Task.parse(name) for name in sys.argv[1:]]
     result: dict[str, Any] = {"ladder": [], "mixes": [], "tasks": {}}
@@ -75,6 +78,46 @@ def _merge(parts: Sequence[Path]) -> None:
         "parts": [{key: one[key] for key in ("command", "commit", "machine")} for one in found],
     }
     print(measuring.write("quantization", {**result, "summary": _summary(result)}))
+
+
+def _judge_again(result: dict[str, Any]) -> None:
+    """Judge the mixes of a result that are recorded in it, without choosing them anew."""
+    for task in map(Task.parse, result["tasks"]):
+        with tempfile.TemporaryDirectory() as name:
+            _judge_mixes(Path(name), task, result)
+    kept = {key: result[key] for key in ("ladder", "mixes", "tasks", "parts")}
+    print(measuring.write("quantization", {**kept, "summary": _summary(result)}))
+
+
+def _judge_mixes(folder: Path, task: Task, result: dict[str, Any]) -> None:
+    collect = calibrating.for_pipeline(threads=usable_threads())
+    Pipeline(
+        Checkpoint.open(starter_checkpoint()), folder, "starter", usable_threads(), lambda _: no_progress, collect
+    ).build([task], ("F16", *STOCK))
+    source, matrix = _built(folder, task, "F16"), ImportanceMatrix.read(matrix_path(folder, task))
+    judge = Judge(source, task)
+    stock = {file_type: judge.judged(_built(folder, task, file_type)) for file_type in STOCK}
+    pairs = []
+    for row in (row for row in result["mixes"] if row["task"] == task):
+        types = {name: QuantType[kind] for name, kind in row["types"].items()}
+        shapes = {name: GGUFFile.open(source).tensors[name].shape for name in types}
+        made = _made(folder, source, MixRecipe(row["stock"], types, shapes), matrix)
+        assert made.stat().st_size == row["bytes"], (made.stat().st_size, row["bytes"])
+        pairs.append((stock[row["stock"]], judge.judged(made)))
+        row.update(_judgement(judge, *pairs[-1]))
+        print({key: value for key, value in row.items() if key != "types"}, flush=True)
+    result["tasks"][task]["nDCG@10"] = judge.compared(*zip(*pairs, strict=True))
+
+
+def _built(folder: Path, task: Task, file_type: str) -> Path:
+    return model_path(folder, family="starter", task=task, file_type=file_type)
+
+
+def _judgement(judge: Judge, stock: Judged, mix: Judged) -> dict[str, Any]:
+    return {
+        "stock_error": stock.error, "error": mix.error, "ratio": mix.error / stock.error,
+        "stock_lowest": stock.lowest, "lowest": mix.lowest, "nDCG@10": judge.compared([stock], [mix]),
+    }  # fmt: skip
 
 
 def _task(folder: Path, task: Task, result: dict[str, Any]) -> None:
@@ -114,21 +157,14 @@ def _texts(count: int) -> list[tuple[str, Role]]:
     return found
 
 
-def _embed(path: Path, texts: Sequence[tuple[str, Role]], engine: str = "openvino") -> Floats:
-    model = Embedder.load(path, engine=engine)
-    vectors = model.embed_ids(model.tokenizer.encode([model.spec.prefix(role) + text for text, role in texts]))
-    model.close()
-    return vectors
-
-
 def _ladder(task: Task, built: Sequence[BuiltFile]) -> list[dict[str, Any]]:
     texts = _texts(SAMPLE)
     few = texts[:: len(texts) // AGREEING]
-    base = _embed(next(file.path for file in built if file.card.file_type == "F16"), texts)
+    base = embed(next(file.path for file in built if file.card.file_type == "F16"), texts)
     rows = []
     for file in built:
-        cosines = paired_cosine(_embed(file.path, texts), base)
-        agree = paired_cosine(_embed(file.path, few), _embed(file.path, few, "llamacpp"))
+        cosines = paired_cosine(embed(file.path, texts), base)
+        agree = paired_cosine(embed(file.path, few), embed(file.path, few, "llamacpp"))
         card = file.card
         rows.append(
             {
@@ -148,36 +184,37 @@ def _ladder(task: Task, built: Sequence[BuiltFile]) -> list[dict[str, Any]]:
 
 
 def _mixes(folder: Path, task: Task) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    source = model_path(folder, family="starter", task=task, file_type="F16")
+    source = _built(folder, task, "F16")
     matrix = ImportanceMatrix.read(matrix_path(folder, task))
     began = time.perf_counter()
     chooser = Chooser.measure(source, spec=_spec(source), matrix=matrix, threads=usable_threads())
-    facts = {
+    facts: dict[str, Any] = {
         "measure_s": time.perf_counter() - began,
         "estimate_correlation": chooser.correlation,
         "estimates_checked": chooser.checked,
     }
-    judge = _Judge(source, task)
+    judge = Judge(source, task)
     rows = []
+    pairs: list[tuple[Judged, Judged]] = []
     for file_type in STOCK:
         plan = chooser.stock(file_type)
-        stock = judge.judged(model_path(folder, family="starter", task=task, file_type=file_type))
+        stock = judge.judged(_built(folder, task, file_type))
         for kind, keep in (("free", None), ("embedding kept", embedding_kept(plan))):
             began = time.perf_counter()
             chosen = chooser.choose(Budget(size_bytes=plan.size_bytes), keep=keep, trials=TRIALS)
             choose_s = time.perf_counter() - began
             made = _made(folder, source, chosen.recipe, matrix)
             ours = judge.judged(made)
+            pairs.append((stock, ours))
             row = {
                 "task": task, "stock": file_type, "mix": kind, "stock_bytes": plan.size_bytes,
                 "bytes": made.stat().st_size, "choose_s": choose_s, "trials": chosen.trials,
-                "calibration_error": chosen.recipe.error, "stock_error": stock.error, "error": ours.error,
-                "ratio": ours.error / stock.error, "stock_lowest": stock.lowest, "lowest": ours.lowest,
-                "nDCG@10": judge.compared(stock, ours),
+                "calibration_error": chosen.recipe.error, **_judgement(judge, stock, ours),
                 "types": {name: one.name for name, one in chosen.recipe.types.items()},
             }  # fmt: skip
             rows.append(row)
             print({key: value for key, value in row.items() if key != "types"}, flush=True)
+    facts["nDCG@10"] = judge.compared(*zip(*pairs, strict=True))
     return rows, facts
 
 
@@ -194,54 +231,9 @@ def _made(folder: Path, source: Path, recipe: MixRecipe, matrix: ImportanceMatri
     return quantize(source, out=folder / "mix.gguf", mix=MixRecipe.read(folder / "mix.json").mix(shapes, matrix)).path
 
 
-class _Judged:
-    """A file's mean and largest 1 - cosine to F16 on the task's sets, and its nDCG@10 of every query."""
-
-    def __init__(self, error: float, lowest: float, gains: dict[str, list[float]]) -> None:
-        self.error, self.lowest, self.gains = error, lowest, gains
-
-
-class _Judge:
-    """Embeds every text of a task's sets and compares with F16."""
-
-    def __init__(self, base: Path, task: Task) -> None:
-        self._sets = [one for name in data.for_task(task) if isinstance(one := data.load(name), data.RetrievalSet)]
-        self._texts = [
-            [(text, Role.QUERY) for text in one.queries] + [(text, Role.PASSAGE) for text in one.documents]
-            for one in self._sets
-        ]
-        self._base = self._vectors(base)
-
-    def _vectors(self, path: Path) -> list[Floats]:
-        found = _embed(path, [text for texts in self._texts for text in texts])
-        return np.split(found, np.cumsum([len(texts) for texts in self._texts])[:-1])
-
-    def judged(self, path: Path) -> _Judged:
-        vectors = self._vectors(path)
-        cosines = np.concatenate([paired_cosine(a, b) for a, b in zip(vectors, self._base, strict=True)])
-        gains = {one.name: _gains(one, found) for one, found in zip(self._sets, vectors, strict=True)}
-        return _Judged(float(1 - cosines.mean()), float(cosines.min()), gains)
-
-    def compared(self, stock: _Judged, ours: _Judged) -> dict[str, dict[str, float]]:
-        found = {}
-        for name, gains in ours.gains.items():
-            paired = metrics.interval([a - b for a, b in zip(gains, stock.gains[name], strict=True)])
-            found[name] = {
-                "stock": float(np.mean(stock.gains[name])), "mix": float(np.mean(gains)), "difference": paired.mean,
-                "low": paired.low, "high": paired.high,
-            }  # fmt: skip
-        return found
-
-
-def _gains(one: data.RetrievalSet, vectors: NDArray[np.float32]) -> list[float]:
-    queries, documents = vectors[: len(one.queries)], vectors[len(one.queries) :]
-    ranked = metrics.search(queries, documents, one.document_ids)
-    return metrics.per_query(one.relevant, dict(zip(one.query_ids, ranked, strict=True)))["nDCG@10"]
-
-
 def _collection(folder: Path, task: Task) -> dict[str, float]:
     """Tokens per second of the engine plain and observed, in turns, best of five."""
-    path = model_path(folder, family="starter", task=task, file_type="F16")
+    path = _built(folder, task, "F16")
     file, threads = GGUFFile.open(path), usable_threads()
     model = Embedder.load(path)
     text = calibrating.Calibration(model.spec, model.tokenizer, calibrating.default_text())
@@ -264,7 +256,7 @@ def _collection(folder: Path, task: Task) -> dict[str, float]:
 
 def _speed(folder: Path, task: Task) -> dict[str, float]:
     """Seconds to quantize to Q4_K_M with the matrix on one core and on two, best of three."""
-    source = model_path(folder, family="starter", task=task, file_type="F16")
+    source = _built(folder, task, "F16")
     mix = Mix("Q4_K_M", imatrix=ImportanceMatrix.read(matrix_path(folder, task)))
     found = {}
     for threads in (1, 2):
@@ -278,7 +270,7 @@ def _speed(folder: Path, task: Task) -> dict[str, float]:
 
 
 def _summary(result: dict[str, Any]) -> dict[str, Any]:
-    """The promises: largest ratio of each kind of mix, lowest agreement, sets where nDCG@10 fell significantly."""
+    """The promises: largest ratio of each kind of mix, lowest agreement, how nDCG@10 changed."""
     mixes = result["mixes"]
     upper = LADDER[: LADDER.index("Q3_K_M") + 1]
     return {
@@ -292,12 +284,10 @@ def _summary(result: dict[str, Any]) -> dict[str, Any]:
         "llamacpp_lowest_below": min(
             row["llamacpp_lowest"] for row in result["ladder"] if row["file_type"] not in upper
         ),
-        "nDCG_significantly_lower": [
-            [row["task"], row["stock"], row["mix"], name]
-            for row in mixes
-            for name, one in row["nDCG@10"].items()
-            if one["high"] < 0
-        ],
+        "nDCG@10": rankings(mixes),
+        "nDCG@10, all mixes together": rankings(
+            [{"task": task, "stock": "all", "mix": "all", **facts} for task, facts in result["tasks"].items()]
+        ),
     }
 
 

@@ -178,6 +178,7 @@ def _compiled(model: ov.Model, file: GGUFFile, threads: int, **more: str | bool)
     properties = {
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": 1,
+        "ENABLE_CPU_PINNING": False,  # or the threads of several processes would share the first processors
         "PERFORMANCE_HINT": "LATENCY",
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": int8.group_of(file),
         "CPU_RUNTIME_CACHE_CAPACITY": KEPT_SHAPES,

@@ -1,7 +1,7 @@
 """Bulk jobs measured: speed beside the engine's, memory, Ray, planning, and kills with SIGKILL.
 
-    python -m benchmarks.bulk speed            20,000 documents of mixed lengths: the engine alone, then the job
-    python -m benchmarks.bulk memory           peak resident memory with 2,000 and 200,000 rows
+    python -m benchmarks.bulk speed [ROUNDS]   20,000 documents of mixed lengths: the engine alone, then the job
+    python -m benchmarks.bulk memory           resident memory after 2,000 to 200,000 rows of one job of mixed lengths
     python -m benchmarks.bulk ray              two workers of one thread on Ray against one of two threads here
     python -m benchmarks.bulk large [SECONDS]  a source of ten million rows, read for a while
     python -m benchmarks.bulk planning         100,000 shards: planned, and their manifest read
@@ -15,12 +15,11 @@ import json
 import os
 import random
 import resource
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +34,17 @@ from benchmarks import measuring
 from nestling import Embedder, bulk
 from nestling.bulk import manifest, plan, sources
 from nestling.bulk.manifest import Finished, Job, Log, Model
+from nestling.bulk.settings import SHARD_ROWS
 from nestling.evaluation.texts import TextSource
 
 MODEL = "starter-retrieval:Q8_0"
 COMMAND = (sys.executable, "-c", "import sys; from nestling.cli import main; main()", "bulk")
 DOCUMENTS, LENGTHS = 20_000, (8, 160)
+MARKS, DISTINCT, SHORT = (2_000, 20_000, 100_000, 200_000), 20_000, (4, 64)
+SIZES, SAMPLE_S = ("VmHWM", "VmRSS", "RssAnon", "RssFile"), 0.05
 LARGE_ROWS, LARGE_GROUP = 10_000_000, 1_000_000
 SHARDS = 100_000
-KILL_ROWS, KILL_SHARD = 3_000, 100
+KILL_ROWS, KILL_SHARD, KILL_S = 600, 20, 2400
 
 
 def main(part: str, *arguments: str) -> None:
@@ -70,41 +72,67 @@ def corpus(path: Path, rows: list[str]) -> Path:
     return path
 
 
-def speed(folder: Path, count: str = str(DOCUMENTS)) -> dict[str, Any]:
-    """Tokens per second of one call of the engine with all texts, and of the job from its first to its last file."""
+def speed(folder: Path, rounds: str = "2", count: str = str(DOCUMENTS)) -> dict[str, Any]:
+    """Tokens per second of one call of the engine with all texts, and of the job with its start and from then on."""
     rows = texts(int(count), *LENGTHS)
     source = corpus(folder / "c.parquet", rows)
     embedder = Embedder.load(MODEL)
     embedder.encode(rows[:200], prompt_name="passage")
     seconds: dict[str, list[float]] = {"engine with tokenizer": [], "job": []}
-    tokens = 0
-    for turn in range(2):
+    tokens, steady = 0, list[float]()
+    for turn in range(int(rounds)):
         began = time.perf_counter()
         embedder.encode(rows, prompt_name="passage")
         seconds["engine with tokenizer"].append(time.perf_counter() - began)
         began = time.perf_counter()
-        tokens = bulk.run([str(source)], folder / f"out{turn}", bulk.What(MODEL)).tokens
+        marks: list[tuple[float, int]] = []
+        tokens = bulk.run([str(source)], folder / f"out{turn}", bulk.What(MODEL), told=_Clock(marks).told).tokens
         seconds["job"].append(time.perf_counter() - began)
+        steady.append(_steady(marks))
     rates = {name: tokens / min(row) for name, row in seconds.items()}
-    share = rates["job"] / rates["engine with tokenizer"]
+    rates["job, less its start"] = max(steady)
+    shares = {name: rates[name] / rates["engine with tokenizer"] for name in ("job", "job, less its start")}
     return {
         "documents": len(rows),
         "tokens": tokens,
         "seconds": seconds,
         "tokens_per_s": rates,
-        "job_over_engine": share,
+        "over_engine": shares,
     }
 
 
 def memory(folder: Path) -> dict[str, Any]:
-    """Peak resident memory of the command by rows; texts of twelve words."""
-    found = {}
-    for count in (2_000, 200_000):
-        source = corpus(folder / f"{count}.parquet", [f"document {n} of the bench" for n in range(count)])
-        run = measuring.run(*COMMAND, str(source), "--out", str(folder / str(count)), "--model", MODEL)
-        found[str(count)] = {"peak_resident_bytes": run.peak_resident_bytes, "wall_s": run.wall_s}
-    sizes = [one["peak_resident_bytes"] for one in found.values()]
-    return {"rows": found, "growth": sizes[1] / sizes[0]}
+    """Memory of one job when so many rows are done: resident, its parts, and its peak until then."""
+    some = texts(DISTINCT, *SHORT)
+    source = corpus(folder / "c.parquet", [f"{n} {some[n % DISTINCT]}" for n in range(MARKS[-1])])
+    out, found = folder / "out", dict[int, dict[str, int]]()
+    command = [*COMMAND, str(source), "--out", str(out), "--model", MODEL]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        for sizes in _watched(process):
+            log = out / manifest.LOG
+            done = log.read_bytes().count(b"\n") * SHARD_ROWS if log.exists() else 0
+            found |= {mark: sizes for mark in MARKS if mark <= done and mark not in found}
+    assert process.returncode == 0, "the job failed"
+    found.setdefault(MARKS[-1], sizes)  # the last look, if the job ended before another
+    peaks = [one["VmHWM"] for one in found.values()]
+    growth = {f"{mark} to {MARKS[-1]}": peaks[-1] / peak for mark, peak in zip(MARKS, peaks, strict=True)}
+    return {"tokens_without_prefix": SHORT, "bytes_when_rows_done": found, "growth_of_peak": growth}
+
+
+def _watched(process: "subprocess.Popen[bytes]") -> Iterator[dict[str, int]]:
+    """A child's memory in bytes as /proc has it, again and again until it ends."""
+    while process.poll() is None:
+        lines = [line.split() for line in Path(f"/proc/{process.pid}/status").read_text().splitlines()]
+        found = {line[0][:-1]: int(line[1]) * 1024 for line in lines if line[0][:-1] in SIZES}
+        if len(found) == len(SIZES):  # a process that is ending has none
+            yield found
+        time.sleep(SAMPLE_S)
+
+
+def _steady(marks: list[tuple[float, int]]) -> float:
+    """Tokens per second from the first mark with tokens to the last."""
+    real = [mark for mark in marks if mark[1]]
+    return (real[-1][1] - real[0][1]) / (real[-1][0] - real[0][0])
 
 
 class _Clock:
@@ -119,7 +147,7 @@ class _Clock:
 
 def on_ray(folder: Path) -> dict[str, Any]:
     """Tokens per second between the first and the last finished shard, and of the whole run with its start."""
-    source = corpus(folder / "c.parquet", texts(6_000, *LENGTHS))
+    source = corpus(folder / "c.parquet", texts(DOCUMENTS, *LENGTHS))
     ways = {
         "local, two threads": bulk.How(threads=2),
         "local, two workers of one thread": bulk.How(workers=2, threads=1),
@@ -130,9 +158,7 @@ def on_ray(folder: Path) -> dict[str, Any]:
         marks: list[tuple[float, int]] = []
         what = bulk.What(MODEL, shard_rows=250)
         outcome = bulk.run([str(source)], folder / name.replace(" ", "-"), what, how, told=_Clock(marks).told)
-        real = [mark for mark in marks if mark[1]]
-        steady = (real[-1][1] - real[0][1]) / (real[-1][0] - real[0][0])
-        found[name] = {"tokens_per_s": steady, "with_start_tokens_per_s": outcome.tokens / outcome.seconds}
+        found[name] = {"tokens_per_s": _steady(marks), "with_start_tokens_per_s": outcome.tokens / outcome.seconds}
     rates = [one["tokens_per_s"] for one in found.values()]
     return {
         "ways": found,
@@ -152,12 +178,12 @@ def large(folder: Path, seconds: str = "60") -> dict[str, Any]:
     out, began, peak, planned = folder / "out", time.perf_counter(), 0, 0.0
     command = [*COMMAND, str(source), "--out", str(out), "--model", MODEL, "--dimensions", "32"]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
-        while process.poll() is None and (not planned or time.perf_counter() - began < planned + float(seconds)):
-            lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
-            peak = max([peak, *(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))])
-            planned = planned or (time.perf_counter() - began if (out / manifest.JOB).exists() else 0.0)
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
+        for sizes in _watched(process):
+            peak, so_far = sizes["VmHWM"], time.perf_counter() - began
+            planned = planned or (so_far if (out / manifest.JOB).exists() else 0.0)
+            if planned and so_far > planned + float(seconds):
+                break
+        process.terminate()
     job = Job.read(out)
     rows_done = Log(job, append=False).rows
     return {
@@ -208,8 +234,10 @@ def kills(folder: Path, target: str, times: str = "30") -> dict[str, Any]:
     command, whole, _ = _killed(folder)
     ray = target.startswith("ray-")
     options = ["--engine", "ray", "--workers", "2", "--threads", "1"] if ray else ["--workers", "2"]
-    draw, states = random.Random(3), list[int]()  # noqa: S311 - a seed, not a secret
+    draw, states, hit, began = random.Random(3), list[int](), 0, time.perf_counter()  # noqa: S311 - a seed
     for number in range(int(times)):
+        if time.perf_counter() - began > KILL_S:
+            break
         out = folder / f"{target}-{number}"
         wanted = draw.randrange(KILL_ROWS // KILL_SHARD)
         process = subprocess.Popen(
@@ -219,8 +247,11 @@ def kills(folder: Path, target: str, times: str = "30") -> dict[str, Any]:
         while len(list((out / "shards").glob("*.parquet"))) < wanted and process.poll() is None:
             time.sleep(0.005)
         time.sleep(draw.random() * 0.2)
+        while not (victims := _victims(target, process.pid)) and process.poll() is None:
+            time.sleep(0.005)  # it has not begun yet
+        hit += process.poll() is None
         below = children(process.pid)
-        kill(_victims(target, process.pid))
+        kill(victims)
         process.wait()
         kill(below)
         states.append(len(list((out / "shards").glob("*.parquet"))))
@@ -228,7 +259,8 @@ def kills(folder: Path, target: str, times: str = "30") -> dict[str, Any]:
         assert contents(out) == whole, f"{target}, kill {number}: the rerun differs"
     return {
         "kills": len(states),
-        "shards_there_after_the_kill": states,
+        "while_at_work": hit,
+        "shards_there_before_the_rerun": states,
         "shards": KILL_ROWS // KILL_SHARD,
         "equal": len(states),
     }

@@ -5,7 +5,8 @@
 DIR, outside the repository, holds files of the shape (`make_checkpoint`: noise of the full model's width and 4 of its
 36 layers, or with `--shape jina-v4` all of them), which are made if they are not there. All sides of a file are loaded
 together, each in a process of its own, and take turns, five rounds of new texts: medians. PYTHON is an interpreter
-with llama-cpp-python, compiled for this machine. The peak is numpy's float32 product of two large matrices.
+with llama-cpp-python, compiled for this machine. Peaks are OpenVINO's own product of two large matrices: in float32, in
+bfloat16 and in int8 with one scale for each matrix.
 """
 
 import argparse
@@ -24,11 +25,12 @@ import numpy as np
 
 from benchmarks import measuring
 from nestling.engine.base import LAYER_MATRICES
+from nestling.engine.runtime import Node, op, ov
 from nestling.gguf_io import GGUFFile
 
 ROUNDS = 5
 LENGTHS = {
-    "mixed, 16 to 512": tuple(np.geomspace(16, 512, 9).astype(int).tolist()),
+    "mixed, 16 to 512": tuple(np.geomspace(16, 512, 36).astype(int).tolist()),
     "equal, 128": (128,) * 10,
     "one of 16": (16,),
     "16 of 16": (16,) * 16,
@@ -36,6 +38,7 @@ LENGTHS = {
 }
 MIXED, EQUAL, ONE, SIXTEEN, MANY = LENGTHS
 PEAK_SIZE = 4096
+PEAKS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}
 GIB = 1 << 30
 
 
@@ -70,11 +73,12 @@ class Side:
 def main() -> None:
     """Measure and write `benchmarks/results/cpu-speed.json`."""
     asked = _arguments()
-    result: dict[str, Any] = {"shape": asked.shape, "peak_float32_gflops": _peak(), "lengths": LENGTHS, "files": []}
+    peaks = {name: _peak(precision, rounded=name == "int8") for name, precision in PEAKS.items()}
+    result: dict[str, Any] = {"shape": asked.shape, "peak_gops": peaks, "lengths": LENGTHS, "files": []}
     for quant in asked.quant:
         path = _file(asked.folder, asked.shape, quant)
         result["files"].append(_compare(path, quant, asked))
-        result["files"][-1]["share_of_float32_peak"] = _share(path, result)
+        result["files"][-1] |= _shares(path, result)
         measuring.write("cpu-speed", result)
         print(table(result), flush=True)
 
@@ -148,28 +152,43 @@ def _row(side: Side) -> dict[str, Any]:
     }
 
 
-def _peak() -> float:
+def _peak(precision: str, *, rounded: bool) -> float:
     """The best of five, in 10^9 additions and multiplications a second."""
     rng = np.random.default_rng(0)
-    a, b = (rng.random((PEAK_SIZE, PEAK_SIZE), np.float32) for _ in range(2))
+    matrix = rng.standard_normal((PEAK_SIZE, PEAK_SIZE), np.float32)
+    x = op.parameter(matrix.shape, np.float32)
+    sides = [_int8(x, 0, 256), _int8(op.constant(matrix), -4, 255)] if rounded else [x, op.constant(matrix)]
+    model = ov.Model([op.matmul(*sides, transpose_a=False, transpose_b=True)], [x], "peak")
+    threads = len(os.sched_getaffinity(0))
+    run = ov.Core().compile_model(
+        model, "CPU", {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": precision}
+    )
     seconds = []
     for _ in range(ROUNDS + 1):
         began = time.perf_counter()
-        a @ b
+        run([matrix])
         seconds.append(time.perf_counter() - began)
     return 2 * PEAK_SIZE**3 / min(seconds) / 1e9
 
 
-def _share(path: Path, result: dict[str, Any]) -> float:
-    """Our engine's matrix products a second, over texts of one length, as a share of the peak."""
+def _int8(x: Node, low: float, levels: int) -> Node:
+    """Numbers rounded to so many steps from `low` to 4, which the plugin multiplies as int8."""
+    edges = [op.constant(np.float32(edge)) for edge in (low, 4, low, 4)]
+    return op.fake_quantize(x, *edges, levels)
+
+
+def _shares(path: Path, result: dict[str, Any]) -> dict[str, Any]:
+    """Our engine's products a second, over texts of one length, as shares of the peaks; and what mixing costs."""
     tensors = GGUFFile.open(path).tensors
     weights = sum(
         int(np.prod(info.shape))
         for name, info in tensors.items()
         if any(f".{one}.weight" in name for one in LAYER_MATRICES)
     )
-    ours = result["files"][-1]["sides"][0]["tokens_per_s"][EQUAL]
-    return float(2 * weights * ours / 1e9 / result["peak_float32_gflops"])
+    ours = result["files"][-1]["sides"][0]["tokens_per_s"]
+    done = 2 * weights * ours[EQUAL] / 1e9
+    shares = {name: done / peak for name, peak in result["peak_gops"].items()}
+    return {"share_of_peak": shares, "mixed_over_equal": ours[MIXED] / ours[EQUAL]}
 
 
 def table(result: dict[str, Any]) -> str:

@@ -1,15 +1,16 @@
-"""The tables of docs/scale.md: what a hundred million documents cost, from result files and published speeds alone.
+"""The tables of docs/scale.md and docs/bulk.md, from result files and published speeds alone.
 
-python -m benchmarks.scale          (rewrites what stands between the markers in docs/scale.md)
+python -m benchmarks.scale          (rewrites what stands between the markers of each)
 """
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-DOCUMENT = ROOT / "docs" / "scale.md"
+PAGES = ("docs/scale.md", "docs/bulk.md")
 DOCUMENTS, TOKENS = 100_000_000, 200
 L4_TOKENS_PER_S = {"Q8_0": 3767, "Q4_K_M": 3558}
 """Published for this model on one NVIDIA L4 with flash attention, by its makers, in their llama.cpp."""
@@ -19,7 +20,7 @@ BYTES: dict[str, Callable[[int], float]] = {
 }  # fmt: skip
 DIMENSIONS = (2048, 512, 128)
 KEPT = ("float", "float16", "int8", "binary", "binary, both sides")
-GB, DAY_H = 1e9, 24
+GB, MIB, DAY_H = 1e9, 1 << 20, 24
 
 
 def hours() -> str:
@@ -47,7 +48,7 @@ def _speeds(measured: dict[str, Any]) -> list[tuple[str, Callable[[str], float]]
 
     return [
         (f"{cores} cores ({instructions}), measured", here),
-        (f"{CORES} cores, as {CORES // cores} times the above", scaled),
+        (f"{CORES} cores, estimate: {CORES // cores} times the above", scaled),
         ("one L4, published", L4_TOKENS_PER_S.__getitem__),
     ]
 
@@ -72,17 +73,71 @@ def recall() -> str:
     return "\n".join(lines) + "\n"
 
 
-TABLES = {"hours": hours, "storage": storage, "recall": recall}
+def measured() -> str:
+    """What a job does on the machine of the result file, part by part."""
+    parts = _read("bulk")["parts"]
+    rows = [row for name, told in TOLD.items() if name in parts for row in told(parts[name])]
+    kills = {name.removeprefix("kills-"): one for name, one in parts.items() if name.startswith("kills-")}
+    rows += [(f"`kill -9`: {name}", f"{one['equal']} of {one['kills']} reruns equal") for name, one in kills.items()]
+    return "\n".join(["| part | measured |", "|---|---|", *(f"| {a} | {b} |" for a, b in rows)]) + "\n"
+
+
+Row = tuple[str, str]
+
+
+def _speed(part: dict[str, Any]) -> list[Row]:
+    rates, over = part["tokens_per_s"], part["over_engine"]
+    told = [f"{name} {rates[name]:,.0f} tokens/s ({share:.1%})" for name, share in over.items()]
+    what = f"{part['documents']:,} documents, {part['tokens']:,} tokens, in {min(part['seconds']['job']):.0f} s"
+    return [(what, f"engine alone {rates['engine with tokenizer']:,.0f} tokens/s, {', '.join(told)}")]
+
+
+def _ray(part: dict[str, Any]) -> list[Row]:
+    rates = [f"{one['tokens_per_s']:,.0f}" for one in part["ways"].values()]
+    shares = f"{part['ray_over_local_two_threads']:.1%} and {part['ray_over_local_two_workers']:.1%}"
+    names = "two workers of one thread on Ray, beside one of two threads and two of one here"
+    return [(names, f"{rates[2]} tokens/s, {rates[0]} and {rates[1]}: {shares}")]
+
+
+def _memory(part: dict[str, Any]) -> list[Row]:
+    return [
+        (f"peak memory when {int(mark):,} rows are done", f"{sizes['VmHWM'] / MIB:,.0f} MiB")
+        for mark, sizes in part["bytes_when_rows_done"].items()
+    ]
+
+
+def _large(part: dict[str, Any]) -> list[Row]:
+    told = f"planned in {part['planned_s']:.0f} s; {part['rows_done']:,} rows done, peak memory"
+    return [(f"a Parquet file of {part['rows']:,} rows", f"{told} {part['peak_resident_bytes'] / MIB:,.0f} MiB")]
+
+
+def _planning(part: dict[str, Any]) -> list[Row]:
+    return [
+        (
+            f"{int(count):,} shards",
+            f"planned in {one['planned_s']:.1f} s, manifest read in {one['manifest_read_s']:.1f} s",
+        )
+        for count, one in part["shards"].items()
+    ]
+
+
+def _same(part: dict[str, Any]) -> list[Row]:
+    ways = part["same_bytes"]
+    return [
+        ("files equal to one worker's", f"{sum(ways.values())} of {len(ways)}: {', '.join(f'`{w}`' for w in ways)}")
+    ]
+
+
+TOLD: dict[str, Callable[[dict[str, Any]], list[Row]]] = {
+    "speed": _speed, "ray": _ray, "memory": _memory, "large": _large, "planning": _planning, "same": _same,
+}  # fmt: skip
+TABLES = {"hours": hours, "storage": storage, "recall": recall, "measured": measured}
+_PLACE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def with_tables(text: str) -> str:
     """The document with the tables of today's result files in their places."""
-    for name, table in TABLES.items():
-        begin, end = f"<!-- table: {name} -->\n", "<!-- end -->"
-        before, found, rest = text.partition(begin)
-        assert found, name
-        text = before + begin + table() + end + rest.partition(end)[2]
-    return text
+    return _PLACE.sub(lambda found: found[1] + TABLES[found[2]]() + found[3], text)
 
 
 def _read(name: str) -> dict[str, Any]:
@@ -91,4 +146,5 @@ def _read(name: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    DOCUMENT.write_text(with_tables(DOCUMENT.read_text("utf-8")), "utf-8")
+    for page in PAGES:
+        (ROOT / page).write_text(with_tables((ROOT / page).read_text("utf-8")), "utf-8")

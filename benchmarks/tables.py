@@ -1,4 +1,4 @@
-"""Tables of the README and of docs/performance.md, from result files alone.
+"""Tables of the README and of documents, from result files alone.
 
 python -m benchmarks.tables          (rewrites what stands between the markers of each)
 """
@@ -41,9 +41,65 @@ def file_types() -> str:
 def speed() -> str:
     """Tokens per second of each side, by file and lengths, and the share of the processor's peak."""
     found = _read("cpu-speed")
-    shares = ", ".join(f"{one['quant']} {one['share_of_float32_peak']:.0%}" for one in found["files"])
-    peak = found["peak_float32_gflops"]
-    return f"{cpu_speed.table(found)}\n\nOf the float32 peak, {peak:.0f} GFLOP/s, the equal lengths take: {shares}.\n"
+    lines = [cpu_speed.table(found), ""]
+    for one in found["files"]:
+        shares = ", ".join(
+            f"{share:.0%} of the {name} peak ({found['peak_gops'][name]:,.0f})"
+            for name, share in one["share_of_peak"].items()
+        )
+        mixed = f"texts of mixed lengths are at {one['mixed_over_equal']:.0%} of the speed of equal ones"
+        lines.append(f"{one['quant']}, matrix products in 10^9 operations a second: {shares}; {mixed}.\n")
+    return "\n".join(lines)
+
+
+def fast() -> str:
+    """How many times as fast as llama.cpp: a sentence."""
+    found = _read("cpu-speed")
+    times = {
+        (file["quant"], side["side"]): file["sides"][0]["tokens_per_s"][cpu_speed.MIXED]
+        / side["tokens_per_s"][cpu_speed.MIXED]
+        for file in found["files"]
+        for side in file["sides"]
+    }
+    kinds = [file["quant"] for file in found["files"]]
+    native, wheel = (
+        " and ".join(f"{times[kind, side]:.1f} times ({kind})" for kind in kinds)
+        for side in ("llama.cpp native", "xllamacpp")
+    )
+    return (
+        f"- **Fast.** On two cores with AVX-512 VNNI, {native} as fast as llama.cpp compiled there,\n"
+        f"  {wheel} as its prebuilt wheel ([docs/performance.md](docs/performance.md)).\n"
+    )
+
+
+def int8_cost() -> str:
+    """What the arithmetic costs in the vector, beside what the file's own rounding does, and what that does to nDCG."""
+    found = _read("int8-cost")
+    columns = ("rounding", "groups of 32", "groups of 64")
+    lines = [
+        "| model | file | its own rounding | groups of 32 | groups of 64 | used |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in found["rows"]:
+        if row["file_type"] != "F16":
+            cells = [f"{1e6 * row[one]['mean']:,.0f}, {1e6 * row[one]['worst']:,.0f}" for one in columns]
+            lines.append(f"| {row['model']} | {row['file_type']} | {' | '.join(cells)} | {row['used']} |")
+    lines.append("\nnDCG@10 of the starter in int8 less float32, with its paired interval of 95 %:")
+    for row in found["nDCG@10"]:
+        mean, low, high = row["difference"]
+        lines.append(f"{row['file_type']}, {row['set']}: {mean:+.4f} [{low:+.4f}, {high:+.4f}];")
+    return "\n".join(lines).removesuffix(";") + ".\n"
+
+
+def long_texts() -> str:
+    """Time and memory of one long text."""
+    lines = ["| file | tokens | seconds | tokens/s | memory beside the model, GiB |", "|---|---|---|---|---|"]
+    lines += [
+        f"| {row['file']} | {row['tokens']:,} | {row['seconds']:.1f} | {row['tokens_per_s']:.0f} "
+        f"| {row['extra_bytes'] / GIB:.2f} |"
+        for row in _read("long-text")["rows"]
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def loading() -> str:
@@ -64,9 +120,32 @@ def loading() -> str:
     return "\n".join(lines) + "\n"
 
 
+def server() -> str:
+    """The server beside the engine in one process: throughput, one query, a query beside a bulk client."""
+    small, wide = _read("server-load"), _read("server-load-jina-v4-short-Q4_K_M")
+    lines = ["| what | figure |", "|---|---|"]
+    for found in (wide, small):
+        one = found["throughput"]
+        speeds = one["tokens_per_s"]
+        lines.append(
+            f"| 64 clients, mixed lengths, {found['model']}: tokens a second | {speeds['nestling']:,.0f}, "
+            f"{one['nestling_over_engine']:.0%} of the engine's; llama.cpp's server {speeds['llama.cpp']:,.0f} |"
+        )
+    lines.append(f"| one short query: HTTP less engine, median | {small['overhead']['p50_overhead_ms']:.2f} ms |")
+    beside = small["fairness"]["p99_over_batch"]
+    lines.append(f"| a query beside requests of 2,000 texts, 99th percentile | {beside:.1f} times one batch |")
+    return "\n".join(lines) + "\n"
+
+
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {"file types": file_types},
-    "docs/performance.md": {"cpu speed": speed, "full size": loading},
+    "README.md": {"fast": fast, "file types": file_types},
+    "docs/performance.md": {
+        "cpu speed": speed,
+        "int8 cost": int8_cost,
+        "full size": loading,
+        "long texts": long_texts,
+    },
+    "docs/server.md": {"load": server},
 }
 
 

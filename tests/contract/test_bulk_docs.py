@@ -88,4 +88,5 @@ def test_a_lancedb_table_and_its_index(folder: Path, kind: str) -> None:
 
 
 def test_the_tables_are_those_of_the_result_files() -> None:
-    assert with_tables(SCALE) == SCALE
+    assert (with_tables(SCALE), with_tables(BULK)) == (SCALE, BULK)
+    assert [page.count("<!-- table: ") for page in (SCALE, BULK)] == [3, 1]

@@ -39,8 +39,9 @@ def test_nearness_is_over_calibration_paragraphs_with_their_prefixes(
         query, passage = text.read_text().split("\n\n")
         vectors.append((model.encode_query([query]), model.encode_document([passage])))
     cosines = [float(paired_cosine(ours, theirs)[0]) for ours, theirs in zip(*vectors, strict=True)]
-    assert found.mean == pytest.approx(sum(cosines) / 2, abs=1e-6)
-    assert found.lowest == pytest.approx(min(cosines), abs=1e-6)
+    # Here each text is embedded alone: sums in another order, rounded to bfloat16 where the processor has that.
+    assert found.mean == pytest.approx(sum(cosines) / 2, abs=1e-5)
+    assert found.lowest == pytest.approx(min(cosines), abs=1e-5)
 
 
 CARD = Card("x-text-code-F16.gguf", "0" * 64, 7, 16.0, 3, "F16", {}, "x", "code", "", "mit", "", "nestling 0")

@@ -117,6 +117,17 @@ def test_a_worker_killed(command: Sequence[str], undisturbed: dict[str, bytes], 
     assert contents(tmp_path / "out") == undisturbed
 
 
+def test_a_worker_killed_while_the_other_hears_nothing(command: Sequence[str], tmp_path: Path) -> None:
+    """As one does that starts while the pool breaks: a stopped process does not hear SIGTERM either."""
+    with start(command, tmp_path / "out", "--workers", "2", wanted=2) as process:
+        victim, other = named(children(process.pid), "spawn_main")
+        os.kill(other, signal.SIGSTOP)
+        kill([victim])
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (1, "nestling: a worker process died; run the command again to go on\n")
+    assert not _line(other)
+
+
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_interrupted(command: Sequence[str], undisturbed: dict[str, bytes], tmp_path: Path, workers: str) -> None:
     with start(command, tmp_path / "out", "--workers", workers, wanted=2) as process:

@@ -33,6 +33,7 @@ def run(setup: Setup, shards: Sequence[Shard], *, workers: int, ticked: Ticked) 
 
 
 def _in_processes(setup: Setup, shards: Sequence[Shard], *, workers: int, ticked: Ticked) -> Iterator[Finished]:
+    others = set(multiprocessing.active_children())
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(setup,))
     try:
@@ -45,6 +46,9 @@ def _in_processes(setup: Setup, shards: Sequence[Shard], *, workers: int, ticked
                 ticked(one.rows + one.rejected, one.tokens)
                 yield one
     except BrokenProcessPool:
+        # The pool ends those it knew of when it broke; one that was starting then would wait for work for ever.
+        for process in set(multiprocessing.active_children()) - others:
+            process.kill()
         raise EngineError("a worker process died; run the command again to go on") from None
     finally:
         pool.shutdown(cancel_futures=True)

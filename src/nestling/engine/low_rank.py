@@ -4,7 +4,7 @@
 
 with A the adapters' rows one under another, B their columns one beside another, and a gate that lets through the rows
 of a text's own adapter, scaled, and nothing of the others. The lanes of one matrix are filled up with zeros to a
-multiple of `LANES`, so that they divide into int8 groups. Pure numpy.
+multiple of `LANES`, so that kernels meet no rest. Pure numpy.
 """
 
 from collections.abc import Sequence
@@ -12,11 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nestling.engine import int8
 from nestling.engine.adapters import Adapter
 from nestling.vectors import Floats
 
-LANES = int8.COARSE
+LANES = 32
 
 
 @dataclass(frozen=True)

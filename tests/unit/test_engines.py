@@ -376,3 +376,9 @@ def test_pieces_cover_a_text_within_their_bounds(length: int, heads: int, most_t
     for start, stop in cut:
         assert 0 < stop - start <= most_tokens
         assert 4 * heads * (stop - start) * stop <= score_bytes or stop - start <= 16
+
+
+def test_a_profile_that_was_not_asked_for_is_an_error(tiny_models: dict[str, Path]) -> None:
+    engine = openvino.OpenVINOEngine(GGUFFile.open(tiny_models["Q8_0"]), threads=1)
+    with pytest.raises(EngineError, match="profile=True"):
+        engine.profile()

@@ -13,6 +13,8 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from itertools import islice
 from multiprocessing.connection import wait as wait_for
+from multiprocessing.context import SpawnContext, SpawnProcess
+from typing import Any
 
 from nestling.bulk.manifest import Finished
 from nestling.bulk.plan import Shard
@@ -33,8 +35,7 @@ def run(setup: Setup, shards: Sequence[Shard], *, workers: int, ticked: Ticked) 
 
 
 def _in_processes(setup: Setup, shards: Sequence[Shard], *, workers: int, ticked: Ticked) -> Iterator[Finished]:
-    others = set(multiprocessing.active_children())
-    context = multiprocessing.get_context("spawn")
+    context = _Spawn()
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(setup,))
     try:
         left = iter(shards)
@@ -47,11 +48,23 @@ def _in_processes(setup: Setup, shards: Sequence[Shard], *, workers: int, ticked
                 yield one
     except BrokenProcessPool:
         # The pool ends those it knew of when it broke; one that was starting then would wait for work for ever.
-        for process in set(multiprocessing.active_children()) - others:
+        for process in context.started:
             process.kill()
         raise EngineError("a worker process died; run the command again to go on") from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+class _Spawn(SpawnContext):
+    """Starts processes afresh, and knows those that it has made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.started: list[SpawnProcess] = []
+
+    def Process(self, *args: Any, **more: Any) -> SpawnProcess:  # type: ignore[override] # noqa: ANN401 - the base's
+        self.started.append(SpawnProcess(*args, **more))
+        return self.started[-1]
 
 
 def _submit(pool: ProcessPoolExecutor, shard: Shard) -> "Future[Finished]":

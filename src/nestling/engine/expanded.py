@@ -89,8 +89,8 @@ class Mapped:
 
 
 def kept(path: Path) -> list[Path]:
-    """The files that keep the expanded matrices of a model file of this name, and their locks."""
-    return sorted(_folder().glob(f"{escape(path.stem)}-{'?' * KEY_CHARACTERS}.*")) if path.suffix == ".gguf" else []
+    """The files that keep the expanded matrices of a model file of this name; not one that is being written."""
+    return sorted(_folder().glob(f"{escape(path.stem)}-{'?' * KEY_CHARACTERS}.int8")) if path.suffix == ".gguf" else []
 
 
 def _folder() -> Path:

@@ -53,6 +53,7 @@ class OpenVINOEngine:
     ) -> None:
         self._file, self._shape, self._lock = file, Shape.of(file), threading.Lock()
         self._seconds: dict[str, float] = defaultdict(float)
+        self._profiled = profile
         self._pooled, self._adapted = POOLS[pooling], bool(adapters)
         lanes = SideBySide(adapters).width if adapters else 0
         with expanded.store(file, adapters=[one.file for one in adapters], lanes=lanes) as store:
@@ -75,7 +76,12 @@ class OpenVINOEngine:
         return pooled
 
     def profile(self) -> dict[str, float]:
-        """Seconds by stage since loading; the graph's are shared out by what its nodes took, if loaded for that."""
+        """Seconds by stage since loading; the graph's are shared out by what its nodes took.
+
+        EngineError if it was not loaded with `profile`.
+        """
+        if not self._profiled:
+            raise EngineError("no profile: load with profile=True")
         nodes: dict[str, float] = defaultdict(float)
         for node in self._request.profiling_info if self._request else []:
             nodes[STAGES.get(node.node_type, "rest of the layers")] += node.real_time.total_seconds()

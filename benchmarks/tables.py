@@ -75,10 +75,10 @@ def fast() -> str:
 def int8_cost() -> str:
     """What the arithmetic costs in the vector, beside what the file's own rounding does, and what that does to nDCG."""
     found = _read("int8-cost")
-    columns = ("rounding", "groups of 32", "groups of 64")
+    columns = ("rounding", "groups of 32", "groups of 64", "groups of 128")
     lines = [
-        "| model | file | its own rounding | groups of 32 | groups of 64 | used |",
-        "|---|---|---|---|---|---|",
+        "| model | file | its own rounding | groups of 32 | groups of 64 | groups of 128 | used |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in found["rows"]:
         if row["file_type"] != "F16":

@@ -16,9 +16,9 @@ Floats = NDArray[np.float32]
 
 def mean_pool(states: Floats, lengths: NDArray[np.int64]) -> Floats:
     """Average each text's hidden states: (N, D) rows of B texts one after another, (B,) lengths -> (B, D)."""
-    starts = np.concatenate(([0], np.cumsum(lengths)[:-1]))
-    sums = np.add.reduceat(states, starts, axis=0, dtype=np.float64)
-    return (sums / lengths[:, None]).astype(np.float32)
+    ends = np.cumsum(lengths)
+    sums = [states[end - length : end].sum(0, dtype=np.float64) for end, length in zip(ends, lengths, strict=True)]
+    return (np.stack(sums) / lengths[:, None]).astype(np.float32)
 
 
 def last_pool(states: Floats, lengths: NDArray[np.int64]) -> Floats:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tests import tiny_gguf
 
 from nestling import store
-from nestling.engine import int8, loading, openvino, packing
+from nestling.engine import int8, loading, openvino
 from nestling.engine.base import Engine, Shape, TokenIds
 from nestling.engine.llamacpp import SMALLEST_BATCH
 from nestling.engine.loading import EngineName, load_engine, usable_threads
@@ -344,38 +344,6 @@ def test_q8_0_blocks_are_taken_as_they_are(tiny_models: dict[str, Path]) -> None
     int8.expand(file, name, found, threads=2)
     assert found.scales.shape == (256, 8, 1)
     np.testing.assert_array_equal((found.values * found.scales).reshape(256, 256), tensor(file, name))
-
-
-@given(st.lists(st.integers(1, 30), min_size=1, max_size=12))
-def test_texts_side_by_side_go_to_the_rectangle_and_back(lengths: list[int]) -> None:
-    packed = packing.side_by_side(lengths, memory=(2, 3))
-    assert packed.queries.shape == packed.keys.shape == (len(lengths), packing.room(max(lengths)))
-    assert packed.past.shape == (0, 2, 3)
-    assert packed.positions.tolist() == [place for length in lengths for place in range(length)]
-    flat = packed.queries.reshape(-1)
-    np.testing.assert_array_equal(flat[packed.rows], np.arange(sum(lengths)))
-    assert ((flat >= 0) & (flat < sum(lengths))).all()
-
-
-@given(st.integers(0, 3000), st.integers(1, 40), st.integers(0, 40))
-def test_each_token_of_a_piece_sees_itself_and_those_before_it(start: int, length: int, rest: int) -> None:
-    past = np.zeros((start + length + rest, 1), np.float32)
-    packed = packing.piece(start, start + length, past=past)
-    assert packed.keys.shape[1] == len(packed.past) + length == len(packed.key_places)
-    visible = packed.key_places[None] <= packed.query_places[:, None]
-    assert visible.sum(1).tolist() == [start + place + 1 for place in range(length)]
-    seen = np.concatenate((np.arange(len(packed.past)), packed.positions))[visible[-1]]
-    np.testing.assert_array_equal(seen, np.arange(start + length))
-
-
-@given(st.integers(1, 5000), st.integers(1, 32), st.integers(16, 3000), st.integers(1, 1 << 24))
-def test_pieces_cover_a_text_within_their_bounds(length: int, heads: int, most_tokens: int, score_bytes: int) -> None:
-    cut = list(packing.pieces(length, heads=heads, most_tokens=most_tokens, score_bytes=score_bytes))
-    assert [start for start, _ in cut] == [0, *(stop for _, stop in cut[:-1])]
-    assert cut[-1][1] == length
-    for start, stop in cut:
-        assert 0 < stop - start <= most_tokens
-        assert 4 * heads * (stop - start) * stop <= score_bytes or stop - start <= 16
 
 
 def test_a_profile_that_was_not_asked_for_is_an_error(tiny_models: dict[str, Path]) -> None:

@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nestling.build.plan import Mix
+from nestling.build.quantize import quantize
 from nestling.engine import int8
 from nestling.engine.weights import tensor
 from nestling.gguf_io import GGUFFile
@@ -24,7 +26,7 @@ def numbers(groups: int8.Groups) -> Floats:
     return (groups.values * groups.scales).reshape(len(groups.values), -1)
 
 
-@pytest.mark.parametrize("group", [int8.FINE, int8.COARSE])
+@pytest.mark.parametrize("group", [32, 64, 128])
 @pytest.mark.parametrize("file_type", ["Q8_0", "Q4_K_M", "Q3_K_M"])
 def test_every_number_is_within_half_a_step(tiny_models: dict[str, Path], file_type: str, group: int) -> None:
     file = GGUFFile.open(tiny_models[file_type])
@@ -34,7 +36,7 @@ def test_every_number_is_within_half_a_step(tiny_models: dict[str, Path], file_t
     assert (np.abs(numbers(found) - tensor(file, NAME)) <= half * (1 + 2 * 127 * 2**-23)).all()
 
 
-@pytest.mark.parametrize("group", [int8.FINE, int8.COARSE])
+@pytest.mark.parametrize("group", [32, 64, 128])
 def test_the_same_for_any_number_of_threads(tiny_models: dict[str, Path], group: int) -> None:
     file = GGUFFile.open(tiny_models["Q4_K_M"])
     one, three = expanded(file, group), expanded(file, group, threads=3)
@@ -43,10 +45,13 @@ def test_the_same_for_any_number_of_threads(tiny_models: dict[str, Path], group:
 
 
 @pytest.mark.parametrize(
-    ("file_type", "group"), [("Q8_0", int8.FINE), ("Q4_K_M", int8.COARSE), ("Q3_K_M", int8.COARSE)]
+    ("file_type", "group"), [("Q8_0", 32), ("Q6_K", 32), ("Q5_K_M", 64), ("Q4_K_M", 128), ("Q3_K_M", 128)]
 )
-def test_files_of_few_bits_are_in_coarse_groups(tiny_models: dict[str, Path], file_type: str, group: int) -> None:
-    assert int8.group_of(GGUFFile.open(tiny_models[file_type])) == group
+def test_files_of_few_bits_are_in_large_groups(
+    tiny_models: dict[str, Path], tmp_path: Path, file_type: str, group: int
+) -> None:
+    made = quantize(tiny_models["F32"], out=tmp_path / "few.gguf", mix=Mix(file_type), threads=1)
+    assert int8.group_of(GGUFFile.open(made.path)) == group
 
 
 def test_groups_of_zeros_and_groups_that_are_not_finite() -> None:

@@ -92,11 +92,6 @@ class Shape:
         """Width of one attention head."""
         return self.hidden // self.heads
 
-    @property
-    def memory(self) -> tuple[int, int, int, int]:
-        """The shape of one token's keys and values: (layers, 2, kv heads, d)."""
-        return self.layers, 2, self.kv_heads, self.head_dim
-
     @classmethod
     def of(cls, file: GGUFFile) -> Self:
         """Read and check; a field or tensor that does not fit is a GGUFError naming it."""

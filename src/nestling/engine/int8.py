@@ -18,11 +18,11 @@ from nestling.gguf_io import GGUFFile, TensorInfo
 from nestling.quants import QuantType
 from nestling.vectors import Floats
 
-FINE, COARSE = 32, 64
-"""Values that share a scale, weights and activations alike."""
-FINE_FROM = 5.0
-"""Bits per weight from which on a file's matrices are in fine groups: below, its own rounding moves a vector ten times
-as far as the arithmetic in coarse groups does (`benchmarks/results/int8-cost.json`), which is a quarter faster."""
+FINE = 32
+GROUPS = ((6.0, FINE), (5.0, 64), (0.0, 128))
+"""Values that share a scale, weights and activations alike, by the bits per weight from which on a file is in such
+groups. Larger ones are faster and move a vector further: always much less than the file's own rounding has moved it
+(`benchmarks/results/int8-cost.json`)."""
 CHUNK_ROWS = 64
 """Rows that are expanded at once: with the widths of this family they stay in the processor's second cache."""
 
@@ -49,10 +49,12 @@ class Groups:
 
 
 def group_of(file: GGUFFile) -> int:
-    """The size of the groups of all of a file's matrices; coarse ones must divide every width."""
+    """The size of the groups of all of a file's matrices: the largest allowed that divides every width."""
     infos = matrices(file)
     bits = 8 * sum(info.size_bytes for info in infos) / sum(prod(info.shape) for info in infos)
-    return COARSE if bits < FINE_FROM and not any(info.shape[-1] % COARSE for info in infos) else FINE
+    most = next(group for least, group in GROUPS if bits >= least)
+    fitting = (group for _, group in GROUPS if group <= most and not any(info.shape[-1] % group for info in infos))
+    return max(fitting, default=FINE)
 
 
 def matrices(file: GGUFFile) -> list[TensorInfo]:

@@ -10,6 +10,8 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,14 +20,15 @@ from nestling.engine import batching, expanded, graph, int8, packing
 from nestling.engine.adapters import Adapter
 from nestling.engine.base import POOLS, Shape, TokenIds
 from nestling.engine.low_rank import SideBySide
-from nestling.engine.runtime import ov
+from nestling.engine.rotary import Rotary
+from nestling.engine.runtime import give_back_freed, ov
 from nestling.engine.weights import embedding_rows
 from nestling.errors import EngineError
 from nestling.gguf_io import GGUFFile
 from nestling.spec import Pooling
 from nestling.vectors import Floats
 
-TOKEN_BUDGET = 2048
+TOKEN_BUDGET = 1024
 """Tokens that go through the graph at once; a longer text goes in pieces of at most so many."""
 KEPT_SHAPES = 128
 """Kernels that are kept for shapes met before; unbounded, a server's memory grows with every new number of tokens."""
@@ -33,8 +36,20 @@ STAGES = {"FullyConnected": "matrix products", "FullyConnectedCompressed": "matr
     ("Subgraph", "ScaledDotProductAttention", "MatMul", "Softmax", "Gather", "Transpose"), "attention"
 )
 """Which stage of a profile a node of the compiled graph belongs to, by its type; the others are the layers' rest."""
-SCORE_BYTES = 1 << 28
-"""Memory for the attention scores of a piece of a long text: with 16 heads, 2,048 tokens of the first piece."""
+SCORE_BYTES = 136 << 20
+"""Memory for the attention scores of a piece of a long text: with 16 heads, 64 tokens that see 32,768."""
+PAST_BYTES, PAST_TOKENS = 320 << 20, 1 << 15
+"""Memory for the keys and values of a text of so many tokens: layers are in groups that keep within it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """One run of the graph: where its rows stand, the adapter of each, the groups that work, what they remember."""
+
+    packed: packing.Packed
+    adapters: packing.Index
+    groups: range
+    past: Sequence[ov.Tensor]
 
 
 class OpenVINOEngine:
@@ -52,14 +67,24 @@ class OpenVINOEngine:
         profile: bool = False,
     ) -> None:
         self._file, self._shape, self._lock = file, Shape.of(file), threading.Lock()
+        self._rotary = Rotary(self._shape)
         self._seconds: dict[str, float] = defaultdict(float)
         self._profiled = profile
         self._pooled, self._adapted = POOLS[pooling], bool(adapters)
         lanes = SideBySide(adapters).width if adapters else 0
+        between = _between(file)
+        self._kept = ov.Type.bf16 if between == "bf16" else ov.Type.f32
+        self._nothing = [self._past(np.zeros(0, self._kept.to_dtype()))] * (2 * self._shape.layers)
+        token_bytes = 2 * self._shape.kv_heads * self._shape.head_dim * self._kept.size
+        self._groups = packing.layer_groups(
+            self._shape.layers, layer_bytes=PAST_TOKENS * token_bytes, most_bytes=PAST_BYTES
+        )
         with expanded.store(file, adapters=[one.file for one in adapters], lanes=lanes) as store:
-            model = graph.build(file, threads=threads, store=store, adapters=adapters)
+            model = graph.build(
+                file, threads=threads, groups=self._groups, store=store, adapters=adapters, kept=self._kept
+            )
         more = {"PERF_COUNT": True} if profile else {}
-        self._request = _compiled(model, file, threads, INFERENCE_PRECISION_HINT=_between(file), **more)
+        self._request = _compiled(model, file, threads, INFERENCE_PRECISION_HINT=between, **more)
         del model
         if isinstance(store, expanded.Mapped):
             self.pool([np.zeros(1, np.int32)], adapters=[0][: len(adapters)])  # the plugin makes its own copy now
@@ -110,42 +135,69 @@ class OpenVINOEngine:
 
     def _group(self, group: Sequence[TokenIds], adapters: Sequence[int]) -> Floats:
         lengths = [len(ids) for ids in group]
-        packed = packing.side_by_side(lengths, memory=self._shape.memory)
+        packed = packing.side_by_side(lengths, heads=self._shape.kv_heads)
         rows = np.repeat(np.array(adapters, np.int64), lengths if adapters else 0)
-        return self._infer(np.concatenate(group), packed, rows, outputs=1)[0]
+        work = _Work(packed, rows, range(len(self._groups)), self._nothing)
+        return self._infer(self._embedded(np.concatenate(group)), work)
 
     def _long(self, ids: TokenIds, adapters: Sequence[int]) -> Floats:
-        """One text in pieces, each of which sees the keys and values of those before it: (T,) -> (T, D)."""
-        shape = self._shape
-        states = np.empty((len(ids), shape.hidden), np.float32)
-        past = np.zeros((len(ids), *shape.memory), np.float32)
-        for start, stop in packing.pieces(
-            len(ids), heads=shape.heads, most_tokens=TOKEN_BUDGET, score_bytes=SCORE_BYTES
-        ):
-            packed = packing.piece(start, stop, past=past)
-            rows = np.repeat(np.array(adapters, np.int64), stop - start)
-            states[start:stop], *new = self._infer(ids[start:stop], packed, rows, outputs=1 + 2 * shape.layers)
-            past[start:stop] = np.stack(new, 1).reshape(stop - start, *shape.memory)
+        """One text in pieces, each of which sees the keys and values of those before it: (T,) -> (T, D).
+
+        All pieces go through a group of layers before the next, so that only one group's are held.
+        """
+        states = self._embedded(ids)
+        for place in range(len(self._groups)):
+            self._through(states, adapters, place)
         return states
 
-    def _infer(self, ids: TokenIds, packed: packing.Packed, adapters: packing.Index, *, outputs: int) -> list[Floats]:
-        """Run the graph once; the first outputs, copied, so that the next run may overwrite its own.
+    def _through(self, states: Floats, adapters: Sequence[int], place: int) -> None:
+        """All pieces of a long text through one group of layers, in place."""
+        shape, layers = self._shape, self._groups[place]
+        sides, before = slice(2 * layers.start, 2 * layers.stop), list(self._nothing)
+        room = packing.handed(len(states)), shape.kv_heads, shape.head_dim
+        kept = [np.zeros(room, self._kept.to_dtype()) for _ in self._nothing[sides]]
+        for start, stop in packing.pieces(
+            len(states), heads=shape.heads, most_tokens=TOKEN_BUDGET, score_bytes=SCORE_BYTES
+        ):
+            if before[sides.start].shape[0] != packing.handed(start):
+                give_back_freed()  # the plugin's arrays grow with what is handed, and leave holes
+            before[sides] = [self._past(one[: packing.handed(start)]) for one in kept]
+            rows = np.repeat(np.array(adapters, np.int64), stop - start)
+            work = _Work(packing.piece(start, stop, heads=shape.kv_heads), rows, range(place, place + 1), before)
+            states[start:stop] = self._infer(states[start:stop], work, new=[one[start:stop] for one in kept])
 
-        `adapters` is the adapter of every token, if there are adapters.
+    def _infer(self, states: Floats, work: _Work, *, new: Sequence[Floats] = ()) -> Floats:
+        """Run the graph once: (N, D) -> (N, D), copied, so that the next run may overwrite its own.
+
+        `new` takes the keys and values of the first group that works.
         """
-        began, rows = time.perf_counter(), packing.room(len(ids))
-        states = np.zeros((rows, self._shape.hidden), np.float32)
-        states[: len(ids)] = embedding_rows(self._file, ids)
-        inputs = [states, *packed.in_room(rows).inputs()]
-        inputs += [np.pad(adapters, (0, rows - len(ids)))] if self._adapted else []
+        rows = packing.room(len(states))
+        packed = work.packed.in_room(rows)
+        inputs: list[NDArray[Any]] = [np.pad(states, ((0, rows - len(states)), (0, 0)))]
+        inputs += [self._rotary.turns(packed.positions), *packed.inputs()]
+        inputs += [np.pad(work.adapters, (0, rows - len(states)))] if self._adapted else []
+        inputs += [np.isin(range(len(self._groups)), work.groups).astype(np.int64)] if len(self._groups) > 1 else []
         with self._lock:
             if self._request is None:
                 raise EngineError("the engine is closed")
-            ready = time.perf_counter()
-            self._request.infer(inputs)
-            self._seconds["embedding rows"] += ready - began
-            self._seconds["graph"] += time.perf_counter() - ready
-            return [np.array(self._request.get_output_tensor(place).data[: len(ids)]) for place in range(outputs)]
+            began = time.perf_counter()
+            self._request.infer([*inputs, *work.past])
+            self._seconds["graph"] += time.perf_counter() - began
+            first = 1 + 2 * self._groups[work.groups[0]].start
+            for place, one in enumerate(new, first):
+                one[...] = self._request.get_output_tensor(place).data[: len(one)]
+            return np.array(self._request.get_output_tensor(0).data[: len(states)])
+
+    def _embedded(self, ids: TokenIds) -> Floats:
+        began = time.perf_counter()
+        states = embedding_rows(self._file, ids)
+        self._seconds["embedding rows"] += time.perf_counter() - began
+        return states
+
+    def _past(self, values: Floats) -> ov.Tensor:
+        """Keys or values of earlier tokens as the graph takes them, not copied; none of them for an empty array."""
+        shape = (len(values), self._shape.kv_heads, self._shape.head_dim)
+        return ov.Tensor(values.reshape(shape), ov.Shape(shape), self._kept)
 
 
 class Observer:
@@ -165,9 +217,11 @@ class Observer:
         With adapters, the texts take them in turn, as they stand in the call.
         """
         ids = np.concatenate([np.asarray(one, np.int32) for one in sequences])
-        packed = packing.side_by_side([len(one) for one in sequences], memory=self._shape.memory)
+        packed = packing.side_by_side([len(one) for one in sequences], heads=self._shape.kv_heads)
         rows = np.repeat(np.arange(len(sequences)) % max(self._adapters, 1), [len(one) for one in sequences])
-        self._request.infer([embedding_rows(self._file, ids), *packed.inputs(), *([rows] if self._adapters else [])])
+        nothing = np.empty((0, self._shape.kv_heads, self._shape.head_dim), np.float32)
+        inputs = [embedding_rows(self._file, ids), Rotary(self._shape).turns(packed.positions), *packed.inputs()]
+        self._request.infer([*inputs, *([rows] if self._adapters else []), *[nothing] * (2 * self._shape.layers)])
         first = 1 + 2 * self._shape.layers
         sums = [np.array(self._request.get_output_tensor(first + place).data) for place in range(len(self._names))]
         return {name: (row, len(ids)) for names, row in zip(self._names, sums, strict=True) for name in names}

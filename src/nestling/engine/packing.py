@@ -3,16 +3,17 @@
 What the inputs mean stands in `graph`; here are their values.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from typing import Any, Self
+from itertools import pairwise
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 Index = NDArray[np.int64]
 PAST_STEP = 1024
-"""The earlier tokens that a piece is handed are padded to a multiple of this, so that the graph meets few shapes."""
+"""The earlier tokens that a piece is handed are padded to a multiple of this at least: the graph meets few shapes."""
 SMALLEST_PIECE = 16
 NEVER = np.iinfo(np.int32).max
 """The place of a key that no query sees: the largest, since OpenVINO computes int64 in 32 bits on a CPU."""
@@ -20,24 +21,23 @@ NEVER = np.iinfo(np.int32).max
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """The graph's inputs after the embedding rows, in its order."""
+    """Places in their texts of the rows, then the graph's index inputs, in its order."""
 
     positions: Index
-    past: NDArray[np.float32]
     queries: Index
     keys: Index
     query_places: Index
     key_places: Index
     rows: Index
 
-    def inputs(self) -> list[NDArray[Any]]:
+    def inputs(self) -> list[Index]:
         """The arrays, in the graph's order."""
-        return [getattr(self, one.name) for one in fields(self)]
+        return [getattr(self, one.name) for one in fields(self) if one.name != "positions"]
 
     def in_room(self, rows: int) -> Self:
         """The same with rows of padding at the end, which no text has and no row sees."""
         missing = (0, rows - len(self.rows))
-        return replace(self, positions=np.pad(self.positions, missing), rows=np.pad(self.rows, missing))
+        return replace(self, positions=np.pad(self.positions, missing), rows=np.pad(self.rows, (missing, (0, 0))))
 
 
 def room(rows: int) -> int:
@@ -50,8 +50,8 @@ def room(rows: int) -> int:
     return -(-rows // step) * step
 
 
-def side_by_side(lengths: Sequence[int], *, memory: tuple[int, ...]) -> Packed:
-    """Texts of these lengths, one after another; `memory` is the shape of one token's keys and values.
+def side_by_side(lengths: list[int], *, heads: int) -> Packed:
+    """Texts of these lengths, one after another, each with so many heads of keys.
 
     Their rectangle has `room` for the longest.
     """
@@ -59,33 +59,53 @@ def side_by_side(lengths: Sequence[int], *, memory: tuple[int, ...]) -> Packed:
     starts = np.concatenate(([0], np.cumsum(counts)[:-1]))
     places = np.arange(room(int(counts.max())))
     real = places[None] < counts[:, None]
-    rectangle = np.where(real, starts[:, None] + places[None], 0)
+    rectangle = _by_head(np.where(real, starts[:, None] + places[None], 0), heads)
     positions = np.broadcast_to(places, real.shape)[real].copy()
-    nothing = np.empty((0, *memory), np.float32)
-    return Packed(positions, nothing, rectangle, rectangle, places, places, np.flatnonzero(real))
+    return Packed(positions, rectangle, rectangle, places, places, _back(len(lengths), len(places), heads)[real])
 
 
-def piece(start: int, stop: int, *, past: NDArray[np.float32]) -> Packed:
-    """Tokens [start, stop) of one text; `past` (longest, ...) holds the keys and values of those before `start`.
-
-    As much of `past` is handed on as a multiple of `PAST_STEP` needs; what lies beyond `start` in it is seen by none.
-    """
-    handed = min(len(past), -(-start // PAST_STEP) * PAST_STEP)
-    own = np.arange(stop - start)
-    earlier = np.arange(handed)
+def piece(start: int, stop: int, *, heads: int) -> Packed:
+    """Tokens [start, stop) of one text, handed `handed(start)` earlier ones; what lies beyond `start` none sees."""
+    own, earlier = np.arange(stop - start), np.arange(handed(start))
     key_places = np.concatenate((np.where(earlier < start, earlier, NEVER), own + start))
-    return Packed(
-        own + start, past[:handed], own[None], np.arange(handed + len(own))[None], own + start, key_places, own
-    )
+    keys = _by_head(np.arange(len(key_places))[None], heads)
+    return Packed(own + start, _by_head(own[None], heads), keys, own + start, key_places, _back(1, len(own), heads)[0])
+
+
+def handed(start: int) -> int:
+    """How many places of earlier tokens a piece that starts here is handed: an eighth more at most, from 8,192 on."""
+    step = max(PAST_STEP, 1 << max(0, (start - 1).bit_length() - 4)) if start else 1
+    return -(-start // step) * step
 
 
 def pieces(length: int, *, heads: int, most_tokens: int, score_bytes: int) -> Iterator[tuple[int, int]]:
-    """Cut a long text: yields (start, stop) of pieces of one power of two, at most `most_tokens`, and a rest.
+    """Cut a long text: yields (start, stop) of pieces of powers of two, at most `most_tokens`, and a rest.
 
-    The last piece's attention scores, heads x piece x length in float32, stay below `score_bytes`, unless a piece of
+    A piece's attention scores, heads x piece x what it sees in float32, stay below `score_bytes`, unless a piece of
     `SMALLEST_PIECE` tokens already has more.
     """
-    fitting = min(most_tokens, score_bytes // (4 * heads * length))
-    size = max(SMALLEST_PIECE, 1 << (max(1, fitting).bit_length() - 1))
-    for start in range(0, length, size):
+    start = 0
+    while start < length:
+        size = 1 << (most_tokens.bit_length() - 1)
+        while size > SMALLEST_PIECE and 4 * heads * size * (handed(start) + size) > score_bytes:
+            size //= 2
         yield start, min(length, start + size)
+        start += size
+
+
+def layer_groups(layers: int, *, layer_bytes: int, most_bytes: int) -> list[range]:
+    """Layers in few groups of like size, such that what a group remembers, so much a layer, is within `most_bytes`."""
+    count = -(-layers // max(1, most_bytes // layer_bytes))
+    ends = [layers * place // count for place in range(count + 1)]
+    return [range(*pair) for pair in pairwise(ends)]
+
+
+def _by_head(rectangle: Index, heads: int) -> Index:
+    """Rows of tokens to rows of their heads, each head a text of its own: (B, T) -> (B * heads, T)."""
+    apart = rectangle[:, None] * heads + np.arange(heads)[None, :, None]
+    return apart.reshape(-1, rectangle.shape[1])
+
+
+def _back(texts: int, places: int, heads: int) -> Index:
+    """Where each place's heads lie in a flattened rectangle of `_by_head`: -> (texts, places, heads)."""
+    return np.arange(texts * heads * places).reshape(texts, heads, places).swapaxes(1, 2)

@@ -59,15 +59,16 @@ class Embedder:
         name = EngineName.parse(engine)
         file = GGUFFile.open(store.resolve(reference))
         if spec is None and BASE_FIELD in file.metadata:
-            return cls._with_adapters(file, name, threads)
+            return cls._with_adapters(file, name, threads, profile=profile)
         found = spec_of(file, spec)
         loaded = load_engine(file, name=name, threads=threads, pooling=found.pooling, profile=profile)
         return cls(found, Tokenizer.from_gguf(file), loaded, path=file.path)
 
     @classmethod
-    def _with_adapters(cls, file: GGUFFile, name: EngineName, threads: int | None) -> Self:
+    def _with_adapters(cls, file: GGUFFile, name: EngineName, threads: int | None, *, profile: bool) -> Self:
         found, tokenizer = beside(file), Tokenizer.from_gguf(file)
-        shared = load_adapted(file, found, name=name, threads=threads, pooling=found[0].spec.pooling)
+        pooling = found[0].spec.pooling
+        shared = load_adapted(file, found, name=name, threads=threads, pooling=pooling, profile=profile)
         every = [cls(one.spec, tokenizer, OneAdapter(shared, place), path=file.path) for place, one in enumerate(found)]
         for one in every:
             one._by_task = {other.spec.task: other for other in every}

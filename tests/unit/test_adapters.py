@@ -17,6 +17,7 @@ from nestling.build.pipeline import Pipeline, model_path
 from nestling.card import Card
 from nestling.embedder import Embedder, spec_of
 from nestling.engine.adapters import beside
+from nestling.engine.base import Profiled
 from nestling.engine.low_rank import LANES, SideBySide
 from nestling.errors import FileFormatError, GGUFError, ModelNotFoundError, UsageError
 from nestling.gguf_io import Field, GGUFFile, TensorPlan, write_gguf
@@ -121,8 +122,19 @@ def test_token_states_take_the_adapter_too(folder: Path, engine: str) -> None:
 
 def test_a_long_text_in_pieces(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nestling.engine.openvino.TOKEN_BUDGET", 32)
+    monkeypatch.setattr("nestling.engine.openvino.PAST_BYTES", 1)
     model = Embedder.load(base_path(folder), engine="openvino", threads=1).for_task(Task.CODE)
     assert paired_cosine(model.engine.pool(texts()), merged(folder, "F32", Task.CODE)).min() >= EXACT
+
+
+def test_where_the_time_went_is_known_of_a_base_too(folder: Path) -> None:
+    model = Embedder.load(base_path(folder, "Q8_0"), engine="openvino", threads=1, profile=True)
+    model.embed_ids(texts())
+    engine = model.engine
+    assert isinstance(engine, Profiled)
+    assert engine.profile()["matrix products"] > 0
+    with pytest.raises(UsageError, match="reference"):
+        Embedder.load(base_path(folder), engine="reference", profile=True)
 
 
 def test_vectors_and_multi_vectors_are_the_merged_models(folder: Path) -> None:

@@ -389,4 +389,4 @@ def test_a_profile_goes_to_standard_error_and_adds_up(tiny_models: dict[str, Pat
 
 
 def test_an_engine_that_cannot_tell_says_so(model: Path) -> None:
-    one_line(embed(model, "--profile", "a"), 2, "--profile", "openvino")
+    one_line(embed(model, "--profile", "a"), 2, "profile", "openvino")

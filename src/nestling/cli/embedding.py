@@ -20,9 +20,9 @@ from nestling.cli.options import (
     TaskOption,
 )
 from nestling.cli.output import Embedded, Format, render
-from nestling.cli.profiling import Watch, profile_of
+from nestling.cli.profiling import Watch
 from nestling.embedder import Embedder
-from nestling.engine.base import TokenIds
+from nestling.engine.base import Profiled, TokenIds
 from nestling.errors import UsageError
 from nestling.files import Progress, atomic_write
 from nestling.recognise import read_spec
@@ -61,8 +61,6 @@ def embed(
     with Bars() as bars:
         with watch.stage("load"):
             embedder = load(reference, task, engine, spec, bars, profile=profile)
-        if profile:
-            profile_of(embedder.engine)
         with watch.stage("tokenize"):
             ids = embedder.tokenize(rows, prompt_name=prompt, truncate=truncate)
         with watch.stage("embed"):
@@ -70,8 +68,8 @@ def embed(
     with watch.stage("serialize"):
         content = render(Embedded(rows, vectors, reference, sum(map(len, ids))), form)
     _write(content, out)
-    if profile:
-        watch.show(profile_of(embedder.engine))
+    if isinstance(embedder.engine, Profiled) and profile:
+        watch.show(embedder.engine.profile())
 
 
 def _refuse(form: Format, out: Path | None, dimensions: int | None, *, multivector: bool) -> None:

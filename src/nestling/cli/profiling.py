@@ -5,8 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from nestling.cli.console import show_table
-from nestling.engine.base import Engine, Profiled
-from nestling.errors import UsageError
 
 
 class Watch:
@@ -34,10 +32,3 @@ class Watch:
             [name, f"{took:.3f}", "" if name == "load" else f"{took / embedding:.1%}"] for name, took in stages.items()
         ]
         show_table("where the time went", ["stage", "seconds", "share without load"], rows, to_error=True)
-
-
-def profile_of(engine: Engine) -> dict[str, float]:
-    """What an engine says of its own time; a UsageError if it cannot say anything."""
-    if not isinstance(engine, Profiled):
-        raise UsageError("--profile: known of the openvino engine with a merged file, not of this one", param="profile")
-    return engine.profile()

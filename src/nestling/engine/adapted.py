@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
-from nestling.engine.base import AdaptedEngine, TokenIds
+from nestling.engine.base import AdaptedEngine, Profiled, TokenIds
+from nestling.errors import EngineError
 from nestling.vectors import Floats
 
 
@@ -19,6 +20,12 @@ class OneAdapter:
     def token_states(self, sequences: Sequence[TokenIds]) -> Iterator[tuple[int, Floats]]:
         """The final hidden states of each sequence: yields (its place, (T, D))."""
         return self.shared.token_states(sequences, adapters=[self.place] * len(sequences))
+
+    def profile(self) -> dict[str, float]:
+        """Where the shared engine's time went, the other adapters' texts included."""
+        if not isinstance(self.shared, Profiled):
+            raise EngineError(f"no profile: the {self.name} engine keeps none")
+        return self.shared.profile()
 
     def close(self) -> None:
         """Give the shared engine's memory back: the others' too."""

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from nestling.engine.adapted import OneAdapter
 from nestling.engine.adapters import Adapter, beside
-from nestling.engine.base import AdaptedEngine, Engine
+from nestling.engine.base import AdaptedEngine, Engine, Profiled
 from nestling.errors import EngineError, UsageError
 from nestling.gguf_io import GGUFFile
 from nestling.spec import BASE_FIELD, Pooling
@@ -44,8 +44,11 @@ def load_engine(
     pooling: Pooling = Pooling.MEAN,
     profile: bool = False,
 ) -> Engine:
-    """Load the file into an engine with so many threads (all usable processors by default)."""
-    engine: Engine = _LOADERS[name](_Wanted(file, _threads(threads), pooling, profile=profile))
+    """Load the file into an engine with so many threads (all usable processors by default).
+
+    A UsageError if a `profile` is wanted and this engine keeps none.
+    """
+    engine: Engine = _loaded(name, _Wanted(file, _threads(threads), pooling, profile=profile))
     return engine
 
 
@@ -56,9 +59,10 @@ def load_adapted(
     name: EngineName,
     threads: int | None = None,
     pooling: Pooling = Pooling.MEAN,
+    profile: bool = False,
 ) -> AdaptedEngine:
-    """Load a base with adapters, which its texts name by their place."""
-    engine: AdaptedEngine = _LOADERS[name](_Wanted(file, _threads(threads), pooling, adapters))
+    """Load a base with adapters, which its texts name by their place; see `load_engine`."""
+    engine: AdaptedEngine = _loaded(name, _Wanted(file, _threads(threads), pooling, adapters, profile=profile))
     return engine
 
 
@@ -84,6 +88,14 @@ class _Wanted:
     pooling: Pooling
     adapters: Sequence[Adapter] = ()
     profile: bool = False
+
+
+def _loaded(name: EngineName, wanted: _Wanted) -> Any:  # noqa: ANN401 - as its callers know
+    engine = _LOADERS[name](wanted)
+    if wanted.profile and not isinstance(engine, Profiled):
+        engine.close()
+        raise UsageError(f"profile: known of the openvino engine, not of {engine.name}", param="profile")
+    return engine
 
 
 def _openvino(wanted: _Wanted) -> Any:  # noqa: ANN401 - an Engine, an AdaptedEngine where there are adapters

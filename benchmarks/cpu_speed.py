@@ -1,10 +1,12 @@
 """Tokens per second at the full model's width: our engine, xllamacpp's llama.cpp, and one compiled for this machine.
 
     python -m benchmarks.cpu_speed DIR [--shape jina-v4-short] [--quant Q8_0 ...] [--native-llama PYTHON]
+        [--sides NAME ...] [--rounds 5]
 
 DIR, outside the repository, holds files of the shape (`make_checkpoint`: noise of the full model's width and 4 of its
 36 layers, or with `--shape jina-v4` all of them), which are made if they are not there. All sides of a file are loaded
-together, each in a process of its own, and take turns, five rounds of new texts: medians. PYTHON is an interpreter
+together, each in a process of its own, and take turns, rounds of new texts: medians. Another shape than
+`jina-v4-short` has a result file of its own. PYTHON is an interpreter
 with llama-cpp-python, compiled for this machine. Peaks are OpenVINO's own product of two large matrices: in float32, in
 bfloat16 and in int8 with one scale for each matrix.
 """
@@ -29,6 +31,7 @@ from nestling.engine.runtime import Node, op, ov
 from nestling.gguf_io import GGUFFile
 
 ROUNDS = 5
+SHORT = "jina-v4-short"
 LENGTHS = {
     "mixed, 16 to 512": tuple(np.geomspace(16, 512, 36).astype(int).tolist()),
     "equal, 128": (128,) * 10,
@@ -71,24 +74,27 @@ class Side:
 
 
 def main() -> None:
-    """Measure and write `benchmarks/results/cpu-speed.json`."""
+    """Measure and write `benchmarks/results/cpu-speed.json`, or that of another shape."""
     asked = _arguments()
+    name = "cpu-speed" if asked.shape == SHORT else f"cpu-speed-{asked.shape}"
     peaks = {name: _peak(precision, rounded=name == "int8") for name, precision in PEAKS.items()}
     result: dict[str, Any] = {"shape": asked.shape, "peak_gops": peaks, "lengths": LENGTHS, "files": []}
     for quant in asked.quant:
         path = _file(asked.folder, asked.shape, quant)
         result["files"].append(_compare(path, quant, asked))
         result["files"][-1] |= _shares(path, result)
-        measuring.write("cpu-speed", result)
+        measuring.write(name, result)
         print(table(result), flush=True)
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--shape", default="jina-v4-short")
+    parser.add_argument("--shape", default=SHORT)
     parser.add_argument("--quant", nargs="+", default=["Q4_K_M", "Q8_0"])
     parser.add_argument("--native-llama", type=Path)
+    parser.add_argument("--sides", nargs="+", help="of those in the table, our own first; all by default")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
     return parser.parse_args()
 
 
@@ -96,13 +102,14 @@ def _file(folder: Path, shape: str, quant: str) -> Path:
     """The file of this shape and type, made if it is not there."""
     checkpoint, base = folder / f"{shape}-checkpoint", folder / f"{shape}-F16.gguf"
     path = folder / f"{shape}-{quant}.gguf"
+    if path.exists():
+        return path
     if not checkpoint.exists():
         _call("-m", "benchmarks.make_checkpoint", "--shape", shape, "--out", str(checkpoint))
     command = ("-c", "from nestling.cli import main; main()")
     if not base.exists():
         _call(*command, "convert", str(checkpoint), "--task", "retrieval", "--out", str(base))
-    if not path.exists():
-        _call(*command, "quantize", str(base), quant, "--out", str(path))
+    _call(*command, "quantize", str(base), quant, "--out", str(path))
     return path
 
 
@@ -114,10 +121,11 @@ def _compare(path: Path, quant: str, asked: argparse.Namespace) -> dict[str, Any
     rng = np.random.default_rng(0)
     before = os.getloadavg()[0]
     with ExitStack() as stack:
-        sides = [Side(name, command) for name, command in _commands(path, asked.native_llama)]
+        commands = _commands(path, asked.native_llama)
+        sides = [Side(name, command) for name, command in commands if name in (asked.sides or dict(commands))]
         for side in sides:
             stack.callback(side.close)
-        for number in range(ROUNDS + 1):
+        for number in range(asked.rounds + 1):
             for name, lengths in LENGTHS.items():
                 texts = [rng.integers(0, 20_000, length).tolist() for length in lengths]
                 for side in sides:

@@ -52,6 +52,11 @@ def speed() -> str:
     return "\n".join(lines)
 
 
+def whole() -> str:
+    """The same of all layers, tokens per second alone."""
+    return cpu_speed.table(_read("cpu-speed-jina-v4")) + "\n"
+
+
 def fast() -> str:
     """How many times as fast as llama.cpp: a sentence."""
     found = _read("cpu-speed")
@@ -141,6 +146,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"fast": fast, "file types": file_types},
     "docs/performance.md": {
         "cpu speed": speed,
+        "whole model": whole,
         "int8 cost": int8_cost,
         "full size": loading,
         "long texts": long_texts,

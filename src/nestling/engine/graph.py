@@ -105,7 +105,7 @@ class _Share:
 
     def gates(self, adapters: SideBySide) -> dict[int, Node]:
         """Of every row, for products of so many matrices at once: (N, matrices * width)."""
-        assert self.inputs.adapter
+        assert self.inputs.adapter is not None
         table, chosen = adapters.gates(), self._cut(self.inputs.adapter)
         return {count: op.gather(op.constant(np.tile(table, count)), chosen, integer(0)) for count in (1, 3)}
 
@@ -125,7 +125,7 @@ class _Share:
         return op.multiply(self._working(self.place), ints(END))
 
     def _working(self, place: int) -> Node:
-        assert self.inputs.working
+        assert self.inputs.working is not None
         return op.gather(self.inputs.working, ints(place), integer(0))
 
     def _cut(self, x: Node) -> Node:

@@ -148,6 +148,8 @@ class OpenVINOEngine:
         states = self._embedded(ids)
         for place in range(len(self._groups)):
             self._through(states, adapters, place)
+            if len(self._groups) > 1:
+                self._shrink()
         return states
 
     def _through(self, states: Floats, adapters: Sequence[int], place: int) -> None:
@@ -165,6 +167,13 @@ class OpenVINOEngine:
             rows = np.repeat(np.array(adapters, np.int64), stop - start)
             work = _Work(packing.piece(start, stop, heads=shape.kv_heads), rows, range(place, place + 1), before)
             states[start:stop] = self._infer(states[start:stop], work, new=[one[start:stop] for one in kept])
+
+    def _shrink(self) -> None:
+        """Give back what the plugin keeps for its own: every layer keeps arrays as long as the text was."""
+        with self._lock:
+            if self._request:
+                self._request.get_compiled_model().release_memory()
+        give_back_freed()
 
     def _infer(self, states: Floats, work: _Work, *, new: Sequence[Floats] = ()) -> Floats:
         """Run the graph once: (N, D) -> (N, D), copied, so that the next run may overwrite its own.

@@ -4,7 +4,7 @@
 
 Each start is a process of its own that loads, embeds one text of 16 tokens and then reads what it has resident. The
 first has an empty cache folder, so that it expands the weights; the file itself is read once before, so that it lies in
-the page cache.
+the page cache. What a start has written is on the disk before the next one begins.
 """
 
 import json
@@ -36,6 +36,7 @@ def main(path: Path) -> None:
 
 
 def _start(path: Path, engine: str) -> dict[str, Any]:
+    os.sync()
     run = measuring.run(sys.executable, "-c", CODE, str(path), engine)
     found: dict[str, Any] = json.loads(run.output.splitlines()[-1])
     return {"engine": engine, **found, "peak_anonymous_bytes": run.peak_anonymous_bytes}

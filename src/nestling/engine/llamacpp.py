@@ -153,6 +153,7 @@ class _Server:
         params.n_parallel, params.kv_unified = SLOTS, True
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = self._threads
         params.cpuparams.poll = params.cpuparams_batch.poll = 0  # waiting threads sleep: 1.7 x faster beside other work
+        params.no_extra_bufts = True  # or most weights are there a second time, in an order that is slower on AVX-512
         params.warmup, params.verbosity, params.hostnames = False, -1, [self._socket]
         return params
 

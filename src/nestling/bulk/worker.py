@@ -27,6 +27,7 @@ from nestling.engine import batching
 from nestling.engine.base import TokenIds
 from nestling.errors import BuildError, FileFormatError, TextError
 from nestling.files import atomic_write, sha256_file
+from nestling.memory import give_back_freed
 from nestling.vectors import Floats
 
 BATCH_TOKENS = 2048
@@ -106,7 +107,9 @@ class Worker:
         packed = self._embed(ids, ticked)
         rejects = [(shard.start + place, _shown(columns["id"], place), bad[place]) for place in sorted(bad)]
         notes = Notes(self._job.id, sum(map(len, ids)), rejects)
-        return self._write(shard, notes, columns, (good, packed))
+        done = self._write(shard, notes, columns, (good, packed))
+        give_back_freed()
+        return done
 
     def close(self) -> None:
         """Close what is open, and the engine."""

@@ -21,10 +21,11 @@ from nestling.engine.adapters import Adapter
 from nestling.engine.base import POOLS, Shape, TokenIds
 from nestling.engine.low_rank import SideBySide
 from nestling.engine.rotary import Rotary
-from nestling.engine.runtime import give_back_freed, ov
+from nestling.engine.runtime import ov
 from nestling.engine.weights import embedding_rows
 from nestling.errors import EngineError
 from nestling.gguf_io import GGUFFile
+from nestling.memory import give_back_freed
 from nestling.spec import Pooling
 from nestling.vectors import Floats
 

@@ -1,10 +1,9 @@
-"""OpenVINO, without its telemetry: the one place that imports the package; and the C library's memory.
+"""OpenVINO, without its telemetry: the one place that imports the package.
 
 On import, openvino reports the fact to an analytics service through `openvino_telemetry`, unless that package cannot be
 imported. Here it cannot, while openvino is loaded: nothing that nestling does calls anybody.
 """
 
-import ctypes
 import sys
 
 _TELEMETRY = "openvino_telemetry"
@@ -20,11 +19,4 @@ finally:
     else:
         sys.modules[_TELEMETRY] = _loaded
 
-__all__ = ["Node", "give_back_freed", "op", "ov"]
-
-
-def give_back_freed() -> None:
-    """Hand memory that was freed back to the system, where the C library (glibc) keeps it for itself."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim:
-        trim(0)
+__all__ = ["Node", "op", "ov"]

@@ -20,9 +20,9 @@ from tests import tiny_gguf
 from nestling import store
 from nestling.engine import int8, loading, openvino
 from nestling.engine.base import Engine, Shape, TokenIds
+from nestling.engine.batching import TOKEN_BUDGET
 from nestling.engine.llamacpp import SMALLEST_BATCH
 from nestling.engine.loading import EngineName, load_engine, usable_threads
-from nestling.engine.openvino import TOKEN_BUDGET
 from nestling.engine.reference import ReferenceEngine
 from nestling.engine.weights import embedding_rows, tensor
 from nestling.errors import EngineError, GGUFError, UsageError

@@ -30,8 +30,6 @@ from nestling.files import atomic_write, sha256_file
 from nestling.memory import give_back_freed
 from nestling.vectors import Floats
 
-BATCH_TOKENS = 2048
-"""Tokens that go to the engine at once: what OpenVINO's takes in one pass."""
 TRIES, TRY_S = 100, 0.1
 
 Ticked = Callable[[int, int], None]
@@ -180,7 +178,7 @@ class Worker:
         packing, size = PACKINGS[VectorType(self._job.what.embedding_type)], self._job.model.dimensions
         rows = np.empty((len(ids), size), np.float32)
         lengths = [len(one) for one in ids]
-        for batch in batching.plan(lengths, BATCH_TOKENS):
+        for batch in batching.plan(lengths, batching.TOKEN_BUDGET):
             rows[batch] = self._embedder.embed_ids([ids[place] for place in batch], dimension=size)
             ticked(len(batch), sum(lengths[place] for place in batch))
         return packing.pack(rows) if len(rows) else np.empty((0, packing.width(size)), packing.kind.to_pandas_dtype())

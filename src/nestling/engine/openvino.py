@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from nestling.engine import batching, expanded, graph, int8, packing
 from nestling.engine.adapters import Adapter
 from nestling.engine.base import POOLS, Shape, TokenIds
+from nestling.engine.batching import TOKEN_BUDGET
 from nestling.engine.low_rank import SideBySide
 from nestling.engine.rotary import Rotary
 from nestling.engine.runtime import ov
@@ -29,8 +30,6 @@ from nestling.memory import give_back_freed
 from nestling.spec import Pooling
 from nestling.vectors import Floats
 
-TOKEN_BUDGET = 1024
-"""Tokens that go through the graph at once; a longer text goes in pieces of at most so many."""
 KEPT_SHAPES = 128
 """Kernels that are kept for shapes met before; unbounded, a server's memory grows with every new number of tokens."""
 STAGES = {"FullyConnected": "matrix products", "FullyConnectedCompressed": "matrix products"} | dict.fromkeys(

@@ -16,6 +16,7 @@ import numpy as np
 
 from nestling.embedder import Embedder
 from nestling.engine.base import TokenIds
+from nestling.engine.batching import TOKEN_BUDGET
 from nestling.errors import EngineError
 from nestling.serve.fairness import Batch, Job, Queue, Work
 from nestling.serve.metrics import Registry
@@ -27,8 +28,6 @@ from nestling.vectors import Floats
 LOG = logging.getLogger("nestling.serve")
 BATCH_S = 0.25
 SMALLEST_BATCH = 512
-PASS = 2048
-"""Tokens that the engine takes at once: a batch's size before its speed is known, and a larger one's unit."""
 TELLING = 256
 """Tokens from which on a batch tells the engine's speed."""
 
@@ -95,7 +94,7 @@ class Scheduler:
 
     def _drain_time_s(self, model: Model) -> int:
         """Seconds until half of the queue is done, from 1 to 60."""
-        speed = self._speeds.get(model.reference, PASS / BATCH_S)
+        speed = self._speeds.get(model.reference, TOKEN_BUDGET / BATCH_S)
         return min(max(math.ceil(self._queue.tokens / 2 / speed), 1), 60)
 
     def _work(self) -> None:
@@ -113,9 +112,9 @@ class Scheduler:
 
     def _budget(self, model: Model) -> int:
         speed = self._speeds.get(model.reference)
-        wanted = PASS if speed is None else int(speed * BATCH_S)
-        if wanted > PASS:
-            wanted -= wanted % PASS  # a pass for the rest would be slow for what it holds
+        wanted = TOKEN_BUDGET if speed is None else int(speed * BATCH_S)
+        if wanted > TOKEN_BUDGET:
+            wanted -= wanted % TOKEN_BUDGET  # a pass for the rest would be slow for what it holds
         return min(max(wanted, SMALLEST_BATCH), self._largest)
 
     def _run(self, batch: Batch) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nestling.engine import openvino, packing
+from nestling.engine import batching, openvino, packing
 from nestling.engine.reference import ReferenceEngine
 from nestling.gguf_io import GGUFFile
 from nestling.vectors import paired_cosine
@@ -39,7 +39,7 @@ def test_there_is_room_for_all_rows_and_for_few_more(rows: int) -> None:
 
 
 def test_the_graph_meets_few_numbers_of_rows_and_of_earlier_tokens() -> None:
-    assert len({packing.room(rows) for rows in range(1, 2049)}) <= openvino.KEPT_SHAPES
+    assert len({packing.room(rows) for rows in range(1, batching.TOKEN_BUDGET + 1)}) <= openvino.KEPT_SHAPES
     assert len({packing.handed(start) for start in range(32_768)}) <= 25
 
 

@@ -20,8 +20,8 @@ class Rotary:
 
     def turns(self, positions: NDArray[np.int64]) -> Floats:
         """Of each position the cosines, then the sines: (N,) -> (N, d)."""
-        most = int(positions.max()) + 1
-        if most > len(self._table):
+        table, most = self._table, int(positions.max()) + 1  # another thread may put a shorter table in its place
+        if most > len(table):
             angles = np.arange(1 << (most - 1).bit_length())[:, None] * self._speeds
-            self._table = np.concatenate((np.cos(angles), np.sin(angles)), 1, dtype=np.float32)
-        return self._table[positions]
+            self._table = table = np.concatenate((np.cos(angles), np.sin(angles)), 1, dtype=np.float32)
+        return table[positions]

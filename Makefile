@@ -25,18 +25,18 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/ready: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable data --editable .
 	touch $@
 
 $(VENV)/ready-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable data --editable '.[dev]'
 	touch $@ $(VENV)/ready
 
 # The exact versions, from what resolves today; no addresses.
 constraints:
 	rm -rf $(VENV)/fresh && $(PYTHON) -m venv $(VENV)/fresh
-	$(VENV)/fresh/bin/python -m pip install --quiet '.[dev]'
-	$(VENV)/fresh/bin/python -m pip freeze --exclude nestling > constraints.txt
+	$(VENV)/fresh/bin/python -m pip install --quiet ./data '.[dev]'
+	$(VENV)/fresh/bin/python -m pip freeze --exclude nestling --exclude nestling-data > constraints.txt
 
 # Every client example of docs/server.md, for real, in an environment of its own (some 650 MB).
 clients: $(VENV)/ready-dev

@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 from tests.golden.texts import LONG_TEXTS, TEXTS
 
 from benchmarks import measuring
-from nestling import calibrating
-from nestling.build.checkpoint import Checkpoint
-from nestling.build.pipeline import Pipeline, model_path
-from nestling.cli.building import LADDER
-from nestling.embedder import Embedder
-from nestling.engine.loading import usable_threads
+from nestling.cli.build import LADDER
+from nestling.engine.registry import usable_threads
+from nestling.models.embedder import Embedder
+from nestling.models.local import starter_checkpoint
+from nestling.pipeline.conversion.checkpoint import Checkpoint
+from nestling.pipeline.pipeline import Pipeline, model_path
+from nestling.pipeline.quantization import calibration
 from nestling.spec import Role, Task
-from nestling.store import starter_checkpoint
 from nestling.vectors import paired_cosine
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
@@ -42,7 +42,7 @@ def main() -> None:
         folder = Path(name)
         began = time.perf_counter()
         threads = usable_threads()
-        collect = calibrating.for_pipeline(threads=threads)
+        collect = calibration.for_pipeline(threads=threads)
         pipeline = Pipeline(Checkpoint.open(starter_checkpoint()), folder, "starter", threads, collect=collect)
         built = pipeline.build(list(Task), LADDER.split(","))
         build = {"files": len(built), "seconds": time.perf_counter() - began}

@@ -27,17 +27,17 @@ import numpy as np
 from tests.golden.texts import LONG_TEXTS, TEXTS
 
 from benchmarks import measuring
-from nestling import calibrating
-from nestling.build.adapters import write_adapter
-from nestling.build.checkpoint import Checkpoint
-from nestling.build.pipeline import Pipeline, model_path
-from nestling.embedder import Embedder
 from nestling.engine.adapted import OneAdapter
-from nestling.engine.adapters import Adapter
-from nestling.engine.loading import EngineName, load_adapted, load_engine, usable_threads
-from nestling.gguf_io import GGUFFile
+from nestling.engine.lora import Adapter
+from nestling.engine.registry import EngineName, load_adapted, load_engine, usable_threads
+from nestling.formats.gguf import GGUFFile
+from nestling.models.embedder import Embedder
+from nestling.models.local import starter_checkpoint
+from nestling.pipeline.conversion.adapters import write_adapter
+from nestling.pipeline.conversion.checkpoint import Checkpoint
+from nestling.pipeline.pipeline import Pipeline, model_path
+from nestling.pipeline.quantization import calibration
 from nestling.spec import ModelSpec, Role, Task, adapter_path
-from nestling.store import starter_checkpoint
 from nestling.vectors import Floats, paired_cosine
 
 KINDS = ("Q8_0", "Q4_K_M", "Q3_K_M", "IQ2_M")
@@ -52,7 +52,7 @@ def losses() -> dict[str, Any]:
     """Merged and adapted files of the starter in each type: cosines to the F16 merged vectors, per task."""
     with tempfile.TemporaryDirectory() as name:
         folder, threads = Path(name), usable_threads()
-        collect = calibrating.for_pipeline(threads=threads)
+        collect = calibration.for_pipeline(threads=threads)
         pipeline = Pipeline(Checkpoint.open(starter_checkpoint()), folder, "starter", threads, collect=collect)
         pipeline.build(list(Task), KINDS)
         pipeline.build_base(["F32", *KINDS])

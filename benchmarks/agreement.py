@@ -17,9 +17,9 @@ import numpy as np
 from tests.golden.texts import TEXTS
 
 from benchmarks import measuring
-from nestling.build.pipeline import model_path
-from nestling.embedder import Embedder
-from nestling.quants import FILE_TYPES
+from nestling.formats.quant_types import FILE_TYPES
+from nestling.models.embedder import Embedder
+from nestling.pipeline.pipeline import model_path
 from nestling.spec import Task
 from nestling.vectors import Floats, paired_cosine
 

@@ -26,9 +26,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks import measuring
-from nestling.engine.base import LAYER_MATRICES
-from nestling.engine.runtime import Node, op, ov
-from nestling.gguf_io import GGUFFile
+from nestling.engine.openvino.runtime import Node, op, ov
+from nestling.engine.protocol import LAYER_MATRICES
+from nestling.formats.gguf import GGUFFile
 
 ROUNDS = 5
 SHORT = "jina-v4-short"

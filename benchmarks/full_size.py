@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks import measuring
-from nestling.build.plan import Mix, plan_file
-from nestling.quants import FLOAT_FILE_TYPES
+from nestling.formats.quant_types import FLOAT_FILE_TYPES
+from nestling.pipeline.quantization.plan import Mix, plan_file
 from nestling.vectors import paired_cosine
 
 LADDER = "Q8_0,Q6_K,Q5_K_M,Q4_K_M,Q3_K_M"
@@ -109,7 +109,7 @@ def _embed(path: Path, engine: str, what: str) -> dict[str, Any]:
 
 def embed_step(path: str, engine: str, what: str) -> None:
     """Load one file in one engine, embed, and print the figures as JSON; runs in a process of its own."""
-    from nestling.embedder import Embedder
+    from nestling.models.embedder import Embedder
 
     began = time.perf_counter()
     model = Embedder.load(Path(path), engine=engine)

@@ -21,18 +21,18 @@ import numpy as np
 import tokenizers
 
 from benchmarks import measuring
-from nestling import store
-from nestling.build.plan import Mix
-from nestling.build.quantize import quantize_many
-from nestling.embedder import Embedder
-from nestling.engine import int8
-from nestling.engine.adapters import Adapter
-from nestling.engine.base import TokenIds
-from nestling.engine.loading import EngineName, load_engine, usable_threads
-from nestling.engine.reference import ReferenceEngine
+from nestling.engine.lora import Adapter
+from nestling.engine.numpy_reference import ReferenceEngine
+from nestling.engine.openvino import int8_groups
+from nestling.engine.protocol import TokenIds
+from nestling.engine.registry import EngineName, load_engine, usable_threads
 from nestling.evaluation import data, quality
 from nestling.evaluation.results import Scores
-from nestling.gguf_io import GGUFFile
+from nestling.formats.gguf import GGUFFile
+from nestling.models import local
+from nestling.models.embedder import Embedder
+from nestling.pipeline.quantization.plan import Mix
+from nestling.pipeline.quantization.quantize import quantize_many
 from nestling.spec import Role
 from nestling.vectors import Floats, paired_cosine
 
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--decoder", type=Path)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        models = {STARTER: store.resolve(f"{STARTER}:F32")}
+        models = {STARTER: local.resolve(f"{STARTER}:F32")}
         if asked.decoder:
             models[asked.decoder.stem] = rewritten(asked.decoder, Path(name) / "decoder-F32.gguf")
         rows = [row for model, path in models.items() for row in _rows(model, path, Path(name))]
@@ -64,9 +64,9 @@ def _rows(model: str, base: Path, folder: Path) -> list[dict[str, Any]]:
     for path, kind in zip(outputs, KINDS, strict=True):
         wanted = _pooled(path, ids, EngineName.REFERENCE)
         exact = wanted if exact is None else exact
-        row = {"model": model, "file_type": kind, "used": int8.group_of(GGUFFile.open(path))}
+        row = {"model": model, "file_type": kind, "used": int8_groups.group_of(GGUFFile.open(path))}
         row["rounding"] = _cost(wanted, exact)
-        for _, group in int8.GROUPS:
+        for _, group in int8_groups.GROUPS:
             row[f"groups of {group}"] = _cost(_in_groups(path, ids, group), wanted)
         print(row, flush=True)
         rows.append(row)
@@ -95,9 +95,9 @@ def _pooled(path: Path, ids: list[TokenIds], engine: EngineName) -> Floats:
 
 def _in_groups(path: Path, ids: list[TokenIds], group: int) -> Floats:
     file = GGUFFile.open(path)
-    if any(info.shape[-1] % group for info in int8.matrices(file)):
+    if any(info.shape[-1] % group for info in int8_groups.matrices(file)):
         return Rounded(file, group).pool(ids)
-    with patch.object(int8, "group_of", lambda _: group):
+    with patch.object(int8_groups, "group_of", lambda _: group):
         return _pooled(path, ids, EngineName.OPENVINO)
 
 
@@ -107,7 +107,7 @@ class Rounded(ReferenceEngine):
     def __init__(self, file: GGUFFile, group: int) -> None:
         super().__init__(file)
         self._group = group
-        for info in int8.matrices(file):
+        for info in int8_groups.matrices(file):
             self._weights[info.name] = rounded(self._weights[info.name], group)
 
     def _times(self, x: Floats, name: str, *, change: Adapter | None) -> Floats:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nestling.embedder import Embedder
 from nestling.evaluation import data, metrics
+from nestling.models.embedder import Embedder
 from nestling.spec import Role, Task
 from nestling.vectors import Floats, paired_cosine
 

@@ -19,8 +19,8 @@ from tests import hub_server
 from tests.killing import Job, Outcome, kill_often
 
 from benchmarks import measuring
-from nestling import store
-from nestling.build.made_matrix import matrix_path
+from nestling.models import local
+from nestling.pipeline.quantization.kept_imatrix import matrix_path
 from nestling.spec import Task
 
 TIMES = 50
@@ -58,12 +58,12 @@ def _command(*arguments: str | Path) -> Run:
 
 
 def _starter(quant: str) -> Path:
-    return store.resolve(f"starter-code:{quant}")
+    return local.resolve(f"starter-code:{quant}")
 
 
 def _quantize(folder: Path, times: int, seed: int) -> Outcome:
     _starter("Q4_K_M")  # with its matrix
-    matrix = matrix_path(store.family_folder("starter"), Task.CODE)
+    matrix = matrix_path(local.family_folder("starter"), Task.CODE)
     arguments = ("quantize", _starter("F16"), "Q3_K_M", "--imatrix", matrix, "--out", "{out}/x.gguf")
     return _command(*arguments)(folder, times, seed)
 
@@ -83,7 +83,7 @@ def _pull(folder: Path, times: int, seed: int) -> Outcome:
         return kill_often(job, HF_ENDPOINT=server.endpoint, HF_HUB_CACHE=str(folder / "out"))
 
 
-CHECKPOINT = store.starter_checkpoint()
+CHECKPOINT = local.starter_checkpoint()
 STAGES: Mapping[str, Run] = {
     "pull": _pull,
     "convert": _command("convert", CHECKPOINT, "--task", "code", "--out", "{out}/x.gguf"),

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import measuring
-from nestling import files
+from nestling._util import files
 
 CODE = "import sys; from benchmarks.loading import start; start(*sys.argv[1:])"
 STARTS = (("first start", "openvino"), ("second start", "openvino"), ("llama.cpp", "llamacpp"))
@@ -45,7 +45,7 @@ def _start(path: Path, engine: str) -> dict[str, Any]:
 def start(path: str, engine: str) -> None:
     """Load, embed, and print seconds and resident bytes as JSON; runs in a process of its own."""
     began = time.perf_counter()
-    from nestling.embedder import Embedder
+    from nestling.models.embedder import Embedder
 
     model = Embedder.load(Path(path), engine=engine)
     loaded = time.perf_counter()

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import measuring
-from nestling.embedder import Embedder
+from nestling.models.embedder import Embedder
 
 CODE = "import sys; from benchmarks.long_text import embed; embed(*sys.argv[1:])"
 

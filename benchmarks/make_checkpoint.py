@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-STARTER = Path(__file__).parents[1] / "src" / "nestling" / "starter" / "checkpoint"
+STARTER = Path(__file__).parents[1] / "data" / "src" / "nestling_data" / "starter" / "checkpoint"
 TASKS = ("retrieval", "text-matching", "code")
 PERIOD = 8_388_593  # prime, so that the noise does not repeat from row to row
 SPECIAL = (

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import measuring
-from nestling.embedder import Embedder
 from nestling.evaluation import data, metrics
 from nestling.evaluation.data import RetrievalSet
+from nestling.models.embedder import Embedder
 from nestling.spec import Role
 from nestling.vectors import Floats, cosine, from_int8, from_ubinary, maxsim, to_int8, to_ubinary
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nestling.embedder import Embedder
+from nestling.models.embedder import Embedder
 
 
 def main(path: str, threads: int, engine: str) -> None:

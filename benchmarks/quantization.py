@@ -21,24 +21,24 @@ from typing import Any
 
 from benchmarks import measuring
 from benchmarks.judging import Judge, Judged, embed, rankings
-from nestling import calibrating
-from nestling.build.checkpoint import Checkpoint
-from nestling.build.imatrix import ImportanceMatrix
-from nestling.build.made_matrix import matrix_path
-from nestling.build.mix_recipe import MixRecipe
-from nestling.build.pipeline import BuiltFile, Pipeline, model_path
-from nestling.build.plan import Mix
-from nestling.build.quantize import quantize
-from nestling.choosing import Budget, Chooser, embedding_kept
-from nestling.embedder import Embedder
-from nestling.engine.loading import usable_threads
-from nestling.engine.openvino import Observer, OpenVINOEngine
+from nestling._util.files import Progress, no_progress
+from nestling.engine.openvino.engine import Observer, OpenVINOEngine
+from nestling.engine.registry import usable_threads
 from nestling.evaluation import data
-from nestling.files import Progress, no_progress
-from nestling.gguf_io import GGUFFile
-from nestling.quants import FILE_TYPES, QuantType
+from nestling.formats.gguf import GGUFFile
+from nestling.formats.quant_types import FILE_TYPES, QuantType
+from nestling.models.embedder import Embedder
+from nestling.models.local import starter_checkpoint
+from nestling.pipeline.conversion.checkpoint import Checkpoint
+from nestling.pipeline.pipeline import BuiltFile, Pipeline, model_path
+from nestling.pipeline.quantization import calibration
+from nestling.pipeline.quantization.imatrix import ImportanceMatrix
+from nestling.pipeline.quantization.kept_imatrix import matrix_path
+from nestling.pipeline.quantization.plan import Mix
+from nestling.pipeline.quantization.quantize import quantize
+from nestling.pipeline.quantization.search.recipe_file import MixRecipe
+from nestling.pipeline.quantization.search.search import Budget, Chooser, embedding_kept
 from nestling.spec import ModelSpec, Role, Task
-from nestling.store import starter_checkpoint
 from nestling.vectors import paired_cosine
 
 STOCK = ("Q4_K_M", "Q3_K_M", "IQ3_XXS", "IQ2_M")
@@ -90,7 +90,7 @@ def _judge_again(result: dict[str, Any]) -> None:
 
 
 def _judge_mixes(folder: Path, task: Task, result: dict[str, Any]) -> None:
-    collect = calibrating.for_pipeline(threads=usable_threads())
+    collect = calibration.for_pipeline(threads=usable_threads())
     Pipeline(
         Checkpoint.open(starter_checkpoint()), folder, "starter", usable_threads(), lambda _: no_progress, collect
     ).build([task], ("F16", *STOCK))
@@ -129,7 +129,7 @@ def _task(folder: Path, task: Task, result: dict[str, Any]) -> None:
         steps[name] = time.perf_counter() - began
         return no_progress
 
-    collect = calibrating.for_pipeline(threads=threads)
+    collect = calibration.for_pipeline(threads=threads)
     built = Pipeline(Checkpoint.open(starter_checkpoint()), folder, "starter", threads, step, collect).build(
         [task], LADDER
     )
@@ -236,8 +236,8 @@ def _collection(folder: Path, task: Task) -> dict[str, float]:
     path = _built(folder, task, "F16")
     file, threads = GGUFFile.open(path), usable_threads()
     model = Embedder.load(path)
-    text = calibrating.Calibration(model.spec, model.tokenizer, calibrating.default_text())
-    chunks = text.chunks(calibrating.BATCH)
+    text = calibration.Calibration(model.spec, model.tokenizer, calibration.default_text())
+    chunks = text.chunks(calibration.BATCH)
     model.close()
     plain, observed = OpenVINOEngine(file, threads=threads), Observer(file, threads=threads)
     times: dict[str, list[float]] = {"plain": [], "observed": []}

@@ -26,16 +26,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks import measuring
-from nestling import calibrating, store
-from nestling.build.imatrix import ColumnSums, ImportanceMatrix
-from nestling.build.plan import Mix
-from nestling.build.quantize import quantize_many
-from nestling.build.recipes import is_quantizable
-from nestling.engine.loading import usable_threads
-from nestling.engine.openvino import Observer, OpenVINOEngine
-from nestling.ggml import quantize_rows
-from nestling.gguf_io import Field, GGUFFile, TensorPlan, write_gguf
-from nestling.quants import QuantType
+from nestling.engine.openvino.engine import Observer, OpenVINOEngine
+from nestling.engine.registry import usable_threads
+from nestling.formats.ggml import quantize_rows
+from nestling.formats.gguf import Field, GGUFFile, TensorPlan, write_gguf
+from nestling.formats.quant_types import QuantType
+from nestling.models import local
+from nestling.pipeline.quantization import calibration
+from nestling.pipeline.quantization.file_types import is_quantizable
+from nestling.pipeline.quantization.imatrix import ColumnSums, ImportanceMatrix
+from nestling.pipeline.quantization.plan import Mix
+from nestling.pipeline.quantization.quantize import quantize_many
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -126,7 +127,7 @@ def made_up_matrix(file: GGUFFile) -> ImportanceMatrix:
 
 def _imatrix(folder: Path) -> dict[str, Any]:
     deep = full_width(folder / "deep.gguf", OBSERVED_LAYERS)
-    starter = store.resolve("starter-retrieval:F16")
+    starter = local.resolve("starter-retrieval:F16")
     return {"starter": _share(starter), f"{OBSERVED_LAYERS} layers of full width": _share(deep)}
 
 
@@ -203,7 +204,7 @@ def _share(path: Path) -> dict[str, Any]:
     file, threads = GGUFFile.open(path), usable_threads()
     rng = np.random.default_rng(0)
     vocabulary = file.tensors["token_embd.weight"].shape[0]
-    chunks = [rng.integers(0, vocabulary, calibrating.CHUNK_TOKENS).astype(np.int32) for _ in range(calibrating.BATCH)]
+    chunks = [rng.integers(0, vocabulary, calibration.CHUNK_TOKENS).astype(np.int32) for _ in range(calibration.BATCH)]
     plain, observed = OpenVINOEngine(file, threads=threads), Observer(file, threads=threads)
     work: dict[str, Callable[[], object]] = {
         "plain": lambda: plain.pool(chunks),

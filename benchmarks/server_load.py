@@ -30,7 +30,7 @@ import httpx
 
 from benchmarks import measuring
 from nestling import Embedder
-from nestling.store import resolve
+from nestling.models.local import resolve
 
 STARTER = "starter-retrieval:Q8_0"
 CLIENTS, REQUESTS_A_CLIENT = 64, 2

@@ -32,7 +32,7 @@ from nestling.vectors import Floats, paired_cosine
 
 MODEL, CLIENTS, CHECKED = "starter-retrieval:Q8_0", 8, 10
 NEAR = 0.999
-"""The int8 engine's vectors and exact arithmetic's: `nestling.proving` says why; a wrong one is at 0.9 or less."""
+"""The int8 engine's vectors and exact arithmetic's (see `pipeline.self_test`); a wrong one is at 0.9 or less."""
 PATIENCE_S = 3600.0
 """A client's: the machine may stop us all for a while."""
 WARM_UP_SHARE, WARM_UP_S = 0.2, 120.0

@@ -19,12 +19,12 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["nestling"]):
-    from nestling.build.safetensors import read_header
     from nestling.errors import CheckpointError, GGUFError
-    from nestling.gguf_io import GGUFFile
+    from nestling.formats.gguf import GGUFFile
+    from nestling.formats.safetensors import read_header
 
-from nestling.gguf_io import Field, TensorPlan, write_gguf
-from nestling.quants import QuantType
+from nestling.formats.gguf import Field, TensorPlan, write_gguf
+from nestling.formats.quant_types import QuantType
 
 LONGEST_MESSAGE = 20_000
 MEMORY = Path("/dev/shm")  # noqa: S108 - a folder of its own is made there

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from tests import tiny
 
-from nestling.build.checkpoint import Checkpoint
-from nestling.build.convert import convert
 from nestling.errors import CheckpointError, NestlingError
+from nestling.pipeline.conversion.checkpoint import Checkpoint
+from nestling.pipeline.conversion.convert import convert
 from nestling.spec import Task
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"

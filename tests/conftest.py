@@ -15,10 +15,11 @@ from tests.hub_server import HubServer, use
 from tests.hub_server import running as hub_running
 from tests.tiny import SMALL_VOCAB, write_tiny_checkpoint
 
-from nestling import files, store
-from nestling.build.plan import Mix
-from nestling.build.quantize import quantize_many
-from nestling.quants import FLOAT_FILE_TYPES
+from nestling._util import files
+from nestling.formats.quant_types import FLOAT_FILE_TYPES
+from nestling.models import local
+from nestling.pipeline.quantization.plan import Mix
+from nestling.pipeline.quantization.quantize import quantize_many
 from nestling.spec import Task
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts us in the background has it ignored
@@ -81,4 +82,4 @@ def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def starter_q8(cache_folder: Path) -> Path:
     """The starter's retrieval model as Q8_0, built into the session's cache."""
     assert cache_folder.is_dir()
-    return store.resolve(f"{store.STARTER}-{Task.RETRIEVAL}:Q8_0")
+    return local.resolve(f"{local.STARTER}-{Task.RETRIEVAL}:Q8_0")

@@ -21,7 +21,7 @@ from nestling.evaluation.results import (
     Scores,
     SpeedResult,
 )
-from nestling.quants import FILE_TYPES
+from nestling.formats.quant_types import FILE_TYPES
 from nestling.spec import Role, Task
 from nestling.vectors import Floats
 

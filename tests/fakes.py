@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from nestling.engine.base import TokenIds
+from nestling.engine.protocol import TokenIds
 from nestling.vectors import Floats
 
 

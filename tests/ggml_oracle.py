@@ -1,4 +1,4 @@
-"""ggml's quantizers called in the plainest way, with numbers and sizes from gguf-py: what nestling.ggml must equal."""
+"""ggml's quantizers called in the plainest way, with sizes from gguf-py: what nestling.formats.ggml must equal."""
 
 import ctypes
 from importlib.util import find_spec
@@ -7,7 +7,7 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from nestling.quants import QuantType
+from nestling.formats.quant_types import QuantType
 
 SLOW_TYPES = (QuantType.IQ1_S, QuantType.IQ1_M, QuantType.IQ2_XXS, QuantType.IQ2_XS, QuantType.IQ2_S)
 """ggml needs seconds to build its tables for quantizing to these: they are for tests/golden."""

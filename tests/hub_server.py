@@ -22,7 +22,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
-from nestling.hub import client
+from nestling.models.hub import client
 
 COMMIT = "c0ffee" + "0" * 34
 PIECE_BYTES = 1 << 16

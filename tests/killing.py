@@ -66,10 +66,10 @@ def _import_everything() -> None:
     """What the commands import while they run; none of it starts a thread."""
     import huggingface_hub
 
-    import nestling.build.quantize
-    import nestling.calibrating
     import nestling.cli.commands
-    import nestling.engine.openvino
+    import nestling.engine.openvino.engine
+    import nestling.pipeline.quantization.calibration
+    import nestling.pipeline.quantization.quantize
 
     huggingface_hub.get_session()
     assert nestling.cli.commands

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from nestling.build.imatrix import ColumnSums, ImportanceMatrix
-from nestling.ggml import quantize_rows
-from nestling.gguf_io import Field, TensorPlan, write_gguf
-from nestling.quants import QuantType
+from nestling.formats.ggml import quantize_rows
+from nestling.formats.gguf import Field, TensorPlan, write_gguf
+from nestling.formats.quant_types import QuantType
+from nestling.pipeline.quantization.imatrix import ColumnSums, ImportanceMatrix
 
 Edit = Callable[[dict[str, NDArray[np.float32]]], None]
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-STARTER = Path(__file__).parents[1] / "src" / "nestling" / "starter" / "checkpoint"
+STARTER = Path(__file__).parents[1] / "data" / "src" / "nestling_data" / "starter" / "checkpoint"
 TASKS = ("retrieval", "text-matching", "code")
 LAYERS, HIDDEN, HEADS, KV_HEADS, HEAD_DIM, INTERMEDIATE = 2, 64, 4, 2, 16, 96
 VOCAB, SMALL_VOCAB = 24064, 384

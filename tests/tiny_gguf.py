@@ -1,4 +1,4 @@
-"""A tiny random GGUF model, written with `gguf_io` alone: two layers of 256 units, a vocabulary of bytes.
+"""A tiny random GGUF model, written with `formats.gguf` alone: two layers of 256 units, a vocabulary of bytes.
 
 Rows of 256 weights divide into every block that ggml has, so that each file type gets its true tensor types. Weights
 are scaled so that hidden states stay of order one. Its tokenizer is byte-level with a few merges and special tokens.
@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import pre_tokenizers
 
-from nestling.build.casts import cast_rows
-from nestling.gguf_io import Field, TensorPlan, write_gguf
-from nestling.quants import FILE_TYPES, QuantType
+from nestling.formats.gguf import Field, TensorPlan, write_gguf
+from nestling.formats.quant_types import FILE_TYPES, QuantType
+from nestling.pipeline.conversion.casts import cast_rows
 from nestling.spec import ModelSpec, Task, prefixes_for
 
 LAYERS, HIDDEN, HEADS, KV_HEADS, FEED_FORWARD = 2, 256, 4, 2, 512

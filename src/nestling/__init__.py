@@ -9,18 +9,18 @@ Importing the package loads nothing heavy: `Embedder` is fetched when it is firs
 
 from typing import TYPE_CHECKING, Any
 
-from nestling._version import __version__
+from nestling._util.version import __version__
 from nestling.errors import NestlingError
 
 if TYPE_CHECKING:
-    from nestling.embedder import Embedder
+    from nestling.models.embedder import Embedder
 
 __all__ = ["Embedder", "NestlingError", "__version__"]
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - a module attribute
     if name == "Embedder":
-        from nestling.embedder import Embedder
+        from nestling.models.embedder import Embedder
 
         return Embedder
     raise AttributeError(f"module 'nestling' has no attribute {name!r}")

@@ -8,10 +8,10 @@ refused, not ignored, and so are multi-vectors together with `truncate_dim`, whi
 from collections.abc import Sequence
 from typing import Self
 
-from nestling.embedder import Embedder
 from nestling.errors import UsageError
+from nestling.models.embedder import Embedder
+from nestling.models.local import ModelReference
 from nestling.spec import Task
-from nestling.store import ModelReference
 from nestling.vectors import Floats
 
 

@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nestling.embedder import Embedder
 from nestling.errors import TextError, UsageError
-from nestling.serve.app import create_app
-from nestling.serve.models import Load
-from nestling.serve.run import Server, bound
-from nestling.serve.service import Service
-from nestling.serve.settings import ServeSettings, TokenInput
+from nestling.models.embedder import Embedder
+from nestling.models.local import ModelReference
+from nestling.server.app import create_app
+from nestling.server.core.model_pool import Load
+from nestling.server.core.service import Service
+from nestling.server.process import Server, bound
+from nestling.server.settings import ServeSettings, TokenInput
 from nestling.spec import ModelSpec, Task, prefixes_for
-from nestling.store import ModelReference
 from nestling.vectors import Floats
 
 WIDTH, MAX_TOKENS = 64, 512

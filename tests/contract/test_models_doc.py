@@ -18,8 +18,8 @@ import pytest
 from tests.contract.conftest import NESTLING
 from tests.hub_server import HubServer, running
 
-from nestling import store
-from nestling.embedder import Embedder
+from nestling.models import local
+from nestling.models.embedder import Embedder
 from nestling.spec import Task
 
 DOC = (Path(__file__).parents[2] / "docs" / "models.md").read_text("utf-8")
@@ -34,7 +34,7 @@ def hub(small_checkpoint: Path, starter_q8: Path) -> Iterator[HubServer]:
     with running() as server:
         for task in Task:
             files = {
-                f"jina-embeddings-v4-text-{task.stem}-{quant}.gguf": store.resolve(
+                f"jina-embeddings-v4-text-{task.stem}-{quant}.gguf": local.resolve(
                     f"starter-{task}:{quant}"
                 ).read_bytes()
                 for quant in ("Q4_K_M", "Q8_0")

@@ -13,10 +13,10 @@ import pytest
 from tests.contract.conftest import NESTLING, Served
 from tests.contract.serving import FakeEngine, Running, fake_embedder, loader, running, settings
 
-from nestling.embedder import Embedder
 from nestling.errors import ModelNotFoundError
-from nestling.serve import run
-from nestling.serve.app import create_app
+from nestling.models.embedder import Embedder
+from nestling.server import process
+from nestling.server.app import create_app
 
 CLIENT = httpx.Client(timeout=20, verify=False, limits=httpx.Limits(max_keepalive_connections=0))
 
@@ -48,8 +48,8 @@ def test_it_is_alive_but_not_ready_while_it_loads_and_requests_wait() -> None:
         return loader()(reference)
 
     app = create_app(settings(), load)
-    listener = run.bound("127.0.0.1", 0)
-    server = run.Server(app, listener, drain_s=2, announce=lambda *_: None)
+    listener = process.bound("127.0.0.1", 0)
+    server = process.Server(app, listener, drain_s=2, announce=lambda *_: None)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -78,9 +78,9 @@ def test_a_model_that_cannot_be_loaded_ends_the_server_with_its_reason() -> None
         raise ModelNotFoundError("it is not here")
 
     with pytest.raises(ModelNotFoundError, match="it is not here"):
-        run.run(settings(), load)
-    logging.getLogger("nestling.serve").handlers.clear()
-    logging.getLogger("nestling.serve").propagate = True
+        process.run(settings(), load)
+    logging.getLogger("nestling.server").handlers.clear()
+    logging.getLogger("nestling.server").propagate = True
 
 
 @pytest.mark.parametrize(

@@ -33,9 +33,9 @@ from tests.broken import (
     whole,
 )
 
-from nestling.build.checkpoint import Checkpoint
-from nestling.build.convert import convert
 from nestling.errors import BuildError, CheckpointError
+from nestling.pipeline.conversion.checkpoint import Checkpoint
+from nestling.pipeline.conversion.convert import convert
 from nestling.spec import Task
 
 LORA_B = "base_model.model.model.language_model.layers.1.mlp.down_proj.lora_B.code.weight"

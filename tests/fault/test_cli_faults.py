@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from nestling import files
+from nestling._util import files
 
 COMMAND = [sys.executable, "-c", "from nestling.cli import main; main()"]
 

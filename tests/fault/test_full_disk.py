@@ -11,7 +11,7 @@ from tests.command_line import nestling
 from tests.full_disk import Full, largest_file, little_room, mount, unmount
 from tests.hub_server import HubServer
 
-from nestling import hub, store
+from nestling.models import hub, local
 
 FULL = r"No space left on device|File too large"
 REPOSITORY = "org/repo"
@@ -118,10 +118,10 @@ def test_pull(
     assert not hub_cache.exists()
     folder = disk[1]
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder))
-    monkeypatch.setattr("nestling.hub.client._check_space", lambda *_: None)
+    monkeypatch.setattr("nestling.models.hub.client._check_space", lambda *_: None)
     path = tiny_models["Q8_0"]
     hub_server.repositories[REPOSITORY] = {path.name: path.read_bytes(), "tiny-Q8_0.json": b'{"a": 1}'}
     rooms = [0, 1, 5000, path.stat().st_size // 2, path.stat().st_size - 1]
     assert goes_on(["pull", f"{REPOSITORY}:Q8_0"], disk, rooms=lambda _: rooms) >= 4
-    assert store.resolve(f"{REPOSITORY}:Q8_0").read_bytes() == path.read_bytes()
-    assert hub.known_hash(store.resolve(f"{REPOSITORY}:Q8_0"))
+    assert local.resolve(f"{REPOSITORY}:Q8_0").read_bytes() == path.read_bytes()
+    assert hub.known_hash(local.resolve(f"{REPOSITORY}:Q8_0"))

@@ -29,7 +29,7 @@ from tests.raw_gguf import (
 )  # fmt: skip
 
 from nestling.errors import GGUFError
-from nestling.gguf_io import GGUFFile
+from nestling.formats.gguf import GGUFFile
 
 HUGE = 1 << 63
 ALL_ONES = (1 << 64) - 1
@@ -231,7 +231,7 @@ CAPPED = """
 import json, resource, sys, time
 from pathlib import Path
 from nestling.errors import NestlingError
-from nestling.gguf_io import GGUFFile
+from nestling.formats.gguf import GGUFFile
 resource.setrlimit(resource.RLIMIT_AS, (3 << 28, 3 << 28))  # 768 MiB; the libraries alone map about half of it
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 refused, began = {}, time.monotonic()

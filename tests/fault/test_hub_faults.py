@@ -21,9 +21,9 @@ from tests.command_line import nestling
 from tests.full_disk import largest_file
 from tests.hub_server import COMMIT, Fault, HubServer, oid_of
 
-from nestling import hub, pulled, store
 from nestling.errors import BuildError, FileFormatError, ModelNotFoundError, NestlingError
-from nestling.hub import HubReference, client
+from nestling.models import hub, hub_models, local
+from nestling.models.hub import HubReference, client
 
 REPOSITORY = "org/repo"
 LARGE, SMALL = "x-Q8_0.gguf", "x-Q8_0.json"
@@ -218,7 +218,7 @@ def test_no_code_and_no_pickle_is_ever_asked_for(hub_server: HubServer, cache: P
     bait = ["modeling.py", "pytorch_model.bin", "adapters/adapter_model.bin", "training_args.pt", "x.pkl", "setup.sh",
             "model.ckpt", "model.h5", "x.so", "requirements.txt", "adapters/x.py"]  # fmt: skip
     hub_server.repositories[REPOSITORY] = files | dict.fromkeys(bait, b"raise SystemExit('executed')" * 50)
-    (snapshot,) = pulled.pull(HubReference(REPOSITORY))
+    (snapshot,) = hub_models.pull(HubReference(REPOSITORY))
     assert set(hub.names_in(snapshot)) == set(files)
     assert len(final_names(cache)) == len({oid_of(content) for content in files.values()})
     asked = {one.path.partition(f"/resolve/{COMMIT}/")[2] for one in hub_server.requests}
@@ -366,18 +366,18 @@ def test_links_and_references_that_leave_the_repository_are_not_followed(
     assert cache
     tamper(fetch())
     with pytest.raises(ModelNotFoundError, match="nor in the hub's cache"):
-        store.resolve("org/repo:Q8_0")
-    assert pulled.models() == []
+        local.resolve("org/repo:Q8_0")
+    assert hub_models.models() == []
 
 
 @pytest.mark.usefixtures("cache")
 def test_verify_finds_bytes_that_are_not_the_hubs(
     tiny_models: dict[str, Path], hub_server: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nestling.verify.PROBES", ("sunset", "a beach, at night"))
+    monkeypatch.setattr("nestling.evaluation.verify.PROBES", ("sunset", "a beach, at night"))
     hub_server.repositories[REPOSITORY] = {"tiny-F32.gguf": tiny_models["F32"].read_bytes()}
     path = fetch("tiny-F32.gguf") / "tiny-F32.gguf"
-    assert pulled.find(HubReference(REPOSITORY)) == path
+    assert hub_models.find(HubReference(REPOSITORY)) == path
     with path.resolve().open("r+b") as file:
         file.seek(-4, 2)
         file.write(b"\0\0\0\0")
@@ -410,7 +410,7 @@ def test_a_pulled_card_that_is_none_is_one_line(
     tiny_models: dict[str, Path], hub_server: HubServer, card: bytes
 ) -> None:
     hub_server.repositories[REPOSITORY] = {"tiny-F32.gguf": tiny_models["F32"].read_bytes(), "tiny-F32.json": card}
-    pulled.pull(HubReference(REPOSITORY))
+    hub_models.pull(HubReference(REPOSITORY))
     done = nestling("show", "org/repo")
     assert (done.code, done.raw, len(done.err.splitlines())) == (1, b"", 1), done
     assert "tiny-F32.json: not a card of this version" in done.err

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from tests.killing import Job, kill_often
 
-from nestling.build.checkpoint import Checkpoint
-from nestling.build.pipeline import Pipeline
+from nestling._util.files import atomic_write
 from nestling.errors import BuildError
-from nestling.files import atomic_write
-from nestling.gguf_io import GGUFFile
-from nestling.nearness import RECORD
+from nestling.formats.gguf import GGUFFile
+from nestling.pipeline.conversion.checkpoint import Checkpoint
+from nestling.pipeline.fidelity import RECORD
+from nestling.pipeline.pipeline import Pipeline
 from nestling.spec import Task
 
 ARGUMENTS = ["--task", "code", "--quant", "Q8_0", "--family", "small", "--threads", "1"]
@@ -43,7 +43,7 @@ def first_line(process: subprocess.Popen[str]) -> str:
 HALF = """
 import sys
 from pathlib import Path
-from nestling.files import atomic_write
+from nestling._util.files import atomic_write
 with atomic_write(Path(sys.argv[1])) as file:
     file.write(b"half")
     file.flush()
@@ -92,9 +92,9 @@ FULL = """
 import json, resource, sys
 from pathlib import Path
 from nestling.errors import NestlingError
-from nestling.files import atomic_write
-from nestling.gguf_io import Field, TensorPlan, write_gguf
-from nestling.quants import QuantType
+from nestling._util.files import atomic_write
+from nestling.formats.gguf import Field, TensorPlan, write_gguf
+from nestling.formats.quant_types import QuantType
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))  # a write past it fails, as on a full disk
 folder, raised = Path(sys.argv[1]), []
 try:
@@ -139,8 +139,8 @@ def undisturbed(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 DYING = """
 import os, signal, sys
 from pathlib import Path
-from nestling.build.checkpoint import Checkpoint
-from nestling.build.pipeline import Pipeline
+from nestling.pipeline.conversion.checkpoint import Checkpoint
+from nestling.pipeline.pipeline import Pipeline
 from nestling.spec import Task
 checkpoint, out = Checkpoint.open(Path(sys.argv[1])), Path(sys.argv[2])
 fsync, replace = os.fsync, Path.replace

@@ -10,12 +10,12 @@ import pytest
 from numpy.typing import NDArray
 from tests.small_gguf import small_imatrix, small_tensors, write_small_gguf
 
-from nestling.build.imatrix import ColumnSums, ImportanceMatrix
-from nestling.build.plan import Mix
-from nestling.build.quantize import quantize, quantize_many
 from nestling.errors import BuildError, GGUFError, NestlingError, UsageError
-from nestling.gguf_io import Field, GGUFWriter, TensorPlan, write_gguf
-from nestling.quants import QuantType
+from nestling.formats.gguf import Field, GGUFWriter, TensorPlan, write_gguf
+from nestling.formats.quant_types import QuantType
+from nestling.pipeline.quantization.imatrix import ColumnSums, ImportanceMatrix
+from nestling.pipeline.quantization.plan import Mix
+from nestling.pipeline.quantization.quantize import quantize, quantize_many
 
 T = QuantType
 Tensors = dict[str, NDArray[np.float32]]

@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from tests.raw_gguf import ARRAY, STRING, UINT8, array, gguf, pair, string
 from tests.tiny import write_raw_safetensors
 
-from nestling.build.safetensors import MAX_HEADER_BYTES, MAX_JSON_ITEMS, parse_json, read_header
 from nestling.errors import CheckpointError, FileFormatError
-from nestling.gguf_io import GGUFFile, reader
-from nestling.gguf_io.reader import MAX_ARRAY_ITEMS
+from nestling.formats.gguf import GGUFFile, reader
+from nestling.formats.gguf.reader import MAX_ARRAY_ITEMS
+from nestling.formats.safetensors import MAX_HEADER_BYTES, MAX_JSON_ITEMS, parse_json, read_header
 from nestling.spec import MAX_SPEC_LENGTH, ModelSpec
 
 SIZE = MAX_HEADER_BYTES - 100
@@ -71,9 +71,9 @@ BOMBS: dict[str, Callable[[], bytes]] = {
 CAPPED = """
 import json, os, sys, time
 from pathlib import Path
-from nestling.build.safetensors import read_header
+from nestling.formats.safetensors import read_header
 from nestling.errors import CheckpointError, GGUFError
-from nestling.gguf_io import GGUFFile
+from nestling.formats.gguf import GGUFFile
 found = {}
 for path in sorted(Path(sys.argv[1]).iterdir()):
     pid = os.fork()

@@ -24,8 +24,8 @@ from tests.broken import (
     whole,
 )
 
-from nestling.build.safetensors import read_header
 from nestling.errors import CheckpointError
+from nestling.formats.safetensors import read_header
 
 
 @pytest.fixture

@@ -25,9 +25,10 @@ from hypothesis import strategies as st
 from tests.contract.serving import FakeEngine, Running, loader, running
 
 from nestling.errors import NestlingError
-from nestling.serve import guards, run
-from nestling.serve.run import bound
-from nestling.serve.wire import EmbeddingRequest
+from nestling.server import process
+from nestling.server.api.requests import EmbeddingRequest
+from nestling.server.http import guards
+from nestling.server.process import bound
 
 CLIENT = httpx.Client(timeout=20, verify=False, limits=httpx.Limits(max_keepalive_connections=0))
 TEXTS = [f"text number {n} " + "and more " * (n % 10) for n in range(30)]
@@ -282,7 +283,7 @@ def test_work_of_a_client_that_left_is_dropped_and_its_place_freed() -> None:
 
 
 def test_slow_and_idle_connections_are_reaped_while_others_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "HEADER_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(process, "HEADER_TIMEOUT_S", 0.3)
     monkeypatch.setattr(guards, "BODY_TIMEOUT_S", 0.3)
     with running() as server:
         idle = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(300)]
@@ -301,7 +302,7 @@ def test_slow_and_idle_connections_are_reaped_while_others_are_served(monkeypatc
 
 
 def test_a_client_that_does_not_take_its_answer_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "TAKE_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(process, "TAKE_TIMEOUT_S", 0.3)
     with running(max_inputs=20_000) as server:
         body = json.dumps({"input": ["a"] * 20_000}).encode()
         lazy = socket.create_connection(("127.0.0.1", server.port))

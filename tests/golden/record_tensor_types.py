@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nestling.gguf_io import Field, GGUFFile, TensorPlan, write_gguf
-from nestling.quants import FILE_TYPES, QuantType
+from nestling.formats.gguf import Field, GGUFFile, TensorPlan, write_gguf
+from nestling.formats.quant_types import FILE_TYPES, QuantType
 
 MODELS: tuple[dict[str, Any], ...] = (
     {"layers": 36, "heads": 16, "kv_heads": 2, "width": 256, "ff": 512, "tied": True, "imatrix": True},

@@ -10,10 +10,10 @@ import gguf
 import numpy as np
 import pytest
 
-from nestling.build.checkpoint import Checkpoint
-from nestling.build.convert import convert
-from nestling.files import sha256_file
-from nestling.gguf_io import GGUFFile
+from nestling._util.files import sha256_file
+from nestling.formats.gguf import GGUFFile
+from nestling.pipeline.conversion.checkpoint import Checkpoint
+from nestling.pipeline.conversion.convert import convert
 from nestling.spec import Task
 
 SHA256 = {

@@ -11,11 +11,11 @@ import pytest
 from tests.golden.test_recorded_vectors import HERE, ROLES
 from tests.golden.texts import SHORT_TEXTS
 
-from nestling.build.checkpoint import Checkpoint
-from nestling.build.pipeline import Pipeline, model_path
-from nestling.embedder import Embedder
+from nestling.models.embedder import Embedder
+from nestling.models.local import starter_checkpoint
+from nestling.pipeline.conversion.checkpoint import Checkpoint
+from nestling.pipeline.pipeline import Pipeline, model_path
 from nestling.spec import Task
-from nestling.store import starter_checkpoint
 from nestling.vectors import paired_cosine
 
 FLOAT, INT8 = 0.9999, 0.999

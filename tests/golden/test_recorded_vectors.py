@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from tests.golden.texts import LONG_TEXTS, TEXTS
 from tests.tiny import write_tiny_checkpoint
 
-from nestling.build.checkpoint import Checkpoint
-from nestling.build.pipeline import Pipeline, model_path
-from nestling.embedder import Embedder
+from nestling.models.embedder import Embedder
+from nestling.models.local import starter_checkpoint
+from nestling.pipeline.conversion.checkpoint import Checkpoint
+from nestling.pipeline.pipeline import Pipeline, model_path
 from nestling.spec import Role, Task
-from nestling.store import starter_checkpoint
 from nestling.vectors import paired_cosine
 
 HERE = Path(__file__).parent

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from tests.ggml_oracle import SLOW_TYPES, one_call, theirs
 
-from nestling.ggml import all_finite, dequantize_rows, quantize_rows
-from nestling.quants import QuantType
+from nestling.formats.ggml import all_finite, dequantize_rows, quantize_rows
+from nestling.formats.quant_types import QuantType
 
 
 @pytest.mark.parametrize("kind", SLOW_TYPES, ids=lambda kind: kind.name)

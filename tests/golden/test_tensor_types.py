@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from tests.golden.record_tensor_types import hash_tensors, mean_squares, run_lengths, tensor_shapes, write_source
 
-from nestling.build.imatrix import ColumnSums, ImportanceMatrix
-from nestling.build.plan import Mix
-from nestling.build.quantize import quantize
-from nestling.build.recipes import demands_imatrix, tensor_types
-from nestling.gguf_io import GGUFFile
-from nestling.quants import FILE_TYPES
+from nestling.formats.gguf import GGUFFile
+from nestling.formats.quant_types import FILE_TYPES
+from nestling.pipeline.quantization.file_types import demands_imatrix, tensor_types
+from nestling.pipeline.quantization.imatrix import ColumnSums, ImportanceMatrix
+from nestling.pipeline.quantization.plan import Mix
+from nestling.pipeline.quantization.quantize import quantize
 
 MODELS: list[dict[str, Any]] = json.loads((Path(__file__).parent / "tensor_types.json").read_text())
 

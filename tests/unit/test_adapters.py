@@ -11,18 +11,20 @@ import pytest
 from tests.command_line import nestling
 from tests.tiny import ALPHA, HIDDEN, RANK, SMALL_VOCAB, write_tiny_checkpoint
 
-from nestling import calibrating, files, store
-from nestling.build.checkpoint import Checkpoint
-from nestling.build.pipeline import Pipeline, model_path
-from nestling.card import Card
-from nestling.embedder import Embedder, spec_of
-from nestling.engine.adapters import beside
-from nestling.engine.base import Profiled
-from nestling.engine.low_rank import LANES, SideBySide
+from nestling._util import files
+from nestling.engine.lora import beside
+from nestling.engine.openvino.lora_lanes import LANES, SideBySide
+from nestling.engine.protocol import Profiled
 from nestling.errors import FileFormatError, GGUFError, ModelNotFoundError, UsageError
-from nestling.gguf_io import Field, GGUFFile, TensorPlan, write_gguf
+from nestling.formats.card import Card
+from nestling.formats.gguf import Field, GGUFFile, TensorPlan, write_gguf
+from nestling.models import local
+from nestling.models.embedder import Embedder, spec_of
+from nestling.models.local import ModelReference
+from nestling.pipeline.conversion.checkpoint import Checkpoint
+from nestling.pipeline.pipeline import Pipeline, model_path
+from nestling.pipeline.quantization import calibration
 from nestling.spec import Task, adapter_path
-from nestling.store import ModelReference
 from nestling.vectors import Floats, paired_cosine
 
 KINDS = ("F32", "Q8_0")
@@ -121,8 +123,8 @@ def test_token_states_take_the_adapter_too(folder: Path, engine: str) -> None:
 
 
 def test_a_long_text_in_pieces(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nestling.engine.openvino.TOKEN_BUDGET", 32)
-    monkeypatch.setattr("nestling.engine.openvino.PAST_BYTES", 1)
+    monkeypatch.setattr("nestling.engine.openvino.engine.TOKEN_BUDGET", 32)
+    monkeypatch.setattr("nestling.engine.openvino.engine.PAST_BYTES", 1)
     model = Embedder.load(base_path(folder), engine="openvino", threads=1).for_task(Task.CODE)
     assert paired_cosine(model.engine.pool(texts()), merged(folder, "F32", Task.CODE)).min() >= EXACT
 
@@ -188,9 +190,9 @@ def test_cards_sums_and_a_second_run(folder: Path, small_checkpoint: Path) -> No
 def test_the_matrix_is_of_all_tasks_in_turn(folder: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("the lock is taken before the file is read, in any order. " * 400, "utf-8")
-    made = calibrating.collect_base(base_path(folder, "F32"), text=text, threads=1, limit=6)
+    made = calibration.collect_base(base_path(folder, "F32"), text=text, threads=1, limit=6)
     of_one = {
-        task: calibrating.collect(path, spec=spec_of(GGUFFile.open(path)), text=text, threads=1, limit=6)
+        task: calibration.collect(path, spec=spec_of(GGUFFile.open(path)), text=text, threads=1, limit=6)
         for task in Task
         if (path := model_path(folder, family="small", task=task, file_type="F32"))
     }
@@ -301,7 +303,7 @@ def test_references_to_a_base() -> None:
     assert found == ModelReference("jina-v4", None, "Q4_K_M", base=True)
     assert str(found) == "jina-v4-base:Q4_K_M"
     with pytest.raises(ModelNotFoundError, match="nestling build CHECKPOINT --family jina-v4 --keep-adapters"):
-        store.resolve("jina-v4-base")
+        local.resolve("jina-v4-base")
 
 
 def test_build_list_show_embed_and_remove(

@@ -18,10 +18,10 @@ from nestling import bulk, vectors
 from nestling.bulk import job as job_module
 from nestling.bulk import lines, manifest
 from nestling.bulk.manifest import Log
-from nestling.embedder import Embedder, spec_of
 from nestling.errors import BuildError, FileFormatError, UsageError
-from nestling.gguf_io import GGUFFile
-from nestling.tokenizer import Tokenizer
+from nestling.formats.gguf import GGUFFile
+from nestling.inputs.tokenizer import Tokenizer
+from nestling.models.embedder import Embedder, spec_of
 
 Make = Callable[..., bulk.Outcome]
 
@@ -417,7 +417,7 @@ def test_the_command_says_what_is_wrong(
 
 
 def test_durations() -> None:
-    from nestling.cli.bulking import duration
+    from nestling.cli.bulk import duration
 
     said = [duration(seconds) for seconds in (0.4, 59.6, 61, 3600 * 5 + 400, 86400 * 3 + 3600 * 4)]
     assert said == ["0 s", "1 min 0 s", "1 min 1 s", "5 h 6 min", "3 d 4 h"]

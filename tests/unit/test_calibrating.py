@@ -5,16 +5,16 @@ import numpy as np
 import pytest
 from tests import tiny_gguf
 
-from nestling import calibrating
-from nestling.build.imatrix import ImportanceMatrix
-from nestling.calibrating import CHUNK_TOKENS, Calibration, collect, default_text
-from nestling.engine.base import TokenIds
-from nestling.engine.reference import ReferenceEngine
+from nestling._util.files import sha256_file
+from nestling.engine.numpy_reference import ReferenceEngine
+from nestling.engine.protocol import TokenIds
 from nestling.errors import BuildError
 from nestling.evaluation import data
-from nestling.files import sha256_file
-from nestling.gguf_io import GGUFFile
-from nestling.tokenizer import Tokenizer
+from nestling.formats.gguf import GGUFFile
+from nestling.inputs.tokenizer import Tokenizer
+from nestling.pipeline.quantization import calibration as calibrating
+from nestling.pipeline.quantization.calibration import CHUNK_TOKENS, Calibration, collect, default_text
+from nestling.pipeline.quantization.imatrix import ImportanceMatrix
 from nestling.vectors import Floats
 
 LINE = "The lock is held while the folder is built, and a killed holder loses it.\n"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from nestling.card import SUMS, Card, card_path, cards_in, write_sums
 from nestling.errors import FileFormatError
+from nestling.formats.card import SUMS, Card, card_path, cards_in, write_sums
 
 CARD = Card(
     file="x-text-code-Q8_0.gguf",

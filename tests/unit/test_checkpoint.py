@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from tests import tiny
 
-from nestling.build.checkpoint import Checkpoint
-from nestling.build.config import TextConfig
 from nestling.errors import CheckpointError
+from nestling.pipeline.conversion.checkpoint import Checkpoint
+from nestling.pipeline.conversion.config import TextConfig
 
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 INDEX = "model.safetensors.index.json"

@@ -4,17 +4,17 @@ import numpy as np
 import pytest
 from tests import tiny_gguf
 
-from nestling import choosing
-from nestling.build.imatrix import ColumnSums, ImportanceMatrix
-from nestling.build.plan import Mix, plan
-from nestling.build.quantize import quantize
-from nestling.build.recipes import is_quantizable
-from nestling.choosing import Budget, Chooser, embedding_kept, requantized
-from nestling.engine.reference import ReferenceEngine
+from nestling.engine.numpy_reference import ReferenceEngine
 from nestling.errors import BuildError, UsageError
-from nestling.gguf_io import GGUFFile
-from nestling.quants import QuantType
-from nestling.trying import EMBEDDING, Tower
+from nestling.formats.gguf import GGUFFile
+from nestling.formats.quant_types import QuantType
+from nestling.pipeline.quantization.file_types import is_quantizable
+from nestling.pipeline.quantization.imatrix import ColumnSums, ImportanceMatrix
+from nestling.pipeline.quantization.plan import Mix, plan
+from nestling.pipeline.quantization.quantize import quantize
+from nestling.pipeline.quantization.search import search
+from nestling.pipeline.quantization.search.probe import EMBEDDING, Tower
+from nestling.pipeline.quantization.search.search import Budget, Chooser, embedding_kept, requantized
 from nestling.vectors import paired_cosine
 
 T = QuantType
@@ -45,9 +45,9 @@ def chooser(source: Path, matrix: ImportanceMatrix, tmp_path_factory: pytest.Tem
     text = tmp_path_factory.mktemp("text") / "words.txt"
     text.write_text("\n\n".join(f"The folder number {n} is locked while it is built." for n in range(16)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(choosing, "CANDIDATES", CHEAP)
-        patch.setattr(choosing, "PROBE", T.Q4_K)
-        patch.setattr(choosing, "TEXTS", 8)
+        patch.setattr(search, "CANDIDATES", CHEAP)
+        patch.setattr(search, "PROBE", T.Q4_K)
+        patch.setattr(search, "TEXTS", 8)
         return Chooser.measure(source, spec=tiny_gguf.spec(), matrix=matrix, text=text, threads=1)
 
 
@@ -82,7 +82,7 @@ def test_an_exchange_is_what_a_file_with_those_types_does(names: list[str], sour
 def test_a_large_model_is_read_anew_for_every_trial(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = GGUFFile.open(source)
     small = Tower(file, TEXTS)
-    monkeypatch.setattr("nestling.trying.KEPT_BYTES", 1)
+    monkeypatch.setattr("nestling.pipeline.quantization.search.probe.KEPT_BYTES", 1)
     large = Tower(file, TEXTS)
     assert (small.keeps_weights, large.keeps_weights) == (True, False)
     np.testing.assert_array_equal(small.original, large.original)

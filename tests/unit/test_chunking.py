@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests import tiny_gguf
 
-from nestling import chunking
-from nestling.chunking import Cut
-from nestling.embedder import Embedder
 from nestling.errors import TextError, UsageError
-from nestling.gguf_io import GGUFFile
-from nestling.tokenizer import Tokenizer
+from nestling.formats.gguf import GGUFFile
+from nestling.inputs import late_chunking
+from nestling.inputs.late_chunking import Cut
+from nestling.inputs.tokenizer import Tokenizer
+from nestling.models.embedder import Embedder
 
 FAMILY = "👨‍👩‍👧‍👦"
 DOCUMENT = f"Cafe\u0301 in the rain. 海滩上美丽的日落。 غروبٌ جميل {FAMILY} \u1112\u1161\u11ab 🇯🇵🇫🇷 and क्षि,\r\nthe end."
@@ -37,7 +37,7 @@ def tokenizer(tiny_models: dict[str, Path]) -> Tokenizer:
 
 def characters(text: str) -> list[int]:
     """Places between user-perceived characters, the ends among them."""
-    inside = {place for start, end in chunking._combined(text) for place in range(start + 1, end)}
+    inside = {place for start, end in late_chunking._combined(text) for place in range(start + 1, end)}
     return [place for place in range(len(text) + 1) if place not in inside]
 
 
@@ -85,7 +85,7 @@ def test_chunks_share_out_the_tokens_as_their_bytes_say(tokenizer: Tokenizer, te
     cuts = sorted(data.draw(st.sets(st.sampled_from(places), max_size=4)) | {0, len(text)})
     spans = list(pairwise(cuts))
     ids, offsets = tokenizer.encode_with_places(prefix + text)
-    owned = chunking.owned(offsets, spans, prefix=len(prefix))
+    owned = late_chunking.owned(offsets, spans, prefix=len(prefix))
     assert sorted(np.concatenate(owned).tolist()) == list(range(len(ids)))
     ends = [len(unicodedata.normalize("NFC", prefix + text[:cut]).encode()) for cut in cuts[1:]]
     if ends[-1] != (sizes := _byte_ends(tokenizer, ids))[-1]:
@@ -106,7 +106,7 @@ def test_places_are_those_of_the_text_before_it_is_normalised(tokenizer: Tokeniz
     ids, offsets = tokenizer.encode_with_places(text)
     assert len(ids) == 3, "two bytes of the composed letter, and one"
     assert offsets[-1].tolist() == [2, 3]
-    assert [len(one) for one in chunking.owned(offsets, [(0, 2), (2, 3)], prefix=0)] == [2, 1]
+    assert [len(one) for one in late_chunking.owned(offsets, [(0, 2), (2, 3)], prefix=0)] == [2, 1]
 
 
 SPAN_ERRORS: dict[str, tuple[str, list[Any], str]] = {

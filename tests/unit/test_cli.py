@@ -10,12 +10,12 @@ import pytest
 from tests import tiny_gguf
 from tests.command_line import Done, nestling
 
-from nestling import __version__
+from nestling._util.version import __version__
 from nestling.cli.commands import _VERBS
 from nestling.cli.output import Embedded, Format, render
-from nestling.embedder import Embedder
-from nestling.gguf_io import GGUFFile
-from nestling.quants import QuantType
+from nestling.formats.gguf import GGUFFile
+from nestling.formats.quant_types import QuantType
+from nestling.models.embedder import Embedder
 from nestling.spec import Task
 from nestling.vectors import Floats
 
@@ -170,7 +170,7 @@ def test_an_output_file(model: Path, expected: Floats, tmp_path: Path) -> None:
 
 def test_more_texts_than_a_chunk_come_back_in_their_order(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [("word " * (7 * place % 5 + 1)).strip() + str(place) for place in range(11)]
-    monkeypatch.setattr("nestling.cli.embedding.CHUNK_TEXTS", 3)
+    monkeypatch.setattr("nestling.cli.embed.CHUNK_TEXTS", 3)
     found = read(embed(model, *texts, "--format", "npy").raw, "npy")
     np.testing.assert_allclose(found, Embedder.load(model, engine="reference").encode(texts), atol=1e-6)
 

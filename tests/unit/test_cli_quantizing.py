@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 from tests.command_line import nestling
 
-from nestling import choosing
-from nestling.build.imatrix import ImportanceMatrix
-from nestling.build.mix_recipe import MixRecipe
-from nestling.files import sha256_file
-from nestling.gguf_io import GGUFFile
-from nestling.quants import QuantType
+from nestling._util.files import sha256_file
+from nestling.formats.gguf import GGUFFile
+from nestling.formats.quant_types import QuantType
+from nestling.pipeline.quantization.imatrix import ImportanceMatrix
+from nestling.pipeline.quantization.search import search
+from nestling.pipeline.quantization.search.recipe_file import MixRecipe
 
 T = QuantType
 
@@ -34,9 +34,9 @@ def folder(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture
 def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
     """Types that ggml needs no time to prepare, and few texts."""
-    monkeypatch.setattr(choosing, "CANDIDATES", (T.Q8_0, T.Q6_K, T.Q4_K, T.Q2_K))
-    monkeypatch.setattr(choosing, "PROBE", T.Q4_K)
-    monkeypatch.setattr(choosing, "TEXTS", 8)
+    monkeypatch.setattr(search, "CANDIDATES", (T.Q8_0, T.Q6_K, T.Q4_K, T.Q2_K))
+    monkeypatch.setattr(search, "PROBE", T.Q4_K)
+    monkeypatch.setattr(search, "TEXTS", 8)
 
 
 def test_fewer_chunks_can_be_asked_for(folder: Path, tmp_path: Path) -> None:

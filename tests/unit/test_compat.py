@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from tests import tiny_gguf
 
-from nestling.build.pipeline import model_path
 from nestling.compat import JinaEmbeddingsV4
-from nestling.embedder import Embedder
 from nestling.errors import ModelNotFoundError, TextError, UsageError
+from nestling.models.embedder import Embedder
+from nestling.models.local import family_folder
+from nestling.pipeline.pipeline import model_path
 from nestling.spec import Task
-from nestling.store import family_folder
 from nestling.vectors import paired_cosine
 
 # The published signatures of modeling_jina_embeddings_v4.py: name -> default, in order.

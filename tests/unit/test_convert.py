@@ -11,15 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from nestling.build.casts import cast_rows
-from nestling.build.checkpoint import Checkpoint
-from nestling.build.convert import convert
-from nestling.build.surgery import task_model
 from nestling.errors import BuildError, UsageError
-from nestling.gguf_io import GGUFFile
-from nestling.quants import QuantType
+from nestling.formats.gguf import GGUFFile
+from nestling.formats.quant_types import QuantType
+from nestling.inputs.tokenizer import Tokenizer
+from nestling.pipeline.conversion.casts import cast_rows
+from nestling.pipeline.conversion.checkpoint import Checkpoint
+from nestling.pipeline.conversion.convert import convert
+from nestling.pipeline.conversion.merge import task_model
 from nestling.spec import ModelSpec, Task
-from nestling.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,8 @@
 import pytest
 from tests.small_gguf import small_tensors
 
-from nestling.build.effort import Whole, file_effort, weights
-from nestling.quants import FILE_TYPES
+from nestling.formats.quant_types import FILE_TYPES
+from nestling.pipeline.eta import Whole, file_effort, weights
 
 SHAPES = {name: values.shape for name, values in small_tensors().items()}
 

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from tests import tiny_gguf
 from tests.fakes import FakeEngine, distinct
 
-from nestling import store
-from nestling.embedder import Embedder, spec_of
-from nestling.engine.base import TokenIds
+from nestling.engine.protocol import TokenIds
 from nestling.errors import EngineError, FileFormatError, ModelNotFoundError, TextError, UsageError
-from nestling.gguf_io import Field, GGUFFile
+from nestling.formats.gguf import Field, GGUFFile
+from nestling.inputs.tokenizer import Tokenizer
+from nestling.models import local
+from nestling.models.embedder import Embedder, spec_of
 from nestling.spec import ModelSpec, Task, prefixes_for
-from nestling.tokenizer import Tokenizer
 from nestling.vectors import Floats, paired_cosine
 
 UNIT = 1e-6  # float32 rows of 256 numbers, each rounded once
@@ -343,5 +343,5 @@ def test_a_spec_of_another_width_is_refused(tiny_models: dict[str, Path]) -> Non
 def test_the_starter_loads_by_its_name(starter_q8: Path) -> None:
     embedder = Embedder.load("starter-retrieval", engine="openvino")
     assert (embedder.spec.name, starter_q8.name) == ("starter-retrieval", "starter-text-retrieval-Q8_0.gguf")
-    assert store.DEFAULT_QUANT == "Q8_0"
+    assert local.DEFAULT_QUANT == "Q8_0"
     assert embedder.encode_query(["a"], truncate_dim=32).shape == (1, 32)

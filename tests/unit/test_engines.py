@@ -17,19 +17,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests import tiny_gguf
 
-from nestling import store
-from nestling.engine import int8, loading, openvino
-from nestling.engine.base import Engine, Shape, TokenIds
+from nestling.engine import registry
 from nestling.engine.batching import TOKEN_BUDGET
 from nestling.engine.llamacpp import SMALLEST_BATCH
-from nestling.engine.loading import EngineName, load_engine, usable_threads
-from nestling.engine.reference import ReferenceEngine
+from nestling.engine.numpy_reference import ReferenceEngine
+from nestling.engine.openvino import engine as openvino_engine
+from nestling.engine.openvino import int8_groups
+from nestling.engine.protocol import Engine, Shape, TokenIds
+from nestling.engine.registry import EngineName, load_engine, usable_threads
 from nestling.engine.weights import embedding_rows, tensor
 from nestling.errors import EngineError, GGUFError, UsageError
-from nestling.gguf_io import Field, GGUFFile, TensorPlan, write_gguf
-from nestling.quants import FLOAT_FILE_TYPES, QuantType
+from nestling.formats.gguf import Field, GGUFFile, TensorPlan, write_gguf
+from nestling.formats.quant_types import FLOAT_FILE_TYPES, QuantType
+from nestling.inputs.tokenizer import Tokenizer
+from nestling.models import local
 from nestling.spec import Pooling
-from nestling.tokenizer import Tokenizer
 from nestling.vectors import Floats, paired_cosine
 
 FLOAT, QUANTIZED, SAME = 0.9999, 0.999, 0.9999
@@ -126,8 +128,8 @@ def test_a_text_in_pieces_is_the_text_in_one(
     expected = engine_of(EngineName.REFERENCE, file_type).pool(texts)
     engine = engine_of(EngineName.OPENVINO, file_type)
     for budget, score_bytes in ((16, 1 << 28), (64, 4 * tiny_gguf.HEADS * 64 * 70), (1 << 20, 1)):
-        monkeypatch.setattr(openvino, "TOKEN_BUDGET", budget)
-        monkeypatch.setattr(openvino, "SCORE_BYTES", score_bytes)
+        monkeypatch.setattr(openvino_engine, "TOKEN_BUDGET", budget)
+        monkeypatch.setattr(openvino_engine, "SCORE_BYTES", score_bytes)
         assert paired_cosine(engine.pool(texts), expected).min() >= needed(file_type), budget
 
 
@@ -135,7 +137,7 @@ def test_a_text_in_pieces_is_the_text_in_one(
 def test_the_last_tokens_state_where_that_is_the_pooling(
     tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, name: EngineName
 ) -> None:
-    monkeypatch.setattr(openvino, "TOKEN_BUDGET", 48)
+    monkeypatch.setattr(openvino_engine, "TOKEN_BUDGET", 48)
     file, texts = GGUFFile.open(tiny_models["F32"]), [random_ids(length, length) for length in (3, 100, 17)]
     oracle = ReferenceEngine(file)
     expected = np.stack([oracle.states(ids)[-1] for ids in texts])
@@ -152,7 +154,7 @@ STARTER_TEXTS = (
 
 @pytest.mark.parametrize("file_type", ["Q8_0", "Q4_K_M", "Q3_K_M"])  # float files: see tests/golden
 def test_the_starter_agrees_with_the_oracle(file_type: str) -> None:
-    path = store.resolve(f"starter-retrieval:{file_type}")
+    path = local.resolve(f"starter-retrieval:{file_type}")
     ids = Tokenizer.from_gguf(GGUFFile.open(path)).encode(STARTER_TEXTS)
     expected = pooled(path, EngineName.REFERENCE, ids)
     for name in FAST:
@@ -241,13 +243,13 @@ def unavailable(error: Exception) -> Any:
 def test_auto_falls_back_on_llama_cpp(
     tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    monkeypatch.setattr(loading, "_openvino", unavailable(error))
+    monkeypatch.setattr(registry, "_openvino", unavailable(error))
     assert load_engine(GGUFFile.open(tiny_models["F32"]), name=EngineName.AUTO).name == "llamacpp"
 
 
 def test_without_any_engine_it_is_said_why(tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "_openvino", unavailable(RuntimeError("no processor")))
-    monkeypatch.setattr(loading, "_llamacpp", unavailable(ImportError("not installed")))
+    monkeypatch.setattr(registry, "_openvino", unavailable(RuntimeError("no processor")))
+    monkeypatch.setattr(registry, "_llamacpp", unavailable(ImportError("not installed")))
     with pytest.raises(EngineError, match=r"neither openvino \(no processor\) nor xllamacpp"):
         load_engine(GGUFFile.open(tiny_models["F32"]), name=EngineName.AUTO)
 
@@ -340,13 +342,13 @@ def test_embedding_rows_come_in_the_order_of_the_ids(tiny_models: dict[str, Path
 
 def test_q8_0_blocks_are_taken_as_they_are(tiny_models: dict[str, Path]) -> None:
     file, name = GGUFFile.open(tiny_models["Q8_0"]), "blk.0.attn_q.weight"
-    found = int8.Groups.empty(256, 256, int8.FINE)
-    int8.expand(file, name, found, threads=2)
+    found = int8_groups.Groups.empty(256, 256, int8_groups.FINE)
+    int8_groups.expand(file, name, found, threads=2)
     assert found.scales.shape == (256, 8, 1)
     np.testing.assert_array_equal((found.values * found.scales).reshape(256, 256), tensor(file, name))
 
 
 def test_a_profile_that_was_not_asked_for_is_an_error(tiny_models: dict[str, Path]) -> None:
-    engine = openvino.OpenVINOEngine(GGUFFile.open(tiny_models["Q8_0"]), threads=1)
+    engine = openvino_engine.OpenVINOEngine(GGUFFile.open(tiny_models["Q8_0"]), threads=1)
     with pytest.raises(EngineError, match="profile=True"):
         engine.profile()

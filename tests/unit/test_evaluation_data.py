@@ -11,8 +11,10 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from nestling._util.data import data_folder
 from nestling.errors import FileFormatError, ModelNotFoundError, UsageError
-from nestling.evaluation import data, hub
+from nestling.evaluation import data
+from nestling.models.hub import datasets
 from nestling.spec import Task
 
 CORPUS = [{"_id": "d1", "title": "Cats", "text": "purr"}, {"_id": "d2", "text": "Dogs bark"}]
@@ -163,7 +165,7 @@ def test_the_sets_in_the_package(name: str, queries: int) -> None:
     found = retrieval(name)
     assert (len(found.documents), len(found.queries), found.name) == (500, queries, name)
     assert all(sum(grades.values()) == 1 for grades in found.relevant.values()), "one known item a query"
-    folder = Path(data.__file__).parent / "sets" / name
+    folder = data_folder("sets", wanted_for="this test") / name
     notice = (folder / "LICENCE.md").read_text("utf-8")
     cited = re.findall(r"`(\.\./licences/[^`]+)`", notice)
     assert cited
@@ -191,8 +193,8 @@ def test_each_task_has_a_set() -> None:
     ],
 )
 def test_names_on_the_hub(name: str, repository: str | None) -> None:
-    assert hub.repository(name) == repository
-    assert len(hub.NANOBEIR) == 13
+    assert datasets.repository(name) == repository
+    assert len(datasets.NANOBEIR) == 13
 
 
 def test_a_hub_set_is_read_from_its_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from tests.evaluation_samples import FakeEncoder
 
-from nestling.embedder import Embedder
 from nestling.errors import EngineError, ModelNotFoundError, TextError, UsageError
 from nestling.evaluation.encoders import LocalEncoder, RemoteEncoder, encode_all, expand, open_encoder
+from nestling.models.embedder import Embedder
 from nestling.spec import Role, Task
 from nestling.vectors import Floats
 

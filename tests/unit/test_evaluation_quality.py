@@ -8,13 +8,13 @@ import pytest
 from tests.evaluation_samples import DOCUMENTS, FakeEncoder, write_benchmark, write_pairs
 from typer.testing import CliRunner
 
-from nestling.cli import evaluating
-from nestling.embedder import Embedder
+from nestling.cli import evaluate
 from nestling.errors import EngineError, FileFormatError, NestlingError, UsageError
 from nestling.evaluation import metrics, quality, results
 from nestling.evaluation.encoders import open_encoder
 from nestling.evaluation.metrics import Interval
 from nestling.evaluation.quality import Measured, Settings
+from nestling.models.embedder import Embedder
 from nestling.spec import Role
 from nestling.vectors import cosine
 
@@ -176,7 +176,7 @@ def test_pairs_are_compared_as_queries(
 
 
 def run(*arguments: str | Path) -> str:
-    done = CliRunner().invoke(evaluating.app, ["quality", *map(str, arguments)], catch_exceptions=False)
+    done = CliRunner().invoke(evaluate.app, ["quality", *map(str, arguments)], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return " ".join(done.output.split())
 

@@ -13,7 +13,7 @@ from matplotlib.text import Text
 from pydantic import TypeAdapter
 from tests.evaluation_samples import quality_results, speed_results
 
-from nestling.cli import evaluating
+from nestling.cli import evaluate
 from nestling.evaluation import figures, plots, report, results, tables
 from nestling.evaluation.figures import Figure
 from nestling.evaluation.metrics import Interval
@@ -181,5 +181,5 @@ def test_the_command_reports_folders_and_files(tmp_path: Path) -> None:
     for number, result in enumerate(quality_results(["F16", "Q8_0"])):
         results.write(tmp_path / "results" / f"{number}.json", result)
 
-    evaluating.report([tmp_path / "results", tmp_path / "results" / "0.json"], tmp_path / "out")
+    evaluate.report([tmp_path / "results", tmp_path / "results" / "0.json"], tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"report.md", "report.html", "figures"}

@@ -8,16 +8,16 @@ import pytest
 from tests.evaluation_samples import model, speed_results
 from typer.testing import CliRunner
 
-from nestling.cli import evaluating
-from nestling.embedder import Embedder
+from nestling.cli import evaluate
 from nestling.errors import EngineError, UsageError
 from nestling.evaluation import results, speed, tables, texts, worker
-from nestling.evaluation.contenders import Cell, Volley
 from nestling.evaluation.results import ModelFacts, SpeedResult
 from nestling.evaluation.speed import Settings
+from nestling.evaluation.targets import Cell, Volley
 from nestling.evaluation.worker import Pass, embed, peak_memory_bytes
-from nestling.gguf_io import GGUFFile
-from nestling.tokenizer import Tokenizer
+from nestling.formats.gguf import GGUFFile
+from nestling.inputs.tokenizer import Tokenizer
+from nestling.models.embedder import Embedder
 
 
 class FakeContender:
@@ -176,7 +176,7 @@ def test_the_command_prints_and_warns(
 ) -> None:
     monkeypatch.setattr("os.getloadavg", lambda: (3.0, 0.0, 0.0))
     done = CliRunner().invoke(
-        evaluating.app, ["speed", "x", "--rounds", "1", "-o", str(tmp_path)], catch_exceptions=False
+        evaluate.app, ["speed", "x", "--rounds", "1", "-o", str(tmp_path)], catch_exceptions=False
     )
     text = " ".join(done.output.split())
     for part in (
@@ -188,4 +188,4 @@ def test_the_command_prints_and_warns(
     ):
         assert part in text
     with pytest.raises(UsageError, match="give a MODEL or --url"):
-        CliRunner().invoke(evaluating.app, ["speed"], catch_exceptions=False)
+        CliRunner().invoke(evaluate.app, ["speed"], catch_exceptions=False)

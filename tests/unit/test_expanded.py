@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nestling import files, store
-from nestling.engine import expanded, int8
-from nestling.engine.loading import EngineName, load_engine
-from nestling.gguf_io import GGUFFile
+from nestling._util import files
+from nestling.engine.openvino import int8_groups, weight_cache
+from nestling.engine.registry import EngineName, load_engine
+from nestling.formats.gguf import GGUFFile
+from nestling.models import local
 
 Usage = namedtuple("Usage", ["total", "used", "free"])
 IDS = [np.arange(5, 40, dtype=np.int32), np.arange(9, 12, dtype=np.int32)]
@@ -22,7 +23,7 @@ IDS = [np.arange(5, 40, dtype=np.int32), np.arange(9, 12, dtype=np.int32)]
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache folder, and every file large enough to be kept."""
     monkeypatch.setenv(files.CACHE_VARIABLE, str(tmp_path))
-    monkeypatch.setattr(expanded, "MAPPED_FROM", 0)
+    monkeypatch.setattr(weight_cache, "MAPPED_FROM", 0)
     return tmp_path / "expanded"
 
 
@@ -44,7 +45,7 @@ def test_kept_and_mapped_are_the_same_bytes_as_in_memory(
     written, mapped = vectors(starter_q8), vectors(starter_q8)
     assert len(kept(home)) == 1
     assert not list(home.glob("*.part"))
-    monkeypatch.setattr(expanded, "MAPPED_FROM", 1 << 40)
+    monkeypatch.setattr(weight_cache, "MAPPED_FROM", 1 << 40)
     assert np.array_equal(written, vectors(starter_q8))
     assert np.array_equal(mapped, written)
 
@@ -56,7 +57,7 @@ def test_a_second_start_expands_nothing(starter_q8: Path, home: Path, monkeypatc
     def never(*_: object, **__: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(int8, "expand", never)
+    monkeypatch.setattr(int8_groups, "expand", never)
     vectors(starter_q8)
     assert kept(home)[0].stat().st_mtime_ns == before
 
@@ -71,7 +72,7 @@ def test_a_file_that_changed_is_expanded_again(starter_q8: Path, home: Path, tmp
 
 
 def test_without_room_the_weights_stay_in_memory(starter_q8: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(1, 1, expanded.SPARE_BYTES))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(1, 1, weight_cache.SPARE_BYTES))
     with pytest.warns(RuntimeWarning, match=r"GiB free; weights are expanded at every start and kept in memory"):
         found = vectors(starter_q8)
     assert not kept(home)
@@ -84,7 +85,7 @@ def test_a_disk_that_fills_up_leaves_no_half_file(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(expanded, "_reserve", full)
+    monkeypatch.setattr(weight_cache, "_reserve", full)
     with pytest.warns(RuntimeWarning, match="No space left"):
         vectors(starter_q8)
     assert not kept(home)
@@ -97,7 +98,7 @@ def test_an_interrupted_expansion_leaves_no_half_file(
     def stopped(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(int8, "expand", stopped)
+    monkeypatch.setattr(int8_groups, "expand", stopped)
     with pytest.raises(KeyboardInterrupt):
         vectors(starter_q8)
     assert not kept(home)
@@ -105,10 +106,10 @@ def test_an_interrupted_expansion_leaves_no_half_file(
 
 
 def test_removing_a_model_removes_its_expanded_weights(home: Path) -> None:
-    vectors(store.resolve("starter-code:Q8_0"))
+    vectors(local.resolve("starter-code:Q8_0"))
     (expanded_file,) = kept(home)
     size = expanded_file.stat().st_size
-    gone, freed = store.remove("starter-code:Q8_0")
+    gone, freed = local.remove("starter-code:Q8_0")
     assert str(expanded_file) in gone
     assert freed > size
     assert not kept(home)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from nestling._util.files import atomic_write, lock, no_progress, sha256_file
 from nestling.errors import BuildError
-from nestling.files import atomic_write, lock, no_progress, sha256_file
 
 
 def names(folder: Path) -> list[str]:

@@ -8,9 +8,9 @@ import pytest
 from numpy.typing import NDArray
 from tests.ggml_oracle import SLOW_TYPES, library, one_call, theirs
 
-from nestling import ggml
 from nestling.errors import BuildError, UsageError
-from nestling.quants import QuantType
+from nestling.formats import ggml
+from nestling.formats.quant_types import QuantType
 
 ROWS, WIDTH = 7, 512
 QUICK = [kind for kind in QuantType if kind not in SLOW_TYPES]

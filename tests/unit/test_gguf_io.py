@@ -15,8 +15,17 @@ from numpy.typing import NDArray
 from tests import raw_gguf, tiny_gguf
 
 from nestling.errors import BuildError, GGUFError
-from nestling.gguf_io import Field, GGUFFile, TensorHead, TensorPlan, ValueKind, file_size, open_writer, write_gguf
-from nestling.quants import QuantType
+from nestling.formats.gguf import (
+    Field,
+    GGUFFile,
+    TensorHead,
+    TensorPlan,
+    ValueKind,
+    file_size,
+    open_writer,
+    write_gguf,
+)
+from nestling.formats.quant_types import QuantType
 
 INTEGERS = {
     kind: (np.iinfo(kind.dtype).min, np.iinfo(kind.dtype).max)

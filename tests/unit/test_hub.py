@@ -9,11 +9,12 @@ import pytest
 from huggingface_hub import constants
 from tests.hub_server import COMMIT, Fault, HubServer, oid_of
 
-from nestling import __version__, hub, pulled, store
+from nestling._util.files import Progress
+from nestling._util.version import __version__
 from nestling.errors import BuildError, FileFormatError, ModelNotFoundError, UsageError
-from nestling.files import Progress
-from nestling.hub import HubReference
-from nestling.recognise import JINA_V4, published_name
+from nestling.models import hub, hub_models, local
+from nestling.models.families import JINA_V4, published_name
+from nestling.models.hub import HubReference
 from nestling.spec import Task
 
 REPOSITORY = "some-org/Some.Repo_1"
@@ -117,7 +118,7 @@ def test_what_is_fetched_lies_as_huggingface_hub_has_it(cache: Path) -> None:
 
 def test_what_huggingface_hub_fetched_is_found(cache: Path) -> None:
     path = huggingface_hub.hf_hub_download(REPOSITORY, MODEL, cache_dir=cache)
-    assert store.resolve(REPOSITORY) == Path(path)
+    assert local.resolve(REPOSITORY) == Path(path)
 
 
 def test_what_is_here_is_not_fetched_again(cache: Path, hub_server: HubServer) -> None:
@@ -170,11 +171,11 @@ NAMES = ["a-F16.gguf", "a-Q8_0.gguf", "a.iq3_s.gguf", "UD/a-UD-Q4_K_XL.gguf", "m
     [(None, "a-Q8_0.gguf"), ("f16", "a-F16.gguf"), ("IQ3_S", "a.iq3_s.gguf"), ("ud-q4_k_xl", "UD/a-UD-Q4_K_XL.gguf")],
 )
 def test_a_file_is_chosen_by_its_type(quant: str | None, expected: str) -> None:
-    assert pulled.choose(NAMES, HubReference("o/r", quant)) == expected
+    assert hub_models.choose(NAMES, HubReference("o/r", quant)) == expected
 
 
 def test_the_only_file_needs_no_type() -> None:
-    assert pulled.choose(["x/only.gguf", "a.json"], HubReference("o/r")) == "x/only.gguf"
+    assert hub_models.choose(["x/only.gguf", "a.json"], HubReference("o/r")) == "x/only.gguf"
 
 
 @pytest.mark.parametrize(
@@ -188,7 +189,7 @@ def test_the_only_file_needs_no_type() -> None:
 )
 def test_what_is_not_there_is_said(names: list[str], quant: str | None, have: str) -> None:
     with pytest.raises(ModelNotFoundError, match=have):
-        pulled.choose(names, HubReference("o/r", quant))
+        hub_models.choose(names, HubReference("o/r", quant))
 
 
 # Models by their names.
@@ -206,7 +207,7 @@ def jina(cache: Path, hub_server: HubServer) -> dict[Task, str]:
 
 
 def pull(text: str) -> list[Path]:
-    return [path for one in pulled.references(text) for path in pulled.pull(one)]
+    return [path for one in hub_models.references(text) for path in hub_models.pull(one)]
 
 
 @pytest.mark.parametrize(
@@ -224,21 +225,21 @@ def test_pull_and_resolve(text: str, names: list[str]) -> None:
     assert [path.name for path in paths] == names
     assert all(path.read_bytes() == path.name.encode() for path in paths)
     if len(paths) == 1:
-        assert store.resolve(text) == paths[0]
+        assert local.resolve(text) == paths[0]
 
 
 @pytest.mark.usefixtures("jina")
 def test_what_is_pulled_is_listed() -> None:
     pull("jina-v4-code:Q4_K_M")
     pull(REPOSITORY)
-    found = [model for model in store.available() if model.family == "jina-v4"]
+    found = [model for model in local.available() if model.family == "jina-v4"]
     assert [(model.task, model.quant) for model in found] == [(Task.CODE, "Q4_K_M")]
-    assert found[0].path == store.resolve("jina-v4-code:Q4_K_M")
-    assert [str(one.reference) for one in pulled.models() if not one.name] == [f"{REPOSITORY}:Q8_0"]
+    assert found[0].path == local.resolve("jina-v4-code:Q4_K_M")
+    assert [str(one.reference) for one in hub_models.models() if not one.name] == [f"{REPOSITORY}:Q8_0"]
     with pytest.raises(
         ModelNotFoundError, match=r"here are jina-v4-code:Q4_K_M; fetch it with `nestling pull jina-v4-code:Q8_0`"
     ):
-        store.resolve("jina-v4-code")
+        local.resolve("jina-v4-code")
 
 
 @pytest.mark.parametrize(
@@ -259,13 +260,13 @@ def test_what_is_pulled_is_listed() -> None:
 @pytest.mark.usefixtures("cache")
 def test_what_was_not_pulled_says_how(reference: str, message: str) -> None:
     with pytest.raises(ModelNotFoundError, match=message):
-        store.resolve(reference)
+        local.resolve(reference)
 
 
 @pytest.mark.parametrize("text", ["starter", "jina-v4-cooking", "nobody-code", "x.gguf", "./org/repo", ""])
 def test_what_cannot_be_pulled_is_wrong_usage(text: str) -> None:
     with pytest.raises(UsageError):
-        pulled.references(text)
+        hub_models.references(text)
 
 
 def test_a_card_comes_with_its_model(cache: Path) -> None:
@@ -273,7 +274,7 @@ def test_a_card_comes_with_its_model(cache: Path) -> None:
 
 
 def test_a_checkpoint_comes_whole_and_without_code(cache: Path, hub_server: HubServer, small_checkpoint: Path) -> None:
-    from nestling.build.checkpoint import Checkpoint
+    from nestling.pipeline.conversion.checkpoint import Checkpoint
 
     paths = [path for path in small_checkpoint.rglob("*") if path.is_file()]
     files = {str(path.relative_to(small_checkpoint)): path.read_bytes() for path in paths}
@@ -325,12 +326,12 @@ def shared(cache: Path) -> Path:
 
 
 def test_shared_bytes_are_found_and_go_with_the_last_of_their_users(shared: Path) -> None:
-    path = store.resolve("org/one:Q8_0")
+    path = local.resolve("org/one:Q8_0")
     assert path.read_bytes() == FILES[MODEL]
     assert hub.known_hash(path) == oid_of(FILES[MODEL])
-    assert store.remove("org/one:Q8_0") == ([str(path)], 0)
-    assert store.resolve("org/two:Q8_0").read_bytes() == FILES[MODEL]
-    assert store.remove("org/two")[1] == len(FILES[MODEL])
+    assert local.remove("org/one:Q8_0") == ([str(path)], 0)
+    assert local.resolve("org/two:Q8_0").read_bytes() == FILES[MODEL]
+    assert local.remove("org/two")[1] == len(FILES[MODEL])
     assert not shared.exists()
     assert hub.cached_repositories() == []
 

@@ -7,8 +7,14 @@ import numpy as np
 import pytest
 from tests.small_gguf import small_imatrix, small_tensors
 
-from nestling.build.imatrix import MIN_TOKENS, ColumnSums, ImportanceMatrix, TensorSums, collect_imatrix
 from nestling.errors import BuildError
+from nestling.pipeline.quantization.imatrix import (
+    MIN_TOKENS,
+    ColumnSums,
+    ImportanceMatrix,
+    TensorSums,
+    collect_imatrix,
+)
 
 SHAPES = {name: values.shape for name, values in small_tensors().items()}
 

@@ -29,7 +29,7 @@ def test_importing_loads_nothing_heavy(statement: str) -> None:
 
 def test_the_embedder_is_loaded_when_it_is_asked_for_without_an_engine() -> None:
     loaded = loaded_after("import nestling; nestling.Embedder")
-    assert {"nestling.embedder", "numpy", "tokenizers"} <= loaded
+    assert {"nestling.models.embedder", "numpy", "tokenizers"} <= loaded
     assert not loaded.intersection({"openvino", "xllamacpp", "typer", "rich", "fastapi"})
 
 

@@ -5,24 +5,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nestling.build.plan import Mix
-from nestling.build.quantize import quantize
-from nestling.engine import int8
+from nestling.engine.openvino import int8_groups
 from nestling.engine.weights import tensor
-from nestling.gguf_io import GGUFFile
+from nestling.formats.gguf import GGUFFile
+from nestling.pipeline.quantization.plan import Mix
+from nestling.pipeline.quantization.quantize import quantize
 from nestling.vectors import Floats
 
 NAME = "blk.0.ffn_down.weight"
 
 
-def expanded(file: GGUFFile, group: int, threads: int = 1) -> int8.Groups:
+def expanded(file: GGUFFile, group: int, threads: int = 1) -> int8_groups.Groups:
     rows, width = file.tensors[NAME].shape
-    found = int8.Groups.empty(rows, width, group)
-    int8.expand(file, NAME, found, threads=threads)
+    found = int8_groups.Groups.empty(rows, width, group)
+    int8_groups.expand(file, NAME, found, threads=threads)
     return found
 
 
-def numbers(groups: int8.Groups) -> Floats:
+def numbers(groups: int8_groups.Groups) -> Floats:
     return (groups.values * groups.scales).reshape(len(groups.values), -1)
 
 
@@ -51,13 +51,13 @@ def test_files_of_few_bits_are_in_large_groups(
     tiny_models: dict[str, Path], tmp_path: Path, file_type: str, group: int
 ) -> None:
     made = quantize(tiny_models["F32"], out=tmp_path / "few.gguf", mix=Mix(file_type), threads=1)
-    assert int8.group_of(GGUFFile.open(made.path)) == group
+    assert int8_groups.group_of(GGUFFile.open(made.path)) == group
 
 
 def test_groups_of_zeros_and_groups_that_are_not_finite() -> None:
     rows = np.ones((3, 32), np.float32)
     rows[0], rows[1, 4], rows[2, 9] = 0, np.nan, np.inf
-    found = int8.Groups.empty(3, 32, 32)
-    int8.quantize(rows, found, threads=2)
+    found = int8_groups.Groups.empty(3, 32, 32)
+    int8_groups.quantize(rows, found, threads=2)
     assert not found.values[0].any()
     assert not np.isfinite(found.scales[1:]).any()

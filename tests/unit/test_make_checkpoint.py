@@ -5,10 +5,10 @@ import pytest
 from benchmarks import make_checkpoint
 from benchmarks.make_checkpoint import SHAPES
 
-from nestling.build.checkpoint import Checkpoint
-from nestling.build.surgery import task_model
+from nestling.inputs.tokenizer import tokenizer_fields
+from nestling.pipeline.conversion.checkpoint import Checkpoint
+from nestling.pipeline.conversion.merge import task_model
 from nestling.spec import Task
-from nestling.tokenizer import tokenizer_fields
 
 
 def test_the_published_counts_come_out() -> None:

@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 from tests.small_gguf import small_imatrix, small_tensors, write_small_gguf
 
-from nestling.build.mix_recipe import MixRecipe
-from nestling.build.quantize import quantize
-from nestling.build.recipes import is_quantizable
 from nestling.errors import BuildError, FileFormatError
-from nestling.gguf_io import GGUFFile
-from nestling.quants import QuantType
+from nestling.formats.gguf import GGUFFile
+from nestling.formats.quant_types import QuantType
+from nestling.pipeline.quantization.file_types import is_quantizable
+from nestling.pipeline.quantization.quantize import quantize
+from nestling.pipeline.quantization.search.recipe_file import MixRecipe
 
 T = QuantType
 

@@ -3,9 +3,9 @@ from itertools import product
 import numpy as np
 import pytest
 
-from nestling.build.mixing import EXACT, Landscape, Types, allocate, refine
 from nestling.errors import BuildError
-from nestling.quants import QuantType
+from nestling.formats.quant_types import QuantType
+from nestling.pipeline.quantization.search.allocation import EXACT, Landscape, Types, allocate, refine
 
 T = QuantType
 KINDS = (T.Q8_0, T.Q4_K, T.IQ3_S, T.IQ2_S)

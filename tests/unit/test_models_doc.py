@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from nestling import pulled, store
 from nestling.cli.commands import app
-from nestling.recognise import read_spec
+from nestling.models import hub_models, local
+from nestling.models.families import read_spec
 from nestling.spec import Pooling, Task
 
 DOC = (Path(__file__).parents[2] / "docs" / "models.md").read_text("utf-8")
@@ -29,7 +29,7 @@ def test_every_new_verb_is_shown() -> None:
 
 @pytest.mark.parametrize("reference", [command.split()[1] for command in COMMANDS if command.startswith("pull ")])
 def test_every_reference_can_be_pulled(reference: str) -> None:
-    repositories = [one.repository for one in pulled.references(reference)]
+    repositories = [one.repository for one in hub_models.references(reference)]
     assert repositories[0] == "jinaai/jina-embeddings-v4-text-retrieval-GGUF"
     assert len(repositories) == (3 if reference.startswith("jina-v4:") else 1)
 
@@ -42,4 +42,4 @@ def test_the_specification_is_one(tmp_path: Path) -> None:
 
 
 def test_the_default_file_type_is_the_one_that_is_said() -> None:
-    assert f"without a file type {store.DEFAULT_QUANT}" in DOC
+    assert f"without a file type {local.DEFAULT_QUANT}" in DOC

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nestling.engine import batching, openvino, packing
-from nestling.engine.reference import ReferenceEngine
-from nestling.gguf_io import GGUFFile
+from nestling.engine import batching
+from nestling.engine.numpy_reference import ReferenceEngine
+from nestling.engine.openvino import engine, packing
+from nestling.formats.gguf import GGUFFile
 from nestling.vectors import paired_cosine
 
 
@@ -39,7 +40,7 @@ def test_there_is_room_for_all_rows_and_for_few_more(rows: int) -> None:
 
 
 def test_the_graph_meets_few_numbers_of_rows_and_of_earlier_tokens() -> None:
-    assert len({packing.room(rows) for rows in range(1, batching.TOKEN_BUDGET + 1)}) <= openvino.KEPT_SHAPES
+    assert len({packing.room(rows) for rows in range(1, batching.TOKEN_BUDGET + 1)}) <= engine.KEPT_SHAPES
     assert len({packing.handed(start) for start in range(32_768)}) <= 25
 
 
@@ -92,17 +93,17 @@ def test_groups_have_every_layer_once_and_keep_to_the_memory_given(
     assert max(sizes) == 1 or max(sizes) * layer_bytes <= most_bytes
 
 
-@pytest.mark.parametrize("past_bytes", [openvino.PAST_BYTES, 1])
+@pytest.mark.parametrize("past_bytes", [engine.PAST_BYTES, 1])
 def test_a_text_in_pieces_has_the_vector_of_the_whole(
     tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, past_bytes: int
 ) -> None:
     """Layers in one group, and each in its own. Tolerance: float32 sums in another order; the reference takes the text
     whole.
     """
-    monkeypatch.setattr(openvino, "TOKEN_BUDGET", 64)
-    monkeypatch.setattr(openvino, "PAST_BYTES", past_bytes)
+    monkeypatch.setattr(engine, "TOKEN_BUDGET", 64)
+    monkeypatch.setattr(engine, "PAST_BYTES", past_bytes)
     monkeypatch.setattr(packing, "PAST_STEP", 48)
     file = GGUFFile.open(tiny_models["F32"])
     ids = [np.random.default_rng(length).integers(0, 50, length).astype(np.int32) for length in (300, 7, 129, 64)]
-    cosines = paired_cosine(openvino.OpenVINOEngine(file, threads=2).pool(ids), ReferenceEngine(file).pool(ids))
+    cosines = paired_cosine(engine.OpenVINOEngine(file, threads=2).pool(ids), ReferenceEngine(file).pool(ids))
     assert cosines.min() >= 0.99999, cosines

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from nestling.build import pipeline as module
-from nestling.build.checkpoint import Checkpoint
-from nestling.build.pipeline import BuiltFile, Pipeline, Steps, model_path, silent
-from nestling.card import SUMS, Card, card_path
+from nestling._util.files import Progress, no_progress, sha256_file
 from nestling.errors import CheckpointError
-from nestling.files import Progress, no_progress, sha256_file
-from nestling.gguf_io import GGUFFile
+from nestling.formats.card import SUMS, Card, card_path
+from nestling.formats.gguf import GGUFFile
+from nestling.pipeline import pipeline as module
+from nestling.pipeline.conversion.checkpoint import Checkpoint
+from nestling.pipeline.pipeline import BuiltFile, Pipeline, Steps, model_path, silent
 from nestling.spec import Task
 
 KINDS = ["Q8_0", "F32"]

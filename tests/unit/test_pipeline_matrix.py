@@ -5,15 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nestling.build.checkpoint import Checkpoint
-from nestling.build.imatrix import ColumnSums, ImportanceMatrix
-from nestling.build.made_matrix import matrix_path
-from nestling.build.pipeline import BuiltFile, CollectMatrix, Pipeline
-from nestling.build.recipes import is_quantizable
-from nestling.card import SUMS, Card
+from nestling._util.files import Progress, sha256_file
 from nestling.errors import BuildError
-from nestling.files import Progress, sha256_file
-from nestling.gguf_io import GGUFFile
+from nestling.formats.card import SUMS, Card
+from nestling.formats.gguf import GGUFFile
+from nestling.pipeline.conversion.checkpoint import Checkpoint
+from nestling.pipeline.pipeline import BuiltFile, Pipeline
+from nestling.pipeline.quantization.file_types import is_quantizable
+from nestling.pipeline.quantization.imatrix import ColumnSums, ImportanceMatrix
+from nestling.pipeline.quantization.kept_imatrix import CollectMatrix, matrix_path
 from nestling.spec import Task
 
 KINDS = ["Q8_0", "Q4_K_M", "Q3_K_S", "F32", "Q6_K", "Q5_K_S", "Q4_0"]

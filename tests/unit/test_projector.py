@@ -8,18 +8,19 @@ import numpy as np
 import pytest
 from tests import tiny, tiny_gguf
 
-from nestling import files, store
-from nestling.build.checkpoint import Checkpoint
-from nestling.build.multivector import write_projector
-from nestling.build.pipeline import Pipeline
-from nestling.card import Card
-from nestling.embedder import Embedder
+from nestling._util import files
 from nestling.errors import CheckpointError, FileFormatError, GGUFError, NestlingError, UsageError
-from nestling.gguf_io import Field, TensorPlan, write_gguf
-from nestling.projector import ARCHITECTURE, BIAS, WEIGHT, Projector, projector_path
-from nestling.quants import QuantType
+from nestling.evaluation.verify import verify
+from nestling.formats.card import Card
+from nestling.formats.gguf import Field, TensorPlan, write_gguf
+from nestling.formats.multivector_head import ARCHITECTURE, BIAS, WEIGHT, Projector, projector_path
+from nestling.formats.quant_types import QuantType
+from nestling.models import local
+from nestling.models.embedder import Embedder
+from nestling.pipeline.conversion.checkpoint import Checkpoint
+from nestling.pipeline.conversion.multivector import write_projector
+from nestling.pipeline.pipeline import Pipeline
 from nestling.spec import ModelSpec, Task
-from nestling.verify import verify
 
 WIDTH = 16
 
@@ -130,8 +131,8 @@ def test_without_the_head_the_error_names_the_command_that_makes_it(tmp_path: Pa
 def test_a_head_in_the_familys_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(files.CACHE_VARIABLE, str(tmp_path / "cache"))
     model = Embedder.load(tiny_gguf.write(tmp_path / "m.gguf"), engine="reference")
-    store.family_folder("tiny").mkdir(parents=True)
-    write_head(store.family_folder("tiny"))
+    local.family_folder("tiny").mkdir(parents=True)
+    write_head(local.family_folder("tiny"))
     assert model.encode_tokens(["a"])[0].shape[1] == WIDTH
 
 
@@ -204,14 +205,14 @@ def test_a_head_in_a_folder_is_not_listed_and_goes_with_the_last_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(files.CACHE_VARIABLE, str(tmp_path))
-    folder = store.family_folder("tiny")
+    folder = local.family_folder("tiny")
     folder.mkdir(parents=True)
     for quant in ("F32", "F16"):
         tiny_gguf.write(folder / f"tiny-text-retrieval-{quant}.gguf", quant)
     head = write_head(folder)
-    assert {model.quant for model in store.available() if model.family == "tiny"} == {"F32", "F16"}
-    store.remove("tiny-retrieval:F16")
+    assert {model.quant for model in local.available() if model.family == "tiny"} == {"F32", "F16"}
+    local.remove("tiny-retrieval:F16")
     assert head.exists()
-    gone, _ = store.remove("tiny-retrieval")
+    gone, _ = local.remove("tiny-retrieval")
     assert str(head) in gone
     assert not head.exists()

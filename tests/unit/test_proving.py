@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nestling import proving
-from nestling.build.checkpoint import Checkpoint
-from nestling.build.pipeline import Pipeline
-from nestling.card import Card
-from nestling.embedder import Embedder
 from nestling.errors import EngineError, FileFormatError
-from nestling.serve.models import Load
-from nestling.serve.service import loader
-from nestling.serve.settings import ServeSettings
+from nestling.formats.card import Card
+from nestling.models.embedder import Embedder
+from nestling.pipeline import self_test
+from nestling.pipeline.conversion.checkpoint import Checkpoint
+from nestling.pipeline.pipeline import Pipeline
+from nestling.server.core.model_pool import Load
+from nestling.server.core.service import loader
+from nestling.server.settings import ServeSettings
 from nestling.spec import Task
 
 OTHER = "AAAAPAAA"
@@ -23,7 +23,7 @@ OTHER = "AAAAPAAA"
 
 @pytest.fixture
 def model(tiny_checkpoint: Path, tmp_path: Path) -> Path:
-    pipeline = Pipeline(Checkpoint.open(tiny_checkpoint), tmp_path, "tiny", 1, prove=proving.prove)
+    pipeline = Pipeline(Checkpoint.open(tiny_checkpoint), tmp_path, "tiny", 1, prove=self_test.prove)
     return pipeline.build([Task.CODE], ["Q8_0"])[-1].path
 
 
@@ -41,22 +41,22 @@ def doctor(model: Path, **changes: object) -> None:
 def test_a_built_file_carries_vectors_that_every_engine_gives(model: Path) -> None:
     card = Card.read(model)
     assert card
-    assert list(card.proof) == list(proving.TEXTS)
+    assert list(card.proof) == list(self_test.TEXTS)
     for engine in ("reference", "openvino"):
         embedder = Embedder.load(model, engine=engine)
-        proving.check(model, lambda texts: embedder.encode(texts, prompt_name="raw"))  # noqa: B023 - called at once
+        self_test.check(model, lambda texts: embedder.encode(texts, prompt_name="raw"))  # noqa: B023 - called at once
         embedder.close()
 
 
 def test_a_server_does_not_load_a_file_whose_vectors_are_not_its_cards(model: Path, load: Load) -> None:
     load(str(model)).close()
-    doctor(model, proof={proving.TEXTS[0]: OTHER})
+    doctor(model, proof={self_test.TEXTS[0]: OTHER})
     with pytest.raises(EngineError, match=r"Q8_0\.gguf: self-test: .* has cosine .* to the card's, not 0\.999"):
         load(str(model))
 
 
 def test_another_tasks_vectors_are_not_near_enough(model: Path, tiny_checkpoint: Path, load: Load) -> None:
-    other = Pipeline(Checkpoint.open(tiny_checkpoint), model.parent, "tiny", 1, prove=proving.prove)
+    other = Pipeline(Checkpoint.open(tiny_checkpoint), model.parent, "tiny", 1, prove=self_test.prove)
     strange = other.build([Task.RETRIEVAL], ["Q8_0"])[-1].card
     doctor(model, proof=strange.proof)
     with pytest.raises(EngineError, match="self-test"):
@@ -79,6 +79,6 @@ def test_a_file_without_a_card_or_a_proof_passes(model: Path) -> None:
         raise AssertionError
 
     doctor(model, proof={})
-    proving.check(model, never)
+    self_test.check(model, never)
     model.with_suffix(".json").unlink()
-    proving.check(model, never)
+    self_test.check(model, never)

@@ -12,13 +12,14 @@ import pytest
 from tests.command_line import nestling
 from tests.hub_server import COMMIT, HubServer
 
-from nestling import files, pulled, store
-from nestling.build.checkpoint import Checkpoint
-from nestling.build.pipeline import Pipeline
-from nestling.card import SUMS, Card, card_path
+from nestling._util import files
 from nestling.errors import FileFormatError, UsageError
-from nestling.hub import HubReference
-from nestling.publishing import LICENCE, README, Publication, plan, send
+from nestling.formats.card import SUMS, Card, card_path
+from nestling.models import hub_models, local
+from nestling.models.hub import HubReference
+from nestling.models.publish import LICENCE, README, Publication, plan, send
+from nestling.pipeline.conversion.checkpoint import Checkpoint
+from nestling.pipeline.pipeline import Pipeline
 from nestling.spec import Task
 
 REPOSITORY = "some-org/small-text-code-GGUF"
@@ -224,7 +225,7 @@ def test_published_then_pulled_then_shown_then_removed(built: Path, empty_hub: H
     size = pulled_path.stat().st_size + card_path(pulled_path).stat().st_size
     removed = json.loads(nestling("rm", reference, "--json").out)
     assert removed == {"removed": [str(pulled_path), str(card_path(pulled_path))], "freed_bytes": size}
-    assert pulled.find(HubReference(REPOSITORY)) is None
+    assert hub_models.find(HubReference(REPOSITORY)) is None
     assert nestling("show", reference).code == 1
 
 
@@ -259,10 +260,10 @@ def test_build_from_a_repository(small_checkpoint: Path, empty_hub: HubServer, t
 
 def test_rm_removes_a_built_file_with_its_card_and_its_sum(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(files.CACHE_VARIABLE, str(folder.parent / "cache"))
-    home = store.family_folder("small")
+    home = local.family_folder("small")
     shutil.copytree(folder, home)
     freed = sum((home / name).stat().st_size for name in (FILES[1], FILES[1].replace(".gguf", ".json")))
-    assert store.remove("small-code:Q8_0") == (
+    assert local.remove("small-code:Q8_0") == (
         [str(home / FILES[1]), str(home / FILES[1].replace("gguf", "json"))],
         freed,
     )
@@ -270,7 +271,7 @@ def test_rm_removes_a_built_file_with_its_card_and_its_sum(folder: Path, monkeyp
         name.replace("gguf", end) for name in (FILES[0], PROJECTOR) for end in ("gguf", "json")
     ]
     assert FILES[1] not in (home / SUMS).read_text()
-    store.remove("small")
+    local.remove("small")
     assert not list(home.glob("small*"))
 
 

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from tests.small_gguf import small_imatrix, small_tensors, write_small_gguf
 
-from nestling.build import quantize as module
-from nestling.build.plan import Mix, parse_quant_type, parse_tensor_type, plan, plan_file
-from nestling.build.quantize import quantize, quantize_many
+from nestling._util.files import sha256_file
 from nestling.errors import UsageError
-from nestling.files import sha256_file
-from nestling.ggml import dequantize_rows, quantize_rows
-from nestling.gguf_io import Field, GGUFFile
-from nestling.quants import FILE_TYPES, QuantType
+from nestling.formats.ggml import dequantize_rows, quantize_rows
+from nestling.formats.gguf import Field, GGUFFile
+from nestling.formats.quant_types import FILE_TYPES, QuantType
+from nestling.pipeline.quantization import quantize as module
+from nestling.pipeline.quantization.plan import Mix, parse_quant_type, parse_tensor_type, plan, plan_file
+from nestling.pipeline.quantization.quantize import quantize, quantize_many
 
 T = QuantType
 

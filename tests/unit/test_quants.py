@@ -6,7 +6,7 @@ import gguf
 import pytest
 
 from nestling.errors import UsageError
-from nestling.quants import FILE_TYPES, FLOAT_FILE_TYPES, QuantType, parse_file_type
+from nestling.formats.quant_types import FILE_TYPES, FLOAT_FILE_TYPES, QuantType, parse_file_type
 
 EVERY_TYPE = pytest.mark.parametrize("kind", QuantType, ids=lambda kind: kind.name)
 

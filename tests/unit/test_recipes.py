@@ -2,7 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nestling.build.recipes import (
+from nestling.formats.quant_types import FILE_TYPES, QuantType
+from nestling.pipeline.quantization.file_types import (
     FALLBACKS,
     RECIPES,
     Layers,
@@ -12,7 +13,6 @@ from nestling.build.recipes import (
     is_quantizable,
     tensor_types,
 )
-from nestling.quants import FILE_TYPES, QuantType
 
 T = QuantType
 

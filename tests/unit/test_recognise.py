@@ -11,14 +11,14 @@ import pytest
 from tests import tiny_gguf
 from tests.command_line import nestling
 
-from nestling.build.casts import cast_rows
-from nestling.embedder import Embedder, spec_of
-from nestling.engine.loading import EngineName
-from nestling.engine.reference import ReferenceEngine
+from nestling.engine.numpy_reference import ReferenceEngine
+from nestling.engine.registry import EngineName
 from nestling.errors import FileFormatError, UsageError
-from nestling.gguf_io import Field, GGUFFile, TensorPlan, write_gguf
-from nestling.quants import QuantType
-from nestling.recognise import JINA_V4, by_file_name, published_name, read_spec, with_spec
+from nestling.formats.gguf import Field, GGUFFile, TensorPlan, write_gguf
+from nestling.formats.quant_types import QuantType
+from nestling.models.embedder import Embedder, spec_of
+from nestling.models.families import JINA_V4, by_file_name, published_name, read_spec, with_spec
+from nestling.pipeline.conversion.casts import cast_rows
 from nestling.spec import MAX_SPEC_LENGTH, ModelSpec, Pooling, Task, prefixes_for
 from nestling.vectors import paired_cosine
 
@@ -217,7 +217,7 @@ def test_the_command_takes_a_specification(second: Path, tmp_path: Path) -> None
 
 
 def test_verify_takes_a_specification(second: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nestling.verify.PROBES", ("sunset", "a beach, at night"))
+    monkeypatch.setattr("nestling.evaluation.verify.PROBES", ("sunset", "a beach, at night"))
     done = nestling("verify", second, "--spec", write_spec(tmp_path), "--json")
     checks = json.loads(done.out)
     assert (done.code, [check["passed"] for check in checks]) == (0, [True] * 5), checks

@@ -10,9 +10,9 @@ from tests import tiny_gguf
 from tests.command_line import nestling
 from tests.unit.test_projector import WIDTH, write_head
 
-from nestling.embedder import Embedder
 from nestling.errors import TextError, UsageError
-from nestling.reranking import ranked, token_scores
+from nestling.models.embedder import Embedder
+from nestling.models.reranking import ranked, token_scores
 from nestling.vectors import from_int8, from_ubinary, maxsim, normalise, to_int8, to_ubinary
 
 DOCUMENTS = ["the beach", "in another", "the beach in the rain", "a"]

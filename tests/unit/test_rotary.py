@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
-from nestling.build.plan import Mix
-from nestling.build.quantize import quantize
-from nestling.engine.base import Shape
-from nestling.engine.openvino import OpenVINOEngine
-from nestling.engine.reference import ReferenceEngine
+from nestling.engine.numpy_reference import ReferenceEngine
+from nestling.engine.openvino.engine import OpenVINOEngine
+from nestling.engine.protocol import Shape
 from nestling.engine.rotary import Rotary
-from nestling.gguf_io import GGUFFile
+from nestling.formats.gguf import GGUFFile
+from nestling.pipeline.quantization.plan import Mix
+from nestling.pipeline.quantization.quantize import quantize
 from nestling.vectors import paired_cosine
 
 BIAS = 6

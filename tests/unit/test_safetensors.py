@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from tests.tiny import write_raw_safetensors
 
-from nestling.build.safetensors import read_header
+from nestling.formats.safetensors import read_header
 
 ROWS = np.arange(-12, 12, dtype=np.float32).reshape(6, 4) * np.float32(0.375)  # exact in every type
 

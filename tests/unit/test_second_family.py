@@ -18,18 +18,18 @@ from numpy.typing import NDArray
 from tests import tiny_gguf
 from tests.command_line import nestling
 
-from nestling.build.plan import Mix
-from nestling.build.quantize import quantize
-from nestling.calibrating import Calibration
-from nestling.embedder import Embedder
-from nestling.engine.loading import EngineName
-from nestling.engine.reference import ReferenceEngine
+from nestling.engine.numpy_reference import ReferenceEngine
+from nestling.engine.registry import EngineName
 from nestling.errors import GGUFError
-from nestling.gguf_io import Field, GGUFFile, TensorPlan, write_gguf
-from nestling.quants import QuantType
-from nestling.recognise import read_spec
+from nestling.formats.gguf import Field, GGUFFile, TensorPlan, write_gguf
+from nestling.formats.quant_types import QuantType
+from nestling.inputs.tokenizer import Tokenizer
+from nestling.models.embedder import Embedder
+from nestling.models.families import read_spec
+from nestling.pipeline.quantization.calibration import Calibration
+from nestling.pipeline.quantization.plan import Mix
+from nestling.pipeline.quantization.quantize import quantize
 from nestling.spec import ModelSpec, Pooling, Task
-from nestling.tokenizer import Tokenizer
 from nestling.vectors import paired_cosine
 
 LAYERS = 1

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from tests.contract.serving import FakeEngine, fake_embedder, loader
 
-from nestling.embedder import Embedder
 from nestling.errors import EngineError, ModelNotFoundError
-from nestling.serve import models
-from nestling.serve.models import ModelPool, self_test
+from nestling.models.embedder import Embedder
+from nestling.server.core import model_pool
+from nestling.server.core.model_pool import ModelPool, self_test
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         readings.append(readings[-1] + (10 if len(readings) % 2 == 0 else 0))
         return readings[-1]
 
-    monkeypatch.setattr(models, "resident_bytes", read)
+    monkeypatch.setattr(model_pool, "resident_bytes", read)
     return readings
 
 

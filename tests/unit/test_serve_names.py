@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from nestling.errors import UsageError
-from nestling.serve.names import Catalog, Target
-from nestling.serve.problems import Problem
+from nestling.server.core.catalog import Catalog, Target
+from nestling.server.http.problems import Problem
 from nestling.spec import ModelSpec, Role, Task, prefixes_for
 
 

@@ -12,14 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.contract.serving import ROWS, ByteTokenizer, FakeEngine, fake_embedder, fake_spec
 
-from nestling.embedder import Embedder
 from nestling.engine.adapted import OneAdapter
 from nestling.errors import EngineError
-from nestling.serve.fairness import Batch, Job, Queue
-from nestling.serve.metrics import Registry
-from nestling.serve.models import Model
-from nestling.serve.problems import Problem
-from nestling.serve.scheduler import Scheduler, pooled
+from nestling.models.embedder import Embedder
+from nestling.server.core.fair_queue import Batch, Job, Queue
+from nestling.server.core.model_pool import Model
+from nestling.server.core.scheduler import Scheduler, pooled
+from nestling.server.http.metrics import Registry
+from nestling.server.http.problems import Problem
 from nestling.spec import Task
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from nestling.errors import UsageError
-from nestling.serve.settings import ServeSettings, TokenInput, read_settings
+from nestling.server.settings import ServeSettings, TokenInput, read_settings
 
 
 def test_a_flag_wins_over_the_environment_and_that_over_the_default() -> None:

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from nestling.errors import EngineError, ModelNotFoundError, NestlingError, TextError, UsageError
-from nestling.serve import answers, cl100k
-from nestling.serve.cache import OVERHEAD_BYTES, ResultCache
-from nestling.serve.metrics import Counter, Histogram, Registry
-from nestling.serve.problems import Problem, problem_of
-from nestling.serve.wire import EmbeddingRequest, Form, RerankRequest, texts_or_ids
+from nestling.server.api import answers, cl100k
+from nestling.server.api.requests import EmbeddingRequest, Form, RerankRequest, texts_or_ids
+from nestling.server.core.result_cache import OVERHEAD_BYTES, ResultCache
+from nestling.server.http.metrics import Counter, Histogram, Registry
+from nestling.server.http.problems import Problem, problem_of
 
 ROWS = np.random.default_rng(3).standard_normal((3, 16)).astype(np.float32)
 ROWS /= np.linalg.norm(ROWS, axis=1, keepdims=True)

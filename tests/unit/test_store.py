@@ -5,12 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nestling import files, store
-from nestling.build.pipeline import model_path
+from nestling._util import files
 from nestling.errors import ModelNotFoundError, UsageError
-from nestling.quants import FILE_TYPES
+from nestling.formats.quant_types import FILE_TYPES
+from nestling.models import local
+from nestling.models.local import ModelReference, StoredModel
+from nestling.pipeline.pipeline import model_path
 from nestling.spec import Task
-from nestling.store import ModelReference, StoredModel
 
 
 @pytest.mark.parametrize(
@@ -61,7 +62,7 @@ def test_a_reference_is_written_as_it_is_read(family: str, task: Task | None, qu
     [("x.gguf", True), ("./x", True), ("org/repo", True), (Path("x"), True), ("starter-code", False), ("x:F16", False)],
 )
 def test_paths_and_names(reference: str | Path, is_path: bool) -> None:  # noqa: FBT001 - a table's column
-    assert store.looks_like_path(reference) is is_path
+    assert local.looks_like_path(reference) is is_path
 
 
 @pytest.mark.parametrize(
@@ -76,7 +77,7 @@ def test_paths_and_names(reference: str | Path, is_path: bool) -> None:  # noqa:
     ],
 )
 def test_with_task(reference: str, task: str | None, expected: str) -> None:
-    assert store.with_task(reference, task, default=Task.RETRIEVAL) == expected
+    assert local.with_task(reference, task, default=Task.RETRIEVAL) == expected
 
 
 @pytest.mark.parametrize(
@@ -88,7 +89,7 @@ def test_with_task(reference: str, task: str | None, expected: str) -> None:
 )
 def test_a_task_that_contradicts_is_refused(reference: str, task: str, message: str) -> None:
     with pytest.raises(UsageError, match=message) as caught:
-        store.with_task(reference, task, default=Task.RETRIEVAL)
+        local.with_task(reference, task, default=Task.RETRIEVAL)
     assert caught.value.param == "task"
 
 
@@ -100,14 +101,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def put(family: str, task: Task, quant: str) -> Path:
-    path = model_path(store.family_folder(family), family=family, task=task, file_type=quant)
+    path = model_path(local.family_folder(family), family=family, task=task, file_type=quant)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"")
     return path
 
 
 def test_the_cache_is_where_it_is_said_to_be(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert store.family_folder("f") == cache / "models" / "f"
+    assert local.family_folder("f") == cache / "models" / "f"
     monkeypatch.setenv(files.CACHE_VARIABLE, "")
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache / "xdg"))
     assert files.cache_folder().name == "nestling"
@@ -117,12 +118,12 @@ def test_the_cache_is_where_it_is_said_to_be(cache: Path, monkeypatch: pytest.Mo
 def test_a_named_model_is_found_under_its_published_name() -> None:
     path = put("jina-v4", Task.TEXT_MATCHING, "Q8_0")
     assert path.name == "jina-v4-text-matching-Q8_0.gguf"
-    assert store.resolve("jina-v4-text-matching") == store.resolve("jina-v4-matching:q8_0") == path
+    assert local.resolve("jina-v4-text-matching") == local.resolve("jina-v4-matching:q8_0") == path
 
 
 def test_a_path_is_itself(tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_bytes(b"")
-    assert store.resolve(tmp_path / "x.gguf") == store.resolve(str(tmp_path / "x.gguf")) == tmp_path / "x.gguf"
+    assert local.resolve(tmp_path / "x.gguf") == local.resolve(str(tmp_path / "x.gguf")) == tmp_path / "x.gguf"
 
 
 @pytest.mark.usefixtures("cache")
@@ -138,7 +139,7 @@ def test_a_path_is_itself(tmp_path: Path) -> None:
 )
 def test_what_leads_nowhere_says_what_would(reference: str, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        store.resolve(reference)
+        local.resolve(reference)
 
 
 @pytest.mark.usefixtures("cache")
@@ -146,15 +147,15 @@ def test_a_missing_file_type_names_those_that_are_here() -> None:
     put("jina-v4", Task.CODE, "F16")
     put("jina-v4", Task.RETRIEVAL, "Q8_0")
     with pytest.raises(ModelNotFoundError, match="here are jina-v4-retrieval:Q8_0, jina-v4-code:F16"):
-        store.resolve("jina-v4-code:Q4_K_M")
+        local.resolve("jina-v4-code:Q4_K_M")
 
 
 def test_available_lists_files_and_the_starters_defaults(cache: Path) -> None:
     starter = [StoredModel("starter", task, "Q8_0", None) for task in Task]
-    assert store.available() == starter
+    assert local.available() == starter
     path, other = put("starter", Task.CODE, "Q8_0"), put("own", Task.CODE, "IQ3_S")
     (cache / "models" / "own" / "unrelated.gguf").write_bytes(b"")
-    assert store.available() == [
+    assert local.available() == [
         StoredModel("own", Task.CODE, "IQ3_S", other), StoredModel("starter", Task.CODE, "Q8_0", path), *starter[:2],
     ]  # fmt: skip
 
@@ -167,5 +168,5 @@ def test_the_starter_is_built_on_first_use_and_kept(starter_q8: Path, cache_fold
     def steps(name: str) -> Any:
         told.append(name)
 
-    assert store.resolve("starter-retrieval", steps=steps) == starter_q8
+    assert local.resolve("starter-retrieval", steps=steps) == starter_q8
     assert (starter_q8.stat().st_mtime_ns, told) == (before, [])

@@ -8,13 +8,13 @@ import pytest
 from numpy.typing import NDArray
 from tests import tiny
 
-from nestling.build import surgery
-from nestling.build.casts import cast_rows
-from nestling.build.checkpoint import Checkpoint
-from nestling.build.config import TextConfig
-from nestling.build.surgery import Cast, ParameterCounts, TaskModel, task_model, text_tensors
 from nestling.errors import CheckpointError
-from nestling.quants import QuantType
+from nestling.formats.quant_types import QuantType
+from nestling.pipeline.conversion import merge
+from nestling.pipeline.conversion.casts import cast_rows
+from nestling.pipeline.conversion.checkpoint import Checkpoint
+from nestling.pipeline.conversion.config import TextConfig
+from nestling.pipeline.conversion.merge import Cast, ParameterCounts, TaskModel, task_model, text_tensors
 from nestling.spec import Task
 
 ADAPTERS = "adapters/adapter_model.safetensors"
@@ -77,7 +77,7 @@ def test_every_matrix_moves_by_the_scaled_product(small_checkpoint: Path, task: 
 def test_pieces_do_not_change_the_result(small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = task_model(Checkpoint.open(small_checkpoint), Task.RETRIEVAL)
     want = whole(model)
-    monkeypatch.setattr(surgery, "PIECE_BYTES", 7 * 64 * 4)  # seven rows of 64, four of 96
+    monkeypatch.setattr(merge, "PIECE_BYTES", 7 * 64 * 4)  # seven rows of 64, four of 96
     sizes = [piece.nbytes for merged in model.tensors for piece in merged.pieces(keep)]
     assert max(sizes) <= 7 * 64 * 4
     for name, rows in whole(model).items():

@@ -11,8 +11,8 @@ from tests.golden.texts import LONG_TEXTS, TEXTS
 from tests.tiny import SMALL_VOCAB, STARTER, cut_tokenizer, write_json
 
 from nestling.errors import CheckpointError, GGUFError, TextError, UsageError
-from nestling.gguf_io import Field, GGUFFile
-from nestling.tokenizer import Tokenizer, TokenType, tokenizer_fields
+from nestling.formats.gguf import Field, GGUFFile
+from nestling.inputs.tokenizer import Tokenizer, TokenType, tokenizer_fields
 
 SOURCE = STARTER / "tokenizer.json"
 VOCAB = 24064

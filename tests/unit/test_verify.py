@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 from tests import tiny_gguf
 
-from nestling import verify as module
-from nestling.build.checkpoint import Checkpoint
-from nestling.build.pipeline import Pipeline
-from nestling.engine.base import TokenIds
+from nestling.engine.protocol import TokenIds
 from nestling.errors import UsageError
-from nestling.gguf_io import GGUFFile
+from nestling.evaluation import verify as module
+from nestling.evaluation.verify import Check, verify
+from nestling.formats.gguf import GGUFFile
+from nestling.pipeline.conversion.checkpoint import Checkpoint
+from nestling.pipeline.pipeline import Pipeline
 from nestling.spec import Pooling, Task
 from nestling.vectors import Floats
-from nestling.verify import Check, verify
 
 ENGINES = ["alone = in a batch", "openvino = llamacpp"]
 

@@ -10,16 +10,16 @@ here are imported when they are first used.
 
 from typing import TYPE_CHECKING, Any
 
-from nestling.extras import need
+from nestling._util.extras import need
 
 if TYPE_CHECKING:
+    from nestling.bulk.exact_search import search
     from nestling.bulk.job import run
-    from nestling.bulk.searching import search
     from nestling.bulk.settings import How, Outcome, Runner, Sink, Status, VectorType, What
 
 __all__ = ["How", "Outcome", "Runner", "Sink", "Status", "VectorType", "What", "run", "search"]
 
-_HOMES = {"run": "job", "search": "searching"}
+_HOMES = {"run": "job", "search": "exact_search"}
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - a module attribute

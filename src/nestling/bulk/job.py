@@ -5,19 +5,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from nestling import store
+from nestling._util.extras import need
+from nestling._util.files import sha256_file
 from nestling.bulk import local, manifest, plan, sources
 from nestling.bulk.manifest import Finished, Job, Log, Model
 from nestling.bulk.plan import Shard
 from nestling.bulk.settings import How, Outcome, Runner, Sink, Status, Told, What, tell_nobody
 from nestling.bulk.sources import Found
 from nestling.bulk.worker import Setup, Ticked
-from nestling.embedder import spec_of
-from nestling.engine.loading import usable_threads
+from nestling.engine.registry import usable_threads
 from nestling.errors import BuildError
-from nestling.extras import need
-from nestling.files import sha256_file
-from nestling.gguf_io import GGUFFile
+from nestling.formats.gguf import GGUFFile
+from nestling.models import local as models
+from nestling.models.embedder import spec_of
 
 
 def run(source: Sequence[str], out: Path, what: What, how: How | None = None, *, told: Told = tell_nobody) -> Outcome:
@@ -68,7 +68,7 @@ class Meter:
 
 
 def _model(what: What) -> Model:
-    path = store.resolve(what.model)
+    path = models.resolve(what.model)
     spec = spec_of(GGUFFile.open(path))
     dimensions = spec.dimension(what.dimensions)
     return Model(what.model, sha256_file(path), dimensions)

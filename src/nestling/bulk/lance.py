@@ -12,11 +12,11 @@ import lancedb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from nestling._util.files import atomic_write
 from nestling.bulk.manifest import TABLE, TABLE_DONE, Job
 from nestling.bulk.settings import VectorType
 from nestling.bulk.worker import schema_of
 from nestling.errors import BuildError, UsageError
-from nestling.files import atomic_write
 from nestling.vectors import Floats, to_ubinary
 
 NAME = "vectors"

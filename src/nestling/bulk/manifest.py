@@ -27,11 +27,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from nestling._util.files import atomic_write
 from nestling.bulk import duplicates
 from nestling.bulk.plan import Plan, Shard
 from nestling.bulk.settings import What
 from nestling.errors import BuildError, FileFormatError, UsageError
-from nestling.files import atomic_write
 
 VERSION = 1
 JOB, LOG, REJECTS, DUPLICATES, SHARDS, LOCK = (
@@ -116,7 +116,7 @@ class Job:
     @classmethod
     def create(cls, folder: Path, what: What, model: Model, plan: Plan) -> Self:
         """Write job.json, and before it what belongs to it."""
-        from nestling import __version__
+        from nestling._util.version import __version__
 
         (folder / DUPLICATES).unlink(missing_ok=True)  # one of a run that was killed before it had a job
         if len(plan.duplicates):

@@ -9,7 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from nestling.engine.loading import EngineName
+from nestling.engine.registry import EngineName
 from nestling.errors import UsageError
 from nestling.spec import Role
 

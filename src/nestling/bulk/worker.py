@@ -16,18 +16,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from nestling import store, vectors
+from nestling import vectors
+from nestling._util.files import atomic_write, sha256_file
+from nestling._util.memory import give_back_freed
 from nestling.bulk.manifest import FOOTER, Finished, Job, Notes, finished
 from nestling.bulk.plan import Shard, open_reader
 from nestling.bulk.rows import Reader, Rows, sound, typed
 from nestling.bulk.settings import VectorType
 from nestling.bulk.sources import Found
-from nestling.embedder import Embedder
 from nestling.engine import batching
-from nestling.engine.base import TokenIds
+from nestling.engine.protocol import TokenIds
 from nestling.errors import BuildError, FileFormatError, TextError
-from nestling.files import atomic_write, sha256_file
-from nestling.memory import give_back_freed
+from nestling.models import local
+from nestling.models.embedder import Embedder
 from nestling.vectors import Floats
 
 TRIES, TRY_S = 100, 0.1
@@ -79,7 +80,7 @@ class Setup:
 
 def open_worker(setup: Setup) -> "Worker":
     """Load the model and open the job; a model file that is not the job's is a BuildError."""
-    job, path = Job.read(setup.folder), store.resolve(setup.model)
+    job, path = Job.read(setup.folder), local.resolve(setup.model)
     if (found := sha256_file(path)) != job.model.sha256:
         raise BuildError(f"{path}: SHA-256 {found[:12]}..., the job's model file has {job.model.sha256[:12]}...")
     embedder = Embedder.load(path, engine=job.what.backend, threads=setup.threads)

@@ -4,8 +4,8 @@ from typing import Annotated, Any
 
 import typer
 
-from nestling import __version__
-from nestling.cli import building, bulking, embedding, evaluating, hubbing, quantizing, reranking, serving
+from nestling._util.version import __version__
+from nestling.cli import build, bulk, embed, evaluate, hub, quantize, rerank, serve
 
 app = typer.Typer(
     help="jina-embeddings-v4 on your own hardware: build small GGUF files, embed with them, serve them.",
@@ -15,31 +15,31 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 _VERBS: dict[str, Any] = {
-    "build": building.build,
-    "convert": building.convert,
-    "multivector": reranking.multivector,
-    "imatrix": quantizing.imatrix,
-    "quantize": quantizing.quantize,
-    "inspect": building.inspect,
-    "pull": hubbing.pull,
-    "list": building.list_models,
-    "show": hubbing.show,
-    "rm": hubbing.rm,
-    "publish": hubbing.publish,
-    "verify": building.verify,
-    "embed": embedding.embed,
-    "similarity": embedding.similarity,
-    "rerank": reranking.rerank,
-    "bulk": bulking.bulk,
-    "search": bulking.search,
-    "serve": serving.serve,
-    "report": evaluating.report,
+    "build": build.build,
+    "convert": build.convert,
+    "multivector": rerank.multivector,
+    "imatrix": quantize.imatrix,
+    "quantize": quantize.quantize,
+    "inspect": build.inspect,
+    "pull": hub.pull,
+    "list": build.list_models,
+    "show": hub.show,
+    "rm": hub.rm,
+    "publish": hub.publish,
+    "verify": build.verify,
+    "embed": embed.embed,
+    "similarity": embed.similarity,
+    "rerank": rerank.rerank,
+    "bulk": bulk.bulk,
+    "search": bulk.search,
+    "serve": serve.serve,
+    "report": evaluate.report,
 }
 for _name, _verb in _VERBS.items():
     app.command(_name)(_verb)
 
 
-app.add_typer(evaluating.app, name="eval")
+app.add_typer(evaluate.app, name="eval")
 
 
 def _version(wanted: bool) -> None:

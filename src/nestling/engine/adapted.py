@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from nestling.engine.base import AdaptedEngine, Profiled, TokenIds
+from nestling.engine.protocol import AdaptedEngine, Profiled, TokenIds
 from nestling.errors import EngineError
 from nestling.vectors import Floats
 

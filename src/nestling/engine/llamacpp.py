@@ -24,10 +24,10 @@ import numpy as np
 import xllamacpp
 
 from nestling.engine import batching
-from nestling.engine.adapters import Adapter
-from nestling.engine.base import Shape, TokenIds
+from nestling.engine.lora import Adapter
+from nestling.engine.protocol import Shape, TokenIds
 from nestling.errors import EngineError
-from nestling.gguf_io import GGUFFile
+from nestling.formats.gguf import GGUFFile
 from nestling.spec import Pooling
 from nestling.vectors import Floats
 

@@ -6,7 +6,7 @@ Inside it, a plugin that computes in bfloat16 would round the positions themselv
 import numpy as np
 from numpy.typing import NDArray
 
-from nestling.engine.base import Shape
+from nestling.engine.protocol import Shape
 from nestling.vectors import Floats
 
 

@@ -6,9 +6,9 @@ Knows nothing of graphs. Quantized tensors are expanded by ggml's own code.
 import numpy as np
 from numpy.typing import NDArray
 
-from nestling import ggml
-from nestling.gguf_io import GGUFFile
-from nestling.quants import QuantType
+from nestling.formats import ggml
+from nestling.formats.gguf import GGUFFile
+from nestling.formats.quant_types import QuantType
 from nestling.vectors import Floats
 
 

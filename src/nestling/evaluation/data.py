@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
+from nestling._util.data import data_folder
 from nestling.errors import FileFormatError, ModelNotFoundError
-from nestling.evaluation import hub, layouts
+from nestling.evaluation import layouts
+from nestling.models.hub import datasets
 from nestling.spec import Task
 
 SHIPPED: Mapping[str, tuple[Task, ...]] = {
@@ -20,9 +22,7 @@ SHIPPED: Mapping[str, tuple[Task, ...]] = {
     "code-docstring": (Task.CODE,),
     "xling-manpages": (Task.TEXT_MATCHING, Task.RETRIEVAL),
 }
-"""The sets in the package and the tasks that they are for."""
-
-_SETS = Path(__file__).parent / "sets"
+"""The sets of nestling-data and the tasks that they are for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +78,13 @@ def load(name: str) -> Benchmark:
     """
     path = Path(name)
     if name in SHIPPED:
-        return read_folder(_SETS / name, name=name, tasks=SHIPPED[name])
+        return read_folder(data_folder("sets", wanted_for=f"benchmark={name!r}") / name, name=name, tasks=SHIPPED[name])
     if path.is_dir():
         return read_folder(path, name=path.resolve().name)
     if path.is_file():
         return read_pairs(path)
-    if repository := hub.repository(name):
-        return read_folder(hub.fetch(repository), name=name, tasks=(Task.RETRIEVAL,))
+    if repository := datasets.repository(name):
+        return read_folder(datasets.fetch(repository), name=name, tasks=(Task.RETRIEVAL,))
     raise ModelNotFoundError(
         f"benchmark={name!r}: not a folder or file, nor one of {', '.join(SHIPPED)} or the NanoBEIR sets"
     )

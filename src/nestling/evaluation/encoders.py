@@ -12,13 +12,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from nestling import pulled, store
-from nestling.embedder import Embedder
+from nestling._util.files import Progress, no_progress
 from nestling.errors import EngineError, ModelNotFoundError, TextError, UsageError
 from nestling.evaluation.remote import Connection
-from nestling.files import Progress, no_progress
+from nestling.models import hub_models, local
+from nestling.models.embedder import Embedder
+from nestling.models.local import ModelReference
 from nestling.spec import Role, Task, prefixes_for
-from nestling.store import ModelReference
 from nestling.vectors import Floats
 
 CHUNK_TEXTS = 64
@@ -103,11 +103,11 @@ def _expanded(reference: str) -> list[str]:
     if is_url(reference):
         return [reference]
     if Path(reference).is_dir():
-        files = [path for path in sorted(Path(reference).glob("*.gguf")) if pulled.is_model(path.name)]
+        files = [path for path in sorted(Path(reference).glob("*.gguf")) if hub_models.is_model(path.name)]
         if not files:
             raise ModelNotFoundError(f"{reference}: no GGUF files in this folder")
         return [str(path) for path in files]
-    if store.looks_like_path(reference):
+    if local.looks_like_path(reference):
         return [reference]
     model = ModelReference.parse(reference)
     if model.base:
@@ -123,7 +123,7 @@ def open_encoder(
     """Open a reference; `task` is for a server whose model does not name one."""
     if is_url(reference):
         return RemoteEncoder(reference, task=task)
-    return LocalEncoder(Embedder.load(store.resolve(reference), engine=engine, threads=threads), name=str(reference))
+    return LocalEncoder(Embedder.load(local.resolve(reference), engine=engine, threads=threads), name=str(reference))
 
 
 def encode_all(encoder: Encoder, texts: Sequence[str], *, role: Role, progress: Progress = no_progress) -> Floats:

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from nestling import extras
+from nestling._util import extras
 
 need = partial(extras.need, extra="eval")
 """As `extras.need`, for the extra `eval`."""

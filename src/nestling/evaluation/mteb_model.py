@@ -14,7 +14,7 @@ import numpy as np
 from mteb.models.abs_encoder import AbsEncoder
 from mteb.models.model_meta import ModelMeta
 
-from nestling.embedder import Embedder
+from nestling.models.embedder import Embedder
 from nestling.spec import Role
 from nestling.vectors import Floats
 

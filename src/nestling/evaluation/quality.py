@@ -12,17 +12,17 @@ from pathlib import Path
 
 import numpy as np
 
-from nestling import store
-from nestling._version import __version__
-from nestling.build.pipeline import Steps, silent
-from nestling.engine.loading import EngineName
+from nestling._util.files import Progress
+from nestling._util.version import __version__
+from nestling.engine.registry import EngineName
 from nestling.errors import UsageError
 from nestling.evaluation import data, metrics, results
 from nestling.evaluation.data import Benchmark, PairSet, RetrievalSet
 from nestling.evaluation.encoders import Encoder, encode_all, expand, is_url, open_encoder
 from nestling.evaluation.metrics import SPEARMAN, Interval
 from nestling.evaluation.results import Against, BenchmarkFacts, ModelFacts, QualityResult, Scores
-from nestling.files import Progress
+from nestling.models import local
+from nestling.pipeline.pipeline import Steps, silent
 from nestling.spec import Role, Task
 from nestling.vectors import Floats, finish, paired_cosine
 
@@ -180,7 +180,7 @@ def _model(reference: str, settings: Settings, steps: Steps) -> _Model:
     if is_url(reference):
         with closing(open_encoder(reference, task=settings.task)) as encoder:
             return _Model(ModelFacts(reference, task=encoder.task), None, settings, steps)
-    path = store.resolve(reference, steps=steps)
+    path = local.resolve(reference, steps=steps)
     return _Model(results.model_facts(reference, path), path, settings, steps)
 
 

@@ -9,11 +9,11 @@ from html import escape
 from importlib import resources
 from pathlib import Path
 
+from nestling._util.files import atomic_write
 from nestling.evaluation import extras, figures, tables
 from nestling.evaluation.figures import Figure
 from nestling.evaluation.results import QualityResult, Result, SpeedResult
 from nestling.evaluation.tables import Table
-from nestling.files import atomic_write
 
 TITLE = "Quality and speed"
 

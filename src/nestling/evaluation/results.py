@@ -20,14 +20,14 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from nestling._version import __version__
-from nestling.embedder import spec_of
-from nestling.engine.loading import usable_threads
+from nestling._util.files import atomic_write, sha256_file
+from nestling._util.version import __version__
+from nestling.engine.registry import usable_threads
 from nestling.errors import FileFormatError, ModelNotFoundError
 from nestling.evaluation.metrics import Interval
-from nestling.files import atomic_write, sha256_file
-from nestling.gguf_io import GGUFFile
-from nestling.quants import FILE_TYPES
+from nestling.formats.gguf import GGUFFile
+from nestling.formats.quant_types import FILE_TYPES
+from nestling.models.embedder import spec_of
 
 _PACKAGES = ("numpy", "openvino", "tokenizers", "xllamacpp")
 

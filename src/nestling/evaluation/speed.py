@@ -17,18 +17,18 @@ from statistics import median
 
 import numpy as np
 
-from nestling import store
-from nestling.build.pipeline import Steps, silent
 from nestling.errors import UsageError
 from nestling.evaluation import results
-from nestling.evaluation.contenders import Cell, Contender, LocalContender, RemoteContender, Volley
 from nestling.evaluation.encoders import expand, is_url
 from nestling.evaluation.results import Bucket, Latency, Load, Origin, SpeedResult
+from nestling.evaluation.targets import Cell, Contender, LocalContender, RemoteContender, Volley
 from nestling.evaluation.texts import LENGTHS, BucketTexts, TextSource
 from nestling.evaluation.worker import Pass
-from nestling.gguf_io import GGUFFile
+from nestling.formats.gguf import GGUFFile
+from nestling.inputs.tokenizer import Tokenizer
+from nestling.models import local as models
+from nestling.pipeline.pipeline import Steps, silent
 from nestling.spec import Task
-from nestling.tokenizer import Tokenizer
 
 IDLE_LOAD = 0.25
 """One-minute load per processor up to which a machine counts as idle."""
@@ -134,8 +134,8 @@ def _group(
 
 def _tokenizer(references: Sequence[str], steps: Steps) -> Tokenizer:
     """That of the first file: every contender gets the same texts. With servers alone, the starter's."""
-    local = [one for one in expand(references) if not is_url(one)] or [f"{store.STARTER}-{Task.RETRIEVAL}"]
-    return Tokenizer.from_gguf(GGUFFile.open(store.resolve(local[0], steps=steps)))
+    local = [one for one in expand(references) if not is_url(one)] or [f"{models.STARTER}-{Task.RETRIEVAL}"]
+    return Tokenizer.from_gguf(GGUFFile.open(models.resolve(local[0], steps=steps)))
 
 
 def _makers(references: Sequence[str], settings: Settings, steps: Steps) -> list[Maker]:
@@ -146,7 +146,7 @@ def _makers(references: Sequence[str], settings: Settings, steps: Steps) -> list
         if is_url(reference):
             found.append(partial(RemoteContender, reference, task=settings.task, cells=cells))
             continue
-        path = store.resolve(reference, steps=steps)
+        path = models.resolve(reference, steps=steps)
         facts = results.model_facts(reference, path)
         found += [
             partial(LocalContender, facts, path, engine=engine, threads=settings.threads) for engine in settings.engines

@@ -10,7 +10,7 @@ from itertools import count
 import numpy as np
 
 from nestling.evaluation import data
-from nestling.tokenizer import Tokenizer
+from nestling.inputs.tokenizer import Tokenizer
 
 LENGTHS = (16, 128, 512, 2048)
 MIXED = "mixed"

@@ -15,8 +15,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from nestling.embedder import Embedder
 from nestling.errors import EngineError, NestlingError
+from nestling.models.embedder import Embedder
 from nestling.spec import Role
 from nestling.vectors import to_base64
 

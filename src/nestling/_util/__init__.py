@@ -1,0 +1,1 @@
+"""What all layers share and no layer is about: files, memory, optional packages. Internal."""

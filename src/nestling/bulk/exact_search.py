@@ -1,0 +1,121 @@
+"""Exact search over a job's result: every vector is compared, one shard at a time, mapped and not loaded.
+
+The prompt, the size and the model are those of the manifest. Scores: float, float16 and int8 vectors by their cosine
+with the query; binary ones by the cosine of the query, which stays as it is, with their signs as +1 and -1 (finer
+than counting equal bits, since the query's sizes count). A LanceDB table is searched by LanceDB.
+"""
+
+import heapq
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from nestling import vectors
+from nestling._util.extras import need
+from nestling._util.files import sha256_file
+from nestling.bulk import manifest
+from nestling.bulk.manifest import Job, Log
+from nestling.bulk.settings import VectorType
+from nestling.errors import BuildError, FileFormatError, UsageError
+from nestling.models import local
+from nestling.models.embedder import Embedder
+from nestling.spec import Role
+from nestling.vectors import Floats
+
+_UNPACK: dict[VectorType, Callable[[NDArray[Any]], Floats]] = {
+    VectorType.FLOAT: lambda rows: rows,
+    VectorType.FLOAT16: lambda rows: vectors.normalise(rows.astype(np.float32)),
+    VectorType.INT8: vectors.from_int8,
+    VectorType.BINARY: vectors.from_ubinary,
+}
+"""Stored rows to unit rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A row that was found: its score from -1 to 1, its id, and the columns that were kept."""
+
+    score: float
+    id: str | int
+    kept: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The best rows, best first, and how many of the job's rows could be searched so far."""
+
+    hits: list[Hit]
+    rows: int
+    rows_total: int
+
+
+def search(dest: Path, query: str, *, top: int = 10, model: str | None = None, threads: int | None = None) -> Found:
+    """The `top` rows nearest to a text; `model` says where the job's model file is now, if it has moved.
+
+    A folder without a job, and an empty query, are a UsageError; another model file is a BuildError.
+    """
+    if top < 1:
+        raise UsageError(f"top={top}: at least 1", param="top")
+    job = Job.read(dest)
+    vector = _query(job, query, model, threads)
+    if (dest / manifest.TABLE_DONE).exists() and job.what.embedding_type != VectorType.INT8:
+        hits = need("nestling.bulk.lance", wanted_for="searching a LanceDB table", extra="lance").search(
+            job, vector, top
+        )
+        return Found([Hit(*one) for one in hits], job.plan.rows, job.plan.rows)
+    log = Log(job, append=False)
+    hits = [_hit(job, *best) for best in nearest(job, log, vector, top=top)]
+    return Found(hits, log.rows, job.plan.rows - log.rejected)
+
+
+def _query(job: Job, text: str, model: str | None, threads: int | None) -> Floats:
+    path = local.resolve(model or job.model.reference)
+    if sha256_file(path) != job.model.sha256:
+        raise BuildError(f"{path}: not the model file of {job.folder}; `model` says where that one is")
+    prompt = Role.RAW if Role.parse(job.what.prompt) is Role.RAW else Role.QUERY
+    embedder = Embedder.load(path, engine=job.what.backend, threads=threads)
+    row: Floats = embedder.encode([text], prompt_name=prompt, truncate_dim=job.model.dimensions)[0]
+    embedder.close()
+    return row
+
+
+def nearest(job: Job, log: Log, query: Floats, *, top: int) -> list[tuple[float, str, int]]:
+    """The best (score, shard, row of the shard's file), best first; of equal scores the earlier row."""
+    best: list[tuple[float, int, str, int]] = []
+    place = 0
+    for shard, stored in _stored(job, log):
+        scores = _UNPACK[VectorType(job.what.embedding_type)](stored) @ query
+        for row in np.argsort(-scores, kind="stable")[:top].tolist():
+            best.append((float(scores[row]), -(place + row), shard, row))
+        best = heapq.nlargest(top, best)
+        place += len(stored)
+    return [(score, shard, row) for score, _, shard, row in best]
+
+
+def _stored(job: Job, log: Log) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Every finished shard's vectors as they are stored: (N, width)."""
+    for shard in job.plan.shards():
+        if shard.name in log.finished and log.finished[shard.name].rows:
+            yield shard.name, read_vectors(job.path(shard.name))
+
+
+def read_vectors(path: Path) -> NDArray[Any]:
+    """The vectors of a shard: (N, width)."""
+    try:
+        column = pq.read_table(path, columns=["vector"], memory_map=True, use_threads=False).column(0)
+    except (OSError, ValueError) as error:
+        raise FileFormatError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
+    chunk = column.combine_chunks()
+    flat: NDArray[Any] = chunk.flatten().to_numpy(zero_copy_only=False)
+    return flat.reshape(len(chunk), chunk.type.list_size)
+
+
+def _hit(job: Job, score: float, shard: str, row: int) -> Hit:
+    names = ["id", *job.plan.columns.kept.names]
+    values = pq.read_table(job.path(shard), columns=names, memory_map=True).slice(row, 1).to_pylist()[0]
+    return Hit(score, values.pop("id"), values)

@@ -1,0 +1,216 @@
+"""The verbs that make, show and check files."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nestling._util import files
+from nestling.cli.console import Bars, show_table
+from nestling.cli.hub import checkpoint_folder
+from nestling.cli.options import CalibrationOption, ChunksOption, JsonOption, SpecOption, ThreadsOption
+from nestling.errors import UsageError
+from nestling.formats.quant_types import FILE_TYPES, FLOAT_FILE_TYPES, parse_file_type
+from nestling.models import hub_models, local
+from nestling.spec import BASE_STEM, Task
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from nestling.pipeline.eta import Whole
+    from nestling.pipeline.fidelity import Nearness
+    from nestling.pipeline.pipeline import BuiltFile
+
+EVERY = tuple(name for name in FILE_TYPES if name != "Q2_K_S")
+"""The file types of the published collection."""
+LADDER = "F32,F16,BF16,Q8_0,Q6_K,Q5_K_M,Q4_K_M,Q3_K_M"
+
+
+def build(
+    checkpoint: Annotated[
+        str, typer.Argument(help="A checkpoint folder, org/repo on the hub, or `starter` for the one in the package.")
+    ] = "starter",
+    task: Annotated[
+        list[str] | None, typer.Option("--task", "-t", help="A task, several times; all by default.")
+    ] = None,
+    quant: Annotated[
+        str, typer.Option("--quant", "-q", help="File types, separated by commas; `all` for the whole ladder.")
+    ] = LADDER,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder; the model cache by default.")] = None,
+    family: Annotated[str, typer.Option(help="The name of the files of a checkpoint of your own.")] = "jina-v4",
+    keep_adapters: Annotated[
+        bool,
+        typer.Option("--keep-adapters", help="One base for all tasks, and each task's adapter in a file beside it."),
+    ] = False,
+    calibration: CalibrationOption = None,
+    chunks: ChunksOption = None,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Build a checkpoint's task models in every file type asked for; what is already there is kept."""
+    from nestling.engine.registry import usable_threads
+    from nestling.pipeline import self_test
+    from nestling.pipeline.conversion.checkpoint import Checkpoint
+    from nestling.pipeline.eta import COMPARE, Whole, weights
+    from nestling.pipeline.pipeline import Pipeline
+    from nestling.pipeline.quantization.calibration import for_pipeline
+
+    if keep_adapters and task:
+        raise UsageError("keep_adapters: the base is for all three tasks; leave --task out", param="keep_adapters")
+    starter = checkpoint == local.STARTER
+    name = local.STARTER if starter else family
+    tasks = [Task.parse(one) for one in task] if task else list(Task)
+    kinds, workers = _kinds(quant), threads or usable_threads()
+    with Bars() as bars:
+        source = Checkpoint.open(local.starter_checkpoint() if starter else checkpoint_folder(checkpoint, bars))
+        folder = out or local.family_folder(name)
+        collect = for_pipeline(threads=workers, text=calibration, limit=chunks)
+        whole = Whole(bars.step("everything"))
+        pipeline = Pipeline(source, folder, name, workers, bars.step, collect, whole, self_test.prove)
+        if not as_json:
+            compared = len(set(kinds).difference(FLOAT_FILE_TYPES)) * weights(pipeline.shapes)
+            whole.expect({one: COMPARE * compared / workers for one in ([BASE_STEM] if keep_adapters else tasks)})
+        built = pipeline.build_base(kinds) if keep_adapters else pipeline.build(tasks, kinds)
+        near = {} if as_json else _nearness(built, folder, workers, bars, whole)
+    if as_json:
+        typer.echo(json.dumps([_card_json(file.path, file.fresh) for file in built], indent=2))
+        return
+    columns = ["file", "bits per weight", "MiB", "cosine to F16", "lowest", "worst tensor: error's share", ""]
+    show_table(f"{folder}", columns, [_row(file, near.get(file.path)) for file in built])
+
+
+def _kinds(quant: str) -> list[str]:
+    return list(EVERY) if quant.lower() == "all" else [parse_file_type(one) for one in quant.split(",")]
+
+
+def _row(file: "BuiltFile", near: "Nearness | None") -> list[str]:
+    card = file.card
+    return [
+        file.path.name,
+        f"{card.bits_per_weight:.2f}",
+        f"{card.size_bytes / 2**20:.1f}",
+        f"{near.mean:.6f}" if near else "",
+        f"{near.lowest:.6f}" if near else "",
+        f"{card.worst_tensor} {card.worst_error:.3g}" if card.worst_tensor else "",
+        "built" if file.fresh else "kept",
+    ]
+
+
+def _nearness(
+    built: "Sequence[BuiltFile]", folder: Path, threads: int, bars: Bars, whole: "Whole"
+) -> "dict[Path, Nearness]":
+    """The nearness to F16 of every quantized file: measured, or what an earlier run found for the same bytes."""
+    from nestling.pipeline.fidelity import Record
+
+    record, found = Record.read(folder), dict[Path, "Nearness"]()
+    quantized = [file.card for file in built if file.card.file_type not in FLOAT_FILE_TYPES]
+    for base in built:
+        cards = [card for card in quantized if card.task == base.card.task]
+        if base.card.file_type == "F16" and cards:
+            told = whole.part(base.card.task, progress=bars.step(f"comparing with {base.path.name}"))
+            found |= record.complete(cards, base.card, threads=threads, progress=told)
+    return found
+
+
+def _card_json(path: Path, fresh: bool) -> dict[str, Any]:
+    return {"path": str(path), "fresh": fresh, **json.loads(path.with_suffix(".json").read_text("utf-8"))}
+
+
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint folder.")],
+    task: Annotated[str, typer.Option("--task", "-t", help=f"One of {', '.join(Task)}.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The GGUF file to write.")],
+    quant: Annotated[str, typer.Option("--quant", "-q", help=f"One of {', '.join(FLOAT_FILE_TYPES)}.")] = "F16",
+    family: Annotated[str, typer.Option(help="The family's name in the file.")] = "jina-v4",
+    as_json: JsonOption = False,
+) -> None:
+    """Merge one task's adapter, drop the vision tower and write a float GGUF file."""
+    from nestling.pipeline.conversion.checkpoint import Checkpoint
+    from nestling.pipeline.conversion.convert import convert as run
+
+    with Bars() as bars:
+        report = run(
+            Checkpoint.open(checkpoint),
+            task=Task.parse(task),
+            out=out,
+            family=family,
+            file_type=parse_file_type(quant),
+            progress=bars.step(out.name),
+        )
+    counts = {name: getattr(report.counts, name) for name in report.counts.__dataclass_fields__}
+    if as_json:
+        typer.echo(
+            json.dumps(
+                {"path": str(out), "sha256": report.sha256, "size_bytes": report.size_bytes, "parameters": counts}
+            )
+        )
+        return
+    typer.echo(f"{out}: {report.size_bytes:,} bytes, sha256 {report.sha256}")
+    typer.echo("parameters: " + ", ".join(f"{name} {value:,}" for name, value in counts.items()))
+
+
+def inspect(
+    file: Annotated[str, typer.Argument(help="A GGUF file or a model reference.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Show a GGUF file's metadata and tensors."""
+    from nestling.formats.gguf import GGUFFile
+
+    found = GGUFFile.open(local.resolve(file))
+    fields = {key: field.value for key, field in found.metadata.items()}
+    tensors = list(found.tensors.values())
+    if as_json:
+        listed = [{**asdict(one), "kind": one.kind.name, "size_bytes": one.size_bytes} for one in tensors]
+        typer.echo(json.dumps({"path": str(found.path), "metadata": fields, "tensors": listed}, ensure_ascii=False))
+        return
+    show_table(str(found.path), ["field", "value"], [[key, _brief(value)] for key, value in fields.items()])
+    rows = [[one.name, " x ".join(map(str, one.shape)), one.kind.name, str(one.size_bytes)] for one in tensors]
+    show_table(f"{len(rows)} tensors", ["tensor", "shape", "type", "bytes"], rows)
+
+
+def _brief(value: object) -> str:
+    if isinstance(value, tuple) and len(value) > 8:  # noqa: PLR2004 - what fits on a line
+        return f"[{len(value)} items] {', '.join(map(repr, value[:4]))}, ..."
+    return str(value)
+
+
+def list_models(as_json: JsonOption = False) -> None:
+    """List the models that are on this machine, pulled or built, and the starter's that are built on first use."""
+    found = {str(m.reference): m.path for m in local.available()}
+    found |= {str(m.reference): m.path for m in hub_models.models() if m.name is None}
+    sizes = {reference: path.stat().st_size if path else None for reference, path in found.items()}
+    if as_json:
+        rows = [{"reference": r, "size_bytes": sizes[r], "path": str(p) if p else None} for r, p in found.items()]
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    words = {r: "built on first use" if size is None else f"{size / 2**20:.1f} MiB" for r, size in sizes.items()}
+    cells = [[reference, words[reference], str(path or "")] for reference, path in found.items()]
+    show_table(f"models in {files.cache_folder()}", ["reference", "size", "file"], cells)
+
+
+def verify(
+    file: Annotated[str, typer.Argument(help="A GGUF file or a model reference.")],
+    against: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Another file: report the cosine to its vectors.")
+    ] = None,
+    spec: SpecOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a file: structure, hash, finite weights, both engines agree; exit code 1 when a check fails."""
+    from nestling.evaluation.verify import verify as run
+    from nestling.models.families import read_spec
+
+    with Bars() as bars:
+        path = local.resolve(file, steps=bars.step)
+        other = local.resolve(against, steps=bars.step) if against else None
+        checks = run(path, against=other, spec=read_spec(spec) if spec else None)
+    if as_json:
+        typer.echo(json.dumps([{"check": c.name, "passed": c.passed, "detail": c.detail} for c in checks], indent=2))
+    else:
+        show_table(
+            str(path), ["check", "", "detail"], [[c.name, "ok" if c.passed else "FAILED", c.detail] for c in checks]
+        )
+    if not all(check.passed for check in checks):
+        raise typer.Exit(1)

@@ -1,0 +1,177 @@
+"""The verbs for whole corpora: `bulk` and `search`."""
+
+import json
+import time
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Annotated, Self
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from nestling._util.extras import need
+from nestling.cli.console import Bars, show_table
+from nestling.cli.options import DimensionsOption, JsonOption, ModelOption, TaskOption, ThreadsOption
+from nestling.models import local
+from nestling.spec import Task
+
+if TYPE_CHECKING:
+    from nestling.bulk.settings import Outcome, Status
+
+LINE_S = 60.0
+"""Seconds between lines of progress where there is no terminal."""
+SHOWN_LETTERS = 80
+
+
+def bulk(
+    source: Annotated[
+        list[str], typer.Argument(metavar="SOURCE...", help="Files, folders or patterns: Parquet, JSON lines, CSV.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DEST", help="The job's folder.")],
+    model: ModelOption = local.STARTER,
+    task: TaskOption = None,
+    text_column: Annotated[str, typer.Option(help="The column that is embedded.")] = "text",
+    id_column: Annotated[
+        str | None, typer.Option(help="The column of ids [id if there is one, else file#row].", show_default=False)
+    ] = None,
+    keep: Annotated[
+        list[str] | None, typer.Option(help="Another column that goes into the result, several times.")
+    ] = None,
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="passage, query or raw.")] = "passage",
+    dimensions: DimensionsOption = None,
+    embedding_type: Annotated[str, typer.Option(help="float, float16, int8 or binary.")] = "float",
+    truncate: Annotated[bool, typer.Option("--truncate", help="Cut texts that are too long.")] = False,
+    engine: Annotated[str, typer.Option("--engine", "-e", help="local, or ray for Ray Data.")] = "local",
+    workers: Annotated[int, typer.Option(min=1, help="Engines at work at the same time.")] = 1,
+    threads: ThreadsOption = None,
+    backend: Annotated[str, typer.Option(help="openvino, llamacpp or reference.")] = "openvino",
+    ray_address: Annotated[str | None, typer.Option(help="An existing Ray cluster.")] = None,
+    shard_rows: Annotated[int, typer.Option(min=1, help="Rows that are embedded and written together.")] = 1000,
+    max_rejects: Annotated[int | None, typer.Option(min=0, help="End when more rows are rejected.")] = None,
+    skip_bad_files: Annotated[
+        bool, typer.Option("--skip-bad-files", help="Go on without files that cannot be read.")
+    ] = False,
+    sink: Annotated[str, typer.Option(help="parquet, or lance for a LanceDB table as well.")] = "parquet",
+    index: Annotated[bool, typer.Option("--index", help="Have LanceDB build its index.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Embed a corpus into Parquet files; run again after anything, it goes on where it was."""
+    library = need("nestling.bulk", wanted_for="bulk", extra="bulk")
+    reference = local.with_task(model, task, default=Task.RETRIEVAL)
+    what = library.What(
+        model=reference,
+        text_column=text_column,
+        id_column=id_column,
+        keep=tuple(keep or ()),
+        prompt=prompt,
+        dimensions=dimensions,
+        embedding_type=embedding_type,
+        truncate=truncate,
+        backend=backend,
+        shard_rows=shard_rows,
+    )
+    how = library.How(
+        runner=library.Runner.parse(engine),
+        workers=workers,
+        threads=threads,
+        ray_address=ray_address,
+        max_rejects=max_rejects,
+        skip_bad_files=skip_bad_files,
+        sink=library.Sink.parse(sink),
+        index=index,
+    )
+    with Bars() as bars:
+        local.resolve(reference, steps=bars.step)
+    with _Shown() as shown:
+        outcome = library.run(source, out, what, how, told=shown.told)
+    _tell(outcome, as_json=as_json)
+
+
+class _Shown(AbstractContextManager["_Shown"]):
+    """Progress on standard error: a bar on a terminal, a line a minute elsewhere."""
+
+    def __init__(self) -> None:
+        columns = (BarColumn(), TextColumn("{task.percentage:>3.0f} %  {task.description}"))
+        console = Console(stderr=True)
+        self._lines = not console.is_terminal
+        self._bars = Progress(*columns, console=console, transient=True, disable=self._lines)
+        self._bar = self._bars.add_task("", total=None)
+        self._next = time.monotonic() + LINE_S
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def told(self, status: "Status") -> None:
+        """Show how far it is."""
+        said = describe(status)
+        self._bars.update(self._bar, completed=status.rows_done, total=status.rows_total, description=said)
+        if self._lines and time.monotonic() > self._next:
+            typer.echo(said, err=True)
+            self._next = time.monotonic() + LINE_S
+
+
+def describe(status: "Status") -> str:
+    """How far a job is, in a line."""
+    left = status.remaining_s
+    said = f"{status.rows_done:,} of {status.rows_total:,} rows"
+    return said + (f", {status.tokens_per_s:,.0f} tokens/s, {duration(left)} left" if left is not None else "")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: 3 d 4 h, 5 h 6 min, 7 min 8 s."""
+    whole = round(seconds)
+    for size, name, part, part_name in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= size:
+            return f"{whole // size} {name} {whole % size // part} {part_name}"
+    return f"{whole} s"
+
+
+def _tell(outcome: "Outcome", *, as_json: bool) -> None:
+    if as_json:
+        told = {name: getattr(outcome, name) for name in outcome.__dataclass_fields__}
+        typer.echo(json.dumps(told | {"out": str(outcome.out), "skipped": list(outcome.skipped)}))
+        return
+    for reason in outcome.skipped:
+        typer.echo(f"left out: {reason}", err=True)
+    typer.echo(
+        f"{outcome.out}: {outcome.rows:,} vectors in {outcome.shards:,} shards, {outcome.rejected:,} rows rejected; "
+        f"this run: {outcome.shards_now:,} shards, {outcome.tokens:,} tokens in {duration(outcome.seconds)}"
+    )
+
+
+def search(
+    dest: Annotated[Path, typer.Argument(metavar="DEST", help="The folder of a `nestling bulk` job.")],
+    query: Annotated[str, typer.Argument(help="What to look for.")],
+    top: Annotated[int, typer.Option(min=1, help="How many rows to show.")] = 10,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", metavar="REF", help="Where the job's model file is now.")
+    ] = None,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find the rows of a corpus that are nearest to a text; every vector is compared."""
+    found = need("nestling.bulk", wanted_for="search", extra="bulk").search(
+        dest, query, top=top, model=model, threads=threads
+    )
+    if as_json:
+        hits = [{"score": hit.score, "id": hit.id, **hit.kept} for hit in found.hits]
+        typer.echo(json.dumps(hits, ensure_ascii=False, default=str))
+    else:
+        kept = list(found.hits[0].kept) if found.hits else []
+        rows = [[f"{hit.score:.4f}", str(hit.id), *(_short(hit.kept[name]) for name in kept)] for hit in found.hits]
+        show_table("", ["score", "id", *kept], rows)
+    if found.rows < found.rows_total:
+        typer.echo(f"unfinished: {found.rows:,} of {found.rows_total:,} rows are searched", err=True)
+
+
+def _short(value: object) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) <= SHOWN_LETTERS else text[: SHOWN_LETTERS - 1] + "…"

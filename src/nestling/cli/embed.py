@@ -1,0 +1,170 @@
+"""The verbs that embed."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from nestling._util.files import Progress, atomic_write
+from nestling.cli.console import Bars, show_table
+from nestling.cli.options import (
+    DimensionsOption,
+    EngineOption,
+    JsonOption,
+    ModelOption,
+    PromptOption,
+    SpecOption,
+    TaskOption,
+)
+from nestling.cli.output import Embedded, Format, render
+from nestling.cli.profile import Watch
+from nestling.engine.protocol import Profiled, TokenIds
+from nestling.errors import UsageError
+from nestling.models import local
+from nestling.models.embedder import Embedder
+from nestling.models.families import read_spec
+from nestling.spec import Task
+from nestling.vectors import Floats, cosine
+
+CHUNK_TEXTS = 256
+
+TextsArgument = Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts to embed.")]
+
+
+def embed(
+    texts: TextsArgument = None,
+    file: Annotated[Path | None, typer.Option("--file", "-f", help="One text a line; `-` is standard input.")] = None,
+    model: ModelOption = local.STARTER,
+    task: TaskOption = None,
+    prompt: PromptOption = "query",
+    dimensions: DimensionsOption = None,
+    engine: EngineOption = "auto",
+    spec: SpecOption = None,
+    form: Annotated[Format, typer.Option("--format", help="How the vectors are written.")] = Format.TEXT,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="A file; standard output by default.")] = None,
+    truncate: Annotated[
+        bool, typer.Option("--truncate", help="Cut texts that are too long, instead of refusing them.")
+    ] = False,
+    multivector: Annotated[
+        bool, typer.Option("--multivector", help="A vector for every token, prefix included.")
+    ] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Print to standard error where the time went.")] = False,
+) -> None:
+    """Embed texts; the task's prefix is put in front of each."""
+    _refuse(form, out, dimensions, multivector=multivector)
+    rows = read_texts(texts, file)
+    reference = local.with_task(model, task, default=Task.RETRIEVAL)
+    watch = Watch()
+    with Bars() as bars:
+        with watch.stage("load"):
+            embedder = load(reference, task, engine, spec, bars, profile=profile)
+        with watch.stage("tokenize"):
+            ids = embedder.tokenize(rows, prompt_name=prompt, truncate=truncate)
+        with watch.stage("embed"):
+            vectors = _vectors(embedder, ids, dimensions, bars.step("embedding"), multivector=multivector)
+    with watch.stage("serialize"):
+        content = render(Embedded(rows, vectors, reference, sum(map(len, ids))), form)
+    _write(content, out)
+    if isinstance(embedder.engine, Profiled) and profile:
+        watch.show(embedder.engine.profile())
+
+
+def _refuse(form: Format, out: Path | None, dimensions: int | None, *, multivector: bool) -> None:
+    if multivector and dimensions is not None:
+        raise UsageError(
+            "--dimensions: not together with --multivector: token vectors have one size", param="dimensions"
+        )
+    if multivector and form is Format.NPY:
+        raise UsageError(
+            "--format npy holds one array; --multivector goes with text, array, json, jsonl", param="format"
+        )
+    if form is Format.NPY and out is None and sys.stdout.isatty():
+        raise UsageError("--format npy is binary: give --out FILE or send it down a pipe", param="format")
+
+
+def _write(content: bytes, out: Path | None) -> None:
+    if out is None:
+        sys.stdout.buffer.write(content)
+        return
+    with atomic_write(out) as target:
+        target.write(content)
+
+
+def _vectors(
+    embedder: Embedder, ids: list[TokenIds], dimensions: int | None, told: Progress, *, multivector: bool
+) -> Floats | list[Floats]:
+    return embedder.embed_tokens(ids) if multivector else _in_chunks(embedder, ids, dimensions, told)
+
+
+def _in_chunks(embedder: Embedder, ids: list[TokenIds], dimensions: int | None, told: Progress) -> Floats:
+    """Embed longest texts first, so that the texts of a chunk are of like length: -> (B, D) in the order of `ids`."""
+    order = sorted(range(len(ids)), key=lambda place: -len(ids[place]))
+    vectors = np.empty((len(ids), embedder.spec.dimension(dimensions)), np.float32)
+    for start in range(0, len(ids), CHUNK_TEXTS):
+        places = order[start : start + CHUNK_TEXTS]
+        vectors[places] = embedder.embed_ids([ids[place] for place in places], dimension=dimensions)
+        told(min(start + CHUNK_TEXTS, len(ids)), len(ids))
+    return vectors
+
+
+def read_texts(texts: list[str] | None, file: Path | None) -> list[str]:
+    """The texts of a command: its arguments, or the lines of a file or of standard input."""
+    if texts and file:
+        raise UsageError("texts and --file: give one of them", param="file")
+    if texts:
+        return texts
+    if file is None and sys.stdin.isatty():
+        raise UsageError("no texts: give them as arguments, with --file, or on standard input", param="input")
+    raw = sys.stdin.buffer.read() if file is None or str(file) == "-" else _read(file)
+    try:
+        lines = raw.decode("utf-8").split("\n")  # splitlines() would also cut at form feeds, U+2028 and the like
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise UsageError(f"{file or 'standard input'}: line {line} is not UTF-8", param="file") from None
+    if not raw:
+        raise UsageError(f"{file or 'standard input'}: no texts in it", param="file")
+    return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{file}: cannot be read: {error.strerror}", param="file") from None
+
+
+def load(
+    reference: str, task: str | None, engine: str, spec: Path | None, bars: Bars, *, profile: bool = False
+) -> Embedder:
+    """The model of a command, for the task that it names."""
+    path = local.resolve(reference, steps=bars.step)
+    embedder = Embedder.load(path, engine=engine, spec=read_spec(spec) if spec else None, profile=profile)
+    return embedder.for_task(task) if task else embedder
+
+
+def similarity(
+    texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="Two texts or more.")],
+    model: ModelOption = local.STARTER,
+    task: TaskOption = None,
+    prompt: PromptOption = "query",
+    dimensions: DimensionsOption = None,
+    engine: EngineOption = "auto",
+    spec: SpecOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print the cosine of every pair of texts."""
+    reference = local.with_task(model, task, default=Task.TEXT_MATCHING)
+    with Bars() as bars:
+        embedder = load(reference, task, engine, spec, bars)
+        if task is None and Task.TEXT_MATCHING in embedder.tasks:
+            embedder = embedder.for_task(Task.TEXT_MATCHING)  # of a base
+        vectors = embedder.encode(texts, prompt_name=prompt, truncate_dim=dimensions)
+    matrix = cosine(vectors, vectors)
+    if as_json:
+        typer.echo(json.dumps({"texts": texts, "cosine": matrix.tolist()}, ensure_ascii=False))
+        return
+    rows = [[str(i + 1), *(f"{x:.3f}" for x in row), texts[i]] for i, row in enumerate(matrix.tolist())]
+    show_table("cosine", ["", *(str(i + 1) for i in range(len(texts))), "text"], rows)

@@ -1,0 +1,147 @@
+"""The verbs that fetch, show, remove and publish models."""
+
+import json
+from collections import Counter
+from dataclasses import asdict
+from math import prod
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nestling.cli.console import Bars, show_table
+from nestling.cli.options import JsonOption, SpecOption
+from nestling.errors import UsageError
+from nestling.models import hub, hub_models, local
+from nestling.spec import Task
+
+
+def pull(
+    reference: Annotated[
+        str, typer.Argument(help="org/repo[:QUANT] on the hub, or a published name such as jina-v4-retrieval:Q4_K_M.")
+    ],
+    as_json: JsonOption = False,
+) -> None:
+    """Fetch a model, or a checkpoint to build from, into the hub's cache; a broken download is gone on with."""
+    with Bars() as bars:
+        paths = [path for one in hub_models.references(reference) for path in hub_models.pull(one, steps=bars.step)]
+    if as_json:
+        typer.echo(json.dumps([{"path": str(path)} for path in paths], indent=2))
+        return
+    for path in paths:
+        typer.echo(str(path))
+
+
+def checkpoint_folder(checkpoint: str, bars: Bars) -> Path:
+    """The folder of a checkpoint that is given as a folder or as org/repo, which is fetched if need be."""
+    wanted = None if Path(checkpoint).exists() else hub_models.reference_of(checkpoint)
+    return hub_models.pull(wanted, steps=bars.step)[0] if wanted else Path(checkpoint)
+
+
+def show(
+    model: Annotated[str, typer.Argument(help="A model reference or a GGUF file.")],
+    spec: SpecOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a model is for, where it comes from and what it is made of."""
+    with Bars() as bars:
+        found = _facts(local.resolve(model, steps=bars.step), spec)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        return
+    for title, facts in found.items():
+        show_table(title, ["", ""], [[key, _words(value)] for key, value in facts.items()])
+
+
+def _facts(path: Path, spec: Path | None) -> dict[str, dict[str, Any]]:
+    from nestling.formats.card import Card
+    from nestling.formats.gguf import GGUFFile
+    from nestling.models.embedder import specs_of
+    from nestling.models.families import read_spec
+
+    file, card = GGUFFile.open(path), Card.read(path)
+    parameters = sum(prod(one.shape) for one in file.tensors.values())
+    stored = sum(one.size_bytes for one in file.tensors.values())
+    weights = {
+        "path": str(path),
+        "size_bytes": path.stat().st_size,
+        "parameters": parameters,
+        "bits_per_weight": round(8 * stored / parameters, 4) if parameters else 0,
+        "tensor_types": dict(sorted(Counter(one.kind.name for one in file.tensors.values()).items())),
+        "hub_hash": hub.known_hash(path),
+    }
+    purposes = [asdict(one) for one in specs_of(file, read_spec(spec) if spec else None)]
+    purpose = purposes[0] if len(purposes) == 1 else {one["task"]: one for one in purposes}
+    return {"file": weights, "spec": purpose, "card": asdict(card) if card else {}}
+
+
+def _words(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {one!r}" for key, one in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def rm(
+    model: Annotated[
+        str, typer.Argument(help="A name or org/repo on the hub; without a task or a file type, all of them.")
+    ],
+    as_json: JsonOption = False,
+) -> None:
+    """Delete a model's files from this machine; the package's starter is built again when it is asked for."""
+    gone, freed = local.remove(model)
+    if as_json:
+        typer.echo(json.dumps({"removed": gone, "freed_bytes": freed}, indent=2))
+        return
+    typer.echo("\n".join([*gone, f"{freed / 2**20:,.1f} MiB freed"]))
+
+
+def publish(
+    folder: Annotated[Path, typer.Argument(help="A folder that `nestling build` filled.")],
+    repository: Annotated[str, typer.Argument(metavar="ORG/REPO", help="The repository to make or add to.")],
+    task: Annotated[str | None, typer.Option("--task", "-t", help="The task, if the folder has several.")] = None,
+    base_model: Annotated[
+        str | None, typer.Option(metavar="ORG/REPO", help="Where the weights come from, if the cards do not say.")
+    ] = None,
+    results: Annotated[
+        list[Path] | None,
+        typer.Option("--results", help="Result files of `nestling eval`, for the card; several times."),
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make the repository a private one.")] = False,
+    yes: Annotated[
+        bool,
+        typer.Option("--yes/--dry-run", help="Send it; by default, only show what would be.", show_default=False),
+    ] = False,
+) -> None:
+    """Show, and with --yes send, a folder's files as a hub repository with its card."""
+    from nestling.models import publish
+
+    with Bars() as bars:
+        made = publish.plan(
+            folder,
+            repository,
+            task=Task.parse(task) if task else None,
+            base_model=base_model,
+            scores=_scores(folder, results) if results else "",
+            progress=bars.step("hashing"),
+        )
+    show_table(f"to {repository}", ["file", "bytes"], [[name, str(size)] for name, size in made.sizes().items()])
+    typer.echo(f"\n{publish.README}:\n\n{made.readme}")
+    if not yes:
+        typer.echo("Nothing was sent; --yes sends it.")
+        return
+    typer.echo(f"sent: {publish.send(made, private=private)}")
+
+
+def _scores(folder: Path, results: list[Path]) -> str:
+    """The quality tables, as Markdown, of those result files that measured a file of the folder."""
+    from nestling.evaluation.results import QualityResult, read_all
+    from nestling.evaluation.tables import quality
+    from nestling.formats.card import cards_in
+    from nestling.models.publish import table
+
+    hashes = {card.sha256 for card in cards_in(folder)}
+    found = [one for one in read_all(results) if isinstance(one, QualityResult) and one.model.sha256 in hashes]
+    if not found:
+        raise UsageError("no quality result in there is of a file of this folder", param="results")
+    parts = [[f"### {one.title}", table(one.columns, one.rows), *one.notes] for one in quality(found)]
+    return "\n\n".join(["## Scores", *(line for part in parts for line in part)])

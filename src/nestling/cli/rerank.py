@@ -1,0 +1,77 @@
+"""The verbs that compare token by token: rank candidates, make the head that it takes."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nestling.cli.console import Bars, show_table
+from nestling.cli.embed import load, read_texts
+from nestling.cli.hub import checkpoint_folder
+from nestling.cli.options import EngineOption, JsonOption, ModelOption, SpecOption, TaskOption
+from nestling.models import local
+from nestling.spec import Task
+
+
+def rerank(
+    query: Annotated[str, typer.Argument(help="What is searched with.")],
+    documents: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Candidates.")] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", help="One candidate a line; `-` is standard input.")
+    ] = None,
+    model: ModelOption = local.STARTER,
+    task: TaskOption = None,
+    top_n: Annotated[
+        int | None, typer.Option("--top-n", "-n", help="Show so many of the best; all by default.")
+    ] = None,
+    scoring: Annotated[
+        str, typer.Option(help="maxsim: the vectors of all tokens; cosine: one vector a text.")
+    ] = "maxsim",
+    engine: EngineOption = "auto",
+    spec: SpecOption = None,
+    truncate: Annotated[
+        bool, typer.Option("--truncate", help="Cut texts that are too long, instead of refusing them.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Order candidates by their nearness to a query, best first."""
+    rows = read_texts(documents, file)
+    reference = local.with_task(model, task, default=Task.RETRIEVAL)
+    with Bars() as bars:
+        embedder = load(reference, task, engine, spec, bars)
+        best = embedder.rerank(query, rows, top_n=top_n, scoring=scoring, truncate=truncate)
+    if as_json:
+        results = [{"index": one.index, "relevance_score": one.score, "text": rows[one.index]} for one in best]
+        typer.echo(json.dumps({"model": reference, "scoring": scoring, "results": results}, ensure_ascii=False))
+        return
+    cells = [[f"{one.score:.4f}", str(one.index + 1), rows[one.index]] for one in best]
+    show_table(f"{scoring}, {reference}", ["score", "line", "text"], cells)
+
+
+def multivector(
+    checkpoint: Annotated[str, typer.Argument(help="A checkpoint folder, org/repo on the hub, or `starter`.")],
+    task: Annotated[
+        list[str] | None, typer.Option("--task", "-t", help="A task, several times; all by default.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder; the model cache by default.")] = None,
+    family: Annotated[str, typer.Option(help="The family's name in the files.")] = "jina-v4",
+    as_json: JsonOption = False,
+) -> None:
+    """Make the multi-vector head of a checkpoint's tasks, for models that lie here without it; `build` makes it too."""
+    from nestling.pipeline.conversion.checkpoint import Checkpoint
+    from nestling.pipeline.pipeline import Pipeline
+
+    starter = checkpoint == local.STARTER
+    name = local.STARTER if starter else family
+    tasks = [Task.parse(one) for one in task] if task else list(Task)
+    with Bars() as bars:
+        source = Checkpoint.open(local.starter_checkpoint() if starter else checkpoint_folder(checkpoint, bars))
+        built = Pipeline(source, out or local.family_folder(name), name, threads=1).projectors(tasks)
+    if as_json:
+        typer.echo(
+            json.dumps([{"path": str(one.path), "sha256": one.card.sha256, "fresh": one.fresh} for one in built])
+        )
+        return
+    for one in built:
+        typer.echo(f"{one.path}: {one.card.size_bytes:,} bytes, sha256 {one.card.sha256}")

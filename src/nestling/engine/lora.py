@@ -1,0 +1,111 @@
+"""A base's adapters, read from GGUF files in llama.cpp's LoRA format and checked against the base that they change.
+
+An adapter changes every matrix of a layer: W becomes W + scaling * B @ A with A (rank, in) and B (out, rank); scaling
+is alpha / rank, as `llama-adapter.cpp` has it. Knows nothing of how an engine applies them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Self
+
+from nestling.engine.protocol import LAYER_MATRICES, Shape
+from nestling.engine.weights import tensor
+from nestling.errors import FileFormatError, GGUFError, ModelNotFoundError
+from nestling.formats.gguf import GGUFFile
+from nestling.spec import BASE_FIELD, ModelSpec, Task, adapter_path
+from nestling.vectors import Floats
+
+A, B = ".lora_a", ".lora_b"
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One adapter file; `spec` says what it is for."""
+
+    file: GGUFFile
+    spec: ModelSpec
+
+    @classmethod
+    def open(cls, path: Path, base: GGUFFile) -> Self:
+        """Read and check; a FileFormatError says what is wrong with the file, or that it is of another base."""
+        file = GGUFFile.open(path)
+        for key, wanted in (("general.type", "adapter"), ("adapter.type", "lora")):
+            found = file.metadata[key].value if key in file.metadata else None
+            if found != wanted:
+                raise GGUFError(f"{path}: {key}={found!r}: only {wanted!r} can be read as an adapter")
+        _check_base(file, base)
+        try:
+            spec = ModelSpec.from_json(str(file.value("nestling.spec")))
+        except FileFormatError as error:
+            raise FileFormatError(f"{path}: {error}") from None
+        if spec.source != base.value(BASE_FIELD):
+            raise FileFormatError(
+                f"{path}: an adapter of another base ({spec.source}) than {base.path} ({base.value(BASE_FIELD)})"
+            )
+        return cls(file, spec)
+
+    @cached_property
+    def rank(self) -> int:
+        """Rows of every A; one number for all matrices."""
+        return next(info.shape[0] for name, info in self.file.tensors.items() if name.endswith(A))
+
+    @cached_property
+    def scaling(self) -> float:
+        """What B @ A is multiplied by."""
+        return float(self.file.value("adapter.lora.alpha")) / self.rank
+
+    def sides(self, name: str) -> tuple[Floats, Floats]:
+        """The change of a matrix by its name: A (rank, in), B (out, rank), in float32."""
+        return tensor(self.file, name + A), tensor(self.file, name + B)
+
+
+def _check_base(file: GGUFFile, base: GGUFFile) -> None:
+    architecture = base.value("general.architecture")
+    if file.value("general.architecture") != architecture:
+        raise FileFormatError(
+            f"{file.path}: an adapter for {file.value('general.architecture')}, the base {base.path} is {architecture}"
+        )
+    alpha = file.value("adapter.lora.alpha")
+    if not isinstance(alpha, float) or not 0 < alpha < 1 << 16:
+        raise GGUFError(f"{file.path}: adapter.lora.alpha={alpha!r} is not a sensible number")
+    first = file.tensors.get(f"blk.0.{LAYER_MATRICES[0]}.weight{A}")
+    rank = first.shape[0] if first else 0
+    wanted = dict(_expected(Shape.of(base), rank))
+    for name, shape in wanted.items():
+        info = file.tensors.get(name)
+        if info is None or info.shape != shape or not info.kind.is_float:
+            found = f"{info.kind.name} {info.shape}" if info else "none"
+            raise FileFormatError(
+                f"{file.path}: {name} should be F16 or F32 of shape {shape} for the base {base.path}, found {found}"
+            )
+    if surplus := sorted(file.tensors.keys() - wanted.keys()):
+        raise FileFormatError(f"{file.path}: {surplus[0]}: the base {base.path} has no such matrix to change")
+
+
+def _expected(shape: Shape, rank: int) -> list[tuple[str, tuple[int, int]]]:
+    sizes = shape.tensors()
+    names = [f"blk.{layer}.{matrix}.weight" for layer in range(shape.layers) for matrix in LAYER_MATRICES]
+    sides = [((name + A, (rank, sizes[name][1])), (name + B, (sizes[name][0], rank))) for name in names]
+    return [side for pair in sides for side in pair]
+
+
+def beside(base: GGUFFile) -> Sequence[Adapter]:
+    """The adapters of all tasks, in the tasks' order, from the files beside a base; FileFormatError for an unfit one.
+
+    ModelNotFoundError when one is missing.
+    """
+    found = []
+    for task in Task:
+        path = adapter_path(base.path.parent, task)
+        if not path.is_file():
+            raise ModelNotFoundError(
+                f"{path}: no such file: {base.path.name} needs an adapter a task beside it; `nestling build"
+                " --keep-adapters` makes them"
+            )
+        adapter = Adapter.open(path, base)
+        if adapter.spec.task is not task:
+            raise FileFormatError(f"{path}: an adapter for {adapter.spec.task}, by its name it should be for {task}")
+        found.append(adapter)
+    return found

@@ -1,0 +1,1 @@
+"""The OpenVINO engine: our own graph of a GGUF file, on the CPU."""

@@ -1,0 +1,253 @@
+"""A GGUF file's text tower as an OpenVINO graph: no language-model head, hidden states out.
+
+Texts are rows one after another, without padding: every matrix product and norm sees real tokens alone. Only
+attention is laid out as a rectangle (texts x longest), by an index in and an index out; it is causal, so padding on
+the right never reaches a real token. A text that is too long to go through at once goes in pieces: each piece is
+handed the keys and values of those before it. So that those of a few layers are held at a time, layers are in groups,
+and one group at a time takes all pieces: the others rest, which they do by having no rows.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Self
+
+import numpy as np
+
+from nestling.engine.lora import Adapter
+from nestling.engine.openvino import weight_cache
+from nestling.engine.openvino.layers import Products, integer, ints
+from nestling.engine.openvino.lora_lanes import SideBySide
+from nestling.engine.openvino.runtime import Node, op, ov
+from nestling.engine.protocol import Shape
+from nestling.engine.weights import tensor
+from nestling.formats.gguf import GGUFFile
+
+END = np.iinfo(np.int32).max
+"""More rows than there are: OpenVINO computes int64 in 32 bits on a CPU."""
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """The graph's inputs, for N tokens in B texts that all attend to P earlier tokens too.
+
+    To attention each of the K heads of keys makes a text of its own, with the query heads that share it; head k of
+    token n is its row n K + k. `states` (N, D) embedding rows; `turns` (N, d) cosines and sines of the rotary angles;
+    `queries` (B K, T) row of each place of each text (any row for padding); `keys` (B K, S) the same among the earlier
+    tokens and the rows together; `query_places` (T,) and `key_places` (S,) which place of its text each column is, a
+    key being seen by queries of its own place and later; `rows` (N, K) place in the flattened `queries` of each row.
+    With adapters, `adapter` (N,) is the place of each row's own. With G > 1 groups of layers, `working` (G,) is 1 for
+    those in a row that work and 0 for those that rest. `past`: every layer's keys and values of earlier tokens, each
+    (P, K, d); none for a layer that rests.
+    """
+
+    states: Node
+    turns: Node
+    queries: Node
+    keys: Node
+    query_places: Node
+    key_places: Node
+    rows: Node
+    adapter: Node | None
+    working: Node | None
+    past: list[Node]
+
+    @classmethod
+    def of(cls, shape: Shape, *, adapted: bool, grouped: bool, kept: ov.Type) -> Self:
+        return cls(
+            states=op.parameter([-1, shape.hidden], np.float32),
+            turns=op.parameter([-1, shape.head_dim], np.float32),
+            queries=op.parameter([-1, -1], np.int64),
+            keys=op.parameter([-1, -1], np.int64),
+            query_places=op.parameter([-1], np.int64),
+            key_places=op.parameter([-1], np.int64),
+            rows=op.parameter([-1, shape.kv_heads], np.int64),
+            adapter=op.parameter([-1], np.int64) if adapted else None,
+            working=op.parameter([-1], np.int64) if grouped else None,
+            past=[op.parameter([-1, shape.kv_heads, shape.head_dim], kept) for _ in range(2 * shape.layers)],
+        )
+
+    def all(self) -> list[Node]:
+        *single, _ = (getattr(self, one.name) for one in fields(self))
+        return [*(one for one in single if one is not None), *self.past]
+
+
+@dataclass(frozen=True)
+class _Share:
+    """What one group of layers takes of the inputs: all, or no row when it rests."""
+
+    inputs: _Inputs
+    shape: Shape
+    place: int
+
+    @cached_property
+    def rows(self) -> Node:
+        """The same as `_Inputs.rows`, and so are the next two."""
+        return self._cut(self.inputs.rows)
+
+    @cached_property
+    def queries(self) -> Node:
+        return self._cut(self.inputs.queries)
+
+    @cached_property
+    def keys(self) -> Node:
+        return self._cut(self.inputs.keys)
+
+    def past(self, layer: int) -> list[Node]:
+        """A layer's keys and values of earlier tokens."""
+        return self.inputs.past[2 * layer : 2 * layer + 2]
+
+    @cached_property
+    def turn(self) -> tuple[Node, Node]:
+        """Cosine and sine of every row's rotary angles: two of (N, 1, d/2)."""
+        cos, sin = op.split(op.unsqueeze(self._cut(self.inputs.turns), integer(1)), integer(2), 2).outputs()
+        return cos, sin
+
+    def gates(self, adapters: SideBySide) -> dict[int, Node]:
+        """Of every row, for products of so many matrices at once: (N, matrices * width)."""
+        assert self.inputs.adapter is not None
+        table, chosen = adapters.gates(), self._cut(self.inputs.adapter)
+        return {count: op.gather(op.constant(np.tile(table, count)), chosen, integer(0)) for count in (1, 3)}
+
+    def entering(self, x: Node | None) -> tuple[Node, Node | None]:
+        """What goes into this group, and what leaves before it, `x` being what came out of the one before.
+
+        The first group that works takes the states.
+        """
+        if x is None:
+            return self._cut(self.inputs.states), None
+        before = self._working(self.place - 1)
+        fresh = _rows(self.inputs.states, ints(0), op.multiply(self._end, op.subtract(ints(1), before)))
+        return op.concat([self._cut(x), fresh], 0), _rows(x, self._end, ints(END))
+
+    @cached_property
+    def _end(self) -> Node:
+        return op.multiply(self._working(self.place), ints(END))
+
+    def _working(self, place: int) -> Node:
+        assert self.inputs.working is not None
+        return op.gather(self.inputs.working, ints(place), integer(0))
+
+    def _cut(self, x: Node) -> Node:
+        return x if self.inputs.working is None else _rows(x, ints(0), self._end)
+
+
+def _rows(x: Node, start: Node, stop: Node) -> Node:
+    return op.slice(x, start, stop, ints(1), ints(0))
+
+
+def build(
+    file: GGUFFile,
+    *,
+    threads: int,
+    groups: Sequence[range],
+    store: weight_cache.Store | None = None,
+    adapters: Sequence[Adapter] = (),
+    kept: ov.Type = ov.Type.f32,
+) -> ov.Model:
+    """The tower as a graph; `packing.Packed` holds its index inputs, in their order.
+
+    `groups` are the layers that work together. `store` keeps the int8 matrices; without one they are made here and now.
+    With adapters one more input follows: which of them each row takes, (N,) int64; with several groups another: which
+    of them work, (G,) int64; then every layer's earlier keys and values, as `kept`.
+
+    Outputs for N tokens: (N, D) hidden states, final-norm ones if the last group works, then every layer's keys and
+    values as `kept`, each (N, kv heads, d), without rows for one that rests.
+    """
+    side = SideBySide(adapters) if adapters else None
+    products = Products(file, Shape.of(file), threads, adapters=side, store=store or weight_cache.InMemory())
+    return _tower(products, groups, kept)
+
+
+def build_observed(
+    file: GGUFFile, *, threads: int, adapters: Sequence[Adapter] = ()
+) -> tuple[ov.Model, list[tuple[str, ...]]]:
+    """The same graph, of one group, with more outputs: every product's sum over tokens of its input's squares, (W,).
+
+    Also answers with the names of the matrices that share each of those outputs, in the outputs' order.
+    """
+    squares: dict[tuple[str, ...], Node] = {}
+    shape, side = Shape.of(file), SideBySide(adapters) if adapters else None
+    model = _tower(Products(file, shape, threads, squares, side), [range(shape.layers)], ov.Type.f32)
+    model.add_outputs([node.output(0) for node in squares.values()])
+    return model, list(squares)
+
+
+def _tower(b: Products, groups: Sequence[range], kept: ov.Type) -> ov.Model:
+    inputs = _Inputs.of(b.shape, adapted=b.adapters is not None, grouped=len(groups) > 1, kept=kept)
+    mask = _mask(inputs)
+    x, out, memory = None, [], []
+    for place, layers in enumerate(groups):
+        share = _Share(inputs, b.shape, place)
+        x, left = share.entering(x)
+        out += [left] if left else []
+        if b.adapters is not None:
+            b.gates.update(share.gates(b.adapters))
+        for layer in layers:
+            x, *new = _layer(b, x, share, mask, layer)
+            memory += [op.convert(part, kept) for part in new]
+    out.append(b.norm(x, "output_norm.weight"))
+    states = op.concat(out, 0) if len(out) > 1 else out[0]
+    return ov.Model([node.output(0) for node in (states, *memory)], inputs.all(), "nestling")
+
+
+def _layer(b: Products, x: Node, share: _Share, mask: Node, layer: int) -> tuple[Node, Node, Node]:
+    """One layer, and the keys and values of its rows: (N, D) -> (N, D) and two of (N, kv heads, d)."""
+    at = f"blk.{layer}."
+    q, k, v = _projections(b, b.norm(x, at + "attn_norm.weight"), at, share.turn)
+    before = (op.convert(past, "f32") for past in share.past(layer))
+    sides = [op.concat(pair, 0) for pair in zip(before, (k, v), strict=True)]
+    x = op.add(x, b.linear(_attention(q, sides, share, mask), at + "attn_output.weight"))
+    return op.add(x, _feed_forward(b, b.norm(x, at + "ffn_norm.weight"), at)), k, v
+
+
+def _feed_forward(b: Products, y: Node, at: str) -> Node:
+    gate, up = b.each(y, at + "ffn_gate.weight", at + "ffn_up.weight")
+    return b.linear(op.multiply(op.swish(gate), up), at + "ffn_down.weight")
+
+
+def _projections(b: Products, y: Node, at: str, turn: tuple[Node, Node]) -> tuple[Node, Node, Node]:
+    """Queries, keys and values with their positions turned in: (N, D) -> (N, heads, d) and two of (N, kv heads, d)."""
+    shape = b.shape
+    bias = np.concatenate([tensor(b.file, f"{at}attn_{n}.bias") for n in "qkv"])
+    flat = op.add(b.linear(y, *(f"{at}attn_{n}.weight" for n in "qkv")), op.constant(bias))
+    heads = op.reshape(flat, ints(0, shape.heads + 2 * shape.kv_heads, shape.head_dim), special_zero=True)
+    turned, v = op.variadic_split(heads, integer(1), ints(shape.heads + shape.kv_heads, shape.kv_heads)).outputs()
+    q, k = op.variadic_split(_rope(turned, turn), integer(1), ints(shape.heads, shape.kv_heads)).outputs()
+    return q, k, v
+
+
+def _attention(q: Node, sides: Sequence[Node], share: _Share, mask: Node) -> Node:
+    """Causal grouped-query attention over each text and what came before it: -> (N, D).
+
+    The query heads that share keys are the heads, and the heads of keys are texts: so the plugin copies no key.
+    """
+    shape = share.shape
+    shared = shape.heads // shape.kv_heads
+    keys, values = (_to_rectangle(side, share.keys, 1, shape.head_dim) for side in sides)
+    queries = _to_rectangle(q, share.queries, shared, shape.head_dim)
+    mixed = op.scaled_dot_product_attention(queries, keys, values, mask, causal=False)
+    flat = op.reshape(op.transpose(mixed, ints(0, 2, 1, 3)), ints(-1, shared * shape.head_dim), special_zero=False)
+    return op.reshape(op.gather(flat, share.rows, integer(0)), ints(-1, shape.hidden), special_zero=False)
+
+
+def _mask(inputs: _Inputs) -> Node:
+    """What is added to the scores, 0 or -inf: (T,), (S,) places -> (1, 1, T, S)."""
+    keys, queries = op.unsqueeze(inputs.key_places, integer(0)), op.unsqueeze(inputs.query_places, integer(1))
+    seen = op.less_equal(keys, queries)
+    added = op.select(seen, op.constant(np.float32(0)), op.constant(np.float32(-np.inf)))
+    return op.unsqueeze(added, ints(0, 1))
+
+
+def _to_rectangle(part: Node, rectangle: Node, heads: int, width: int) -> Node:
+    """Rows to texts: (N, K * heads, d) -> (B K, heads, T, d)."""
+    rows = op.reshape(part, ints(-1, heads, width), special_zero=False)
+    return op.transpose(op.gather(rows, rectangle, integer(0)), ints(0, 2, 1, 3))
+
+
+def _rope(x: Node, turn: tuple[Node, Node]) -> Node:
+    """Turn each pair (i, i + d/2) of a head: (N, H, d) -> (N, H, d)."""
+    cos, sin = turn
+    a, b = op.split(x, integer(2), 2).outputs()
+    first = op.subtract(op.multiply(a, cos), op.multiply(b, sin))
+    return op.concat([first, op.add(op.multiply(b, cos), op.multiply(a, sin))], -1)

@@ -1,0 +1,137 @@
+"""Is this file what it should be? Structure, hash, finite weights, engines that agree, nearness to another file.
+
+Every check is run and reported; none is assumed. Cosines are over `PROBES`: several scripts, one word to some hundred
+tokens.
+"""
+
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from nestling._util.files import sha256_file
+from nestling.engine.protocol import Shape, TokenIds
+from nestling.engine.registry import EngineName, load_whole
+from nestling.engine.weights import as_float32
+from nestling.errors import NestlingError, UsageError
+from nestling.formats import multivector_head
+from nestling.formats.card import Card
+from nestling.formats.gguf import GGUFFile
+from nestling.inputs.tokenizer import Tokenizer
+from nestling.models import hub
+from nestling.models.embedder import specs_of
+from nestling.pipeline.self_test import ENGINES_AGREE, needed_cosine
+from nestling.spec import ModelSpec, Pooling, Role
+from nestling.vectors import Floats, paired_cosine
+
+PROBES = (
+    "sunset",
+    "A beautiful sunset over the beach",
+    "Un beau coucher de soleil sur la plage",
+    "海滩上美丽的日落",
+    "浜辺に沈む美しい夕日",
+    "شاطئ البحر عند الغروب",
+    "def add(a: int, b: int) -> int:\n    return a + b",
+    "The file is opened, its header is read, every length is checked against the bytes that are left. " * 12,
+)
+CHUNK_ROWS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One check: what was looked at, whether it holds, and the figure."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+def verify(path: Path, *, against: Path | None = None, spec: ModelSpec | None = None) -> list[Check]:
+    """Check a model file; `against` adds the cosine to another file's vectors (same task, same tokenizer).
+
+    `spec` says what a file is for that does not say so itself (`embedder.spec_of`); a base runs with its first adapter.
+    A file that cannot be read at all is one failed check; the other checks need a readable file.
+    """
+    try:
+        file = GGUFFile.open(path)
+        if multivector_head.is_head(file):
+            return [_head(path), _hash(path)]
+        shape, found = Shape.of(file), specs_of(file, spec)[0]
+        tokenizer = Tokenizer.from_gguf(file)
+    except NestlingError as error:
+        return [Check("structure", passed=False, detail=str(error))]
+    detail = f"{found.name}, {shape.layers} layers of {shape.hidden}, {len(file.tensors)} tensors"
+    checks = [Check("structure", passed=True, detail=detail), _hash(path), _finite(file)]
+    if not checks[-1].passed:
+        return checks
+    ids = tokenizer.encode([found.prefix(Role.QUERY) + text for text in PROBES])
+    ours, alone = _together_and_alone(file, ids, found.pooling)
+    theirs = _run(file, EngineName.LLAMACPP, ids, found.pooling)
+    checks += [_position(ours, alone), _engines(file, ours, theirs)]
+    return checks + ([_against(ours, against, found.name, ids)] if against else [])
+
+
+def _head(path: Path) -> Check:
+    head = multivector_head.Projector.open(path)
+    detail = f"multi-vector head of {head.spec.name}, {head.width} of {head.spec.dimensions[-1]}, all finite"
+    return Check("structure", passed=True, detail=detail)
+
+
+def _hash(path: Path) -> Check:
+    found, card = sha256_file(path), Card.read(path)
+    said = {"the card": card.sha256} if card else {}
+    if (at_hub := hub.known_hash(path)) and len(at_hub) == len(found):
+        said["the hub"] = at_hub
+    wrong = [f"{who} says {wanted}" for who, wanted in said.items() if wanted != found]
+    right = f"as {'on' if card else 'at'} {' and '.join(said)}" if said else "no card beside the file to compare with"
+    return Check("hash", passed=not wrong, detail=f"sha256 {found}, {', '.join(wrong) or right}")
+
+
+def _finite(file: GGUFFile) -> Check:
+    for name, info in file.tensors.items():
+        raw = file.raw(name)
+        for start in range(0, len(raw), CHUNK_ROWS):
+            if not np.isfinite(as_float32(raw[start : start + CHUNK_ROWS], info.kind)).all():
+                return Check("weights", passed=False, detail=f"{name} holds NaN or infinity")
+    return Check("weights", passed=True, detail="all finite")
+
+
+def _run(file: GGUFFile, name: EngineName, ids: list[TokenIds], pooling: Pooling) -> Floats:
+    engine = load_whole(file, name=name, pooling=pooling)
+    try:
+        return engine.pool(ids)
+    finally:
+        engine.close()
+
+
+def _together_and_alone(file: GGUFFile, ids: list[TokenIds], pooling: Pooling) -> tuple[Floats, Floats]:
+    engine = load_whole(file, name=EngineName.OPENVINO, pooling=pooling)
+    try:
+        return engine.pool(ids), np.concatenate([engine.pool([one]) for one in ids])
+    finally:
+        engine.close()
+
+
+def _position(together: Floats, alone: Floats) -> Check:
+    lowest = float(paired_cosine(alone, together).min())
+    return Check("alone = in a batch", passed=lowest >= ENGINES_AGREE[0][1], detail=f"lowest cosine {lowest:.6f}")
+
+
+def _engines(file: GGUFFile, left: Floats, right: Floats) -> Check:
+    stored_bits = 8 * sum(info.size_bytes for info in file.tensors.values())
+    bits = stored_bits / sum(prod(info.shape) for info in file.tensors.values())
+    needed = needed_cosine(bits)
+    lowest = float(paired_cosine(left, right).min())
+    return Check("openvino = llamacpp", passed=lowest >= needed, detail=f"lowest cosine {lowest:.6f}, needed {needed}")
+
+
+def _against(ours: Floats, other: Path, name: str, ids: list[TokenIds]) -> Check:
+    file = GGUFFile.open(other)
+    if (spec := specs_of(file)[0]).name != name:
+        raise UsageError(
+            f"{other} is {spec.name}, this file is {name}: their vectors cannot be compared", param="against"
+        )
+    cosines = paired_cosine(ours, _run(file, EngineName.OPENVINO, ids, spec.pooling))
+    detail = f"cosine mean {cosines.mean():.6f}, lowest {cosines.min():.6f}"
+    return Check(f"nearness to {other.name}", passed=True, detail=detail)

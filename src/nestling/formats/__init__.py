@@ -1,0 +1,1 @@
+"""File formats: read and written, bounded and checked. They know nothing of what a model is for."""

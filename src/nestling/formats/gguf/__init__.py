@@ -1,0 +1,18 @@
+"""GGUF files: a reader that trusts nothing, a writer whose bytes are a function of its input."""
+
+from nestling.formats.gguf.fields import Field, ValueKind
+from nestling.formats.gguf.reader import GGUFFile, TensorInfo
+from nestling.formats.gguf.writer import GGUFWriter, TensorHead, TensorPlan, file_size, open_writer, write_gguf
+
+__all__ = [
+    "Field",
+    "GGUFFile",
+    "GGUFWriter",
+    "TensorHead",
+    "TensorInfo",
+    "TensorPlan",
+    "ValueKind",
+    "file_size",
+    "open_writer",
+    "write_gguf",
+]

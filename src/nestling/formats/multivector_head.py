@@ -1,0 +1,99 @@
+"""The multi-vector head of a task model: the hidden state of a token to a short unit vector.
+
+    vector = normalise(W @ state + b)
+
+with the task's adapter merged into W. It lies in a file of its own beside the model's files, one for all of their
+types, because stock llama.cpp refuses tensors that it does not know. The file says which checkpoint and task it is of;
+a model of another one refuses it. Knows nothing of engines and of how the file is made (`build.multivector`).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from nestling.errors import FileFormatError, GGUFError
+from nestling.formats.gguf import GGUFFile
+from nestling.formats.quant_types import QuantType
+from nestling.spec import ModelSpec, Task
+from nestling.vectors import Floats, normalise
+
+ARCHITECTURE = "nestling-multivector"
+SUFFIX = "-multivector.gguf"
+WEIGHT, BIAS = "multi_vector_projector.weight", "multi_vector_projector.bias"
+
+
+def is_head(file: GGUFFile) -> bool:
+    """True for a file that says that it is a multi-vector head."""
+    field = file.metadata.get("general.architecture")
+    return field is not None and field.value == ARCHITECTURE
+
+
+def projector_path(folder: Path, *, family: str, task: Task) -> Path:
+    """The published name of a task's head: `{family}-text-{task}-multivector.gguf`."""
+    return folder / f"{family.replace('/', '_')}-text-{task.stem}{SUFFIX}"
+
+
+@dataclass(frozen=True, slots=True)
+class Projector:
+    """One head: `weight` (P, D), `bias` (P,); `spec` is that of the model that it was made with."""
+
+    weight: Floats
+    bias: Floats
+    spec: ModelSpec
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Read and check a file; GGUFError or FileFormatError when it is not a sound head."""
+        file = GGUFFile.open(path)
+        if (found := file.value("general.architecture")) != ARCHITECTURE:
+            raise GGUFError(f"{path}: architecture {found!r}: a multi-vector file is {ARCHITECTURE!r}")
+        try:
+            spec = ModelSpec.from_json(str(file.value("nestling.spec")))
+        except FileFormatError as error:
+            raise FileFormatError(f"{path}: {error}") from None
+        weight, bias = _floats(file, WEIGHT, 2), _floats(file, BIAS, 1)
+        if weight.shape != (len(bias), spec.dimensions[-1]):
+            raise GGUFError(
+                f"{path}: {WEIGHT} has shape {weight.shape}, bias and states ask for {(len(bias), spec.dimensions[-1])}"
+            )
+        return cls(weight, bias, spec)
+
+    @property
+    def width(self) -> int:
+        """Components of a token's vector."""
+        return len(self.bias)
+
+    def check_fits(self, path: Path, model: ModelSpec) -> None:
+        """FileFormatError, naming the head's file, when it was not made from the model's own checkpoint and task."""
+        for what, theirs, ours in (
+            ("task", self.spec.task, model.task),
+            ("width", self.spec.dimensions[-1], model.dimensions[-1]),
+            ("checkpoint", self.spec.source, model.source),
+        ):
+            if theirs != ours and not (what == "checkpoint" and _is_revision_of(str(theirs), str(ours))):
+                raise FileFormatError(
+                    f"{path}: made for another model: its {what} is {theirs}, this model's {ours or 'not known'}"
+                )
+
+    def project(self, states: Floats) -> Floats:
+        """Token states to token vectors: (T, D) -> (T, P) float32, unit rows."""
+        return normalise(np.asarray(states @ self.weight.T + self.bias))
+
+
+def _is_revision_of(theirs: str, ours: str) -> bool:
+    """True where ours is a repository without a revision, which is all that a recognised published file tells."""
+    return bool(ours) and "@" not in ours and theirs.partition("@")[0] == ours
+
+
+def _floats(file: GGUFFile, name: str, rank: int) -> Floats:
+    raw, info = file.raw(name), file.tensors[name]
+    if info.kind is not QuantType.F32 or len(info.shape) != rank:
+        raise GGUFError(
+            f"{file.path}: {name} is {info.kind.name} of shape {info.shape}: F32 of rank {rank} is expected"
+        )
+    values = raw.view(np.float32).reshape(info.shape)
+    if not np.isfinite(values).all():
+        raise GGUFError(f"{file.path}: {name} holds NaN or infinity")
+    return values.copy()

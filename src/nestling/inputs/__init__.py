@@ -1,0 +1,1 @@
+"""What a caller hands in, made into what an engine takes: texts to token ids, chunks of a document."""

@@ -1,0 +1,196 @@
+"""What a GGUF file is for when it does not say so: published files, known by architecture, shape and name.
+
+The published jina-embeddings-v4 collection carries neither a pooling type nor a `nestling.spec`. Its repositories,
+file names and sizes are those of the publisher's model cards. What no family claims is refused with the reason; a
+specification in a file of its own opens the door to other decoders of Qwen2's architecture, causal ones with mean or
+last pooling. Knows neither the hub nor engines.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from nestling.errors import FileFormatError, UsageError
+from nestling.formats.gguf import GGUFFile
+from nestling.formats.quant_types import FILE_TYPES
+from nestling.pipeline.conversion.config import DEFAULT_DIMENSIONS
+from nestling.pipeline.conversion.convert import MAX_TOKENS
+from nestling.spec import MAX_SPEC_LENGTH, ModelSpec, Pooling, Task, prefixes_for
+
+ARCHITECTURES = ("qwen2vl", "qwen2")
+_NAME_FIELDS = ("general.name", "general.basename", "general.finetune")
+_TASKS = {task.stem: task for task in Task} | {task.value: task for task in Task}
+
+
+@dataclass(frozen=True, slots=True)
+class KnownFamily:
+    """Models that were published under names of their own.
+
+    `published` is what their files' names begin with; `shape` holds hyperparameters as the files have them, without
+    the architecture in front; `repository` is where a task's files lie (`{stem}` is the task's word).
+    """
+
+    family: str
+    published: str
+    shape: Mapping[str, int]
+    dimensions: tuple[int, ...]
+    repository: str
+    checkpoint: str
+
+    def repository_of(self, task: Task) -> str:
+        """The hub repository of a task's files."""
+        return self.repository.format(stem=task.stem)
+
+    def task_in(self, name: str) -> Task | None:
+        """The task that a name speaks of, if it is one of this family's: words in any case, however separated."""
+        words = re.sub(r"[^a-z0-9]+", "-", name.lower())
+        tasks = "|".join(sorted(_TASKS, key=len, reverse=True))
+        found = re.search(rf"(?:^|-){re.escape(self.published)}-(?:text-)?({tasks})(?:-|$)", words)
+        return _TASKS[found[1]] if found else None
+
+
+JINA_V4 = KnownFamily(
+    family="jina-v4",
+    published="jina-embeddings-v4",
+    shape={
+        "block_count": 36, "embedding_length": 2048, "feed_forward_length": 11008,
+        "attention.head_count": 16, "attention.head_count_kv": 2,
+    },
+    dimensions=DEFAULT_DIMENSIONS,
+    repository="jinaai/jina-embeddings-v4-text-{stem}-GGUF",
+    checkpoint="jinaai/jina-embeddings-v4",
+)  # fmt: skip
+FAMILIES = (JINA_V4,)
+
+
+def recognise(file: GGUFFile) -> ModelSpec:
+    """The specification of a published file; FileFormatError, with each family's reason, when no family claims it."""
+    reasons = [_refusal(file, family) for family in FAMILIES]
+    for family, reason in zip(FAMILIES, reasons, strict=True):
+        if not reason:
+            return _spec(file, family)
+    raise FileFormatError(
+        f"{file.path}: no nestling.spec in it, and not a published embedding model that is known here "
+        f"({'; '.join(reasons)}); if it is one, describe it in a JSON file and give --spec FILE"
+    )
+
+
+def with_spec(file: GGUFFile, spec: ModelSpec) -> ModelSpec:
+    """The same specification, checked against the file that it is given for.
+
+    UsageError when the file carries one itself, FileFormatError when they contradict each other or the architecture
+    cannot be run here.
+    """
+    if "nestling.spec" in file.metadata:
+        raise UsageError(
+            f"{file.path}: it carries a nestling.spec of its own, which --spec cannot replace", param="spec"
+        )
+    if fault := _unfit(file, spec):
+        raise FileFormatError(f"{file.path}: {fault}")
+    return spec
+
+
+def read_spec(path: Path) -> ModelSpec:
+    """Read a specification as JSON: the fields of `ModelSpec`, of which `source` may be left out."""
+    known = {field.name for field in fields(ModelSpec)}
+    try:
+        if path.stat().st_size > MAX_SPEC_LENGTH:
+            raise FileFormatError(f"{path}: larger than {MAX_SPEC_LENGTH} bytes; a specification is a few lines")
+        raw = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror or error}", param="spec") from None
+    except (ValueError, RecursionError) as error:
+        raise FileFormatError(f"{path}: not sound JSON ({error})") from None
+    if not isinstance(raw, dict) or not raw.keys() <= known:
+        surplus = ", ".join(sorted(map(repr, raw.keys() - known))) if isinstance(raw, dict) else "no object"
+        raise FileFormatError(f"{path}: {surplus}: the fields are {', '.join(sorted(known))}")
+    try:
+        return ModelSpec.from_json(json.dumps({"source": ""} | raw))
+    except FileFormatError as error:
+        raise FileFormatError(f"{path}: {error}") from None
+
+
+def published_name(family: KnownFamily, task: Task, quant: str) -> str:
+    """The name of a file in a family's own repositories."""
+    return f"{family.published}-text-{task.stem}-{quant}.gguf"
+
+
+def by_file_name(name: str) -> tuple[str, Task, str] | None:
+    """Family, task and file type of `{family}-text-{task}-{QUANT}.gguf`; a known family goes by its name here."""
+    stems = "|".join(task.stem for task in Task)
+    found = re.fullmatch(rf"(.+)-text-({stems})-([A-Z0-9_]+)\.gguf", name)
+    if found is None or found[3] not in FILE_TYPES:
+        return None
+    family = next((known.family for known in FAMILIES if known.published == found[1]), found[1])
+    return family, _TASKS[found[2]], found[3]
+
+
+def known_family(name: str) -> KnownFamily | None:
+    """The known family of this name (`jina-v4`)."""
+    return next((family for family in FAMILIES if family.family == name), None)
+
+
+def _refusal(file: GGUFFile, family: KnownFamily) -> str:
+    """Why the file is not of this family; empty when it is."""
+    architecture = _architecture(file)
+    if architecture not in ARCHITECTURES:
+        return f"architecture {architecture!r}, {family.family} has {' or '.join(ARCHITECTURES)}"
+    for key, wanted in family.shape.items():
+        if (found := _value(file, f"{architecture}.{key}")) != wanted:
+            return f"{key} {found!r}, {family.family} has {wanted}"
+    tasks = {name: task for name in _names(file) if (task := family.task_in(name))}
+    if not tasks:
+        return f"the shape of {family.family}, but no name in it says {family.published} and a task"
+    if len(set(tasks.values())) > 1:
+        return "its names contradict each other: " + ", ".join(f"{name!r} is {task}" for name, task in tasks.items())
+    return _unfit(file, _spec(file, family))
+
+
+def _spec(file: GGUFFile, family: KnownFamily) -> ModelSpec:
+    task = next(task for name in _names(file) if (task := family.task_in(name)))
+    context = _value(file, f"{_architecture(file)}.context_length")
+    return ModelSpec(
+        family=family.family,
+        task=task,
+        dimensions=family.dimensions,
+        max_tokens=min(context, MAX_TOKENS) if isinstance(context, int) and context > 0 else MAX_TOKENS,
+        prefixes=prefixes_for(task),
+        pooling=Pooling.MEAN,
+        source=family.checkpoint,
+    )
+
+
+def _unfit(file: GGUFFile, spec: ModelSpec) -> str:
+    """What keeps the file from being run as `spec` says; empty when nothing does."""
+    architecture = _architecture(file)
+    if architecture not in ARCHITECTURES:
+        return f"architecture {architecture!r}: only {' and '.join(ARCHITECTURES)} decoders can be run"
+    if _value(file, f"{architecture}.attention.causal") is False:
+        return f"{architecture}.attention.causal=False: only causal decoders can be run"
+    width, context = (_value(file, f"{architecture}.{key}") for key in ("embedding_length", "context_length"))
+    if spec.dimensions[-1] != width:
+        return f"the specification says {spec.dimensions[-1]} dimensions, the weights {width}"
+    if not isinstance(context, int) or spec.max_tokens > context:
+        return f"the specification says max_tokens={spec.max_tokens}, the file's context is {context}"
+    pooling = _value(file, f"{architecture}.pooling_type")
+    if pooling not in (None, spec.pooling.gguf_value):
+        return f"{architecture}.pooling_type={pooling}, but the specification says {spec.pooling.value}"
+    return ""
+
+
+def _architecture(file: GGUFFile) -> object:
+    return _value(file, "general.architecture")
+
+
+def _value(file: GGUFFile, key: str) -> object:
+    field = file.metadata.get(key)
+    return field.value if field else None
+
+
+def _names(file: GGUFFile) -> list[str]:
+    """What the file calls itself, and what others call it: its file name and, in the hub's cache, its repository."""
+    inside = [str(value) for key in _NAME_FIELDS if (value := _value(file, key))]
+    folders = [part.removeprefix("models--") for part in file.path.parts if part.startswith("models--")]
+    return [file.path.name, *inside, *folders[-1:]]

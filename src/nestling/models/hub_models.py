@@ -1,0 +1,181 @@
+"""Models of the hub: which file of a repository is meant, bringing it here, and finding it again without the network.
+
+A known published family (`jina-v4-code:Q4_K_M`) is looked for in its own repositories. Knows nothing of engines and of
+the files that `nestling build` makes.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nestling.errors import ModelNotFoundError, UsageError
+from nestling.models import hub
+from nestling.models.families import FAMILIES, by_file_name, known_family
+from nestling.models.hub import HubReference
+from nestling.spec import Task
+
+DEFAULT_QUANT = "Q8_0"
+_NOT_MODELS = re.compile(
+    r"(?:^|/)(?:mmproj|imatrix|adapter)|multivector|-text-base-\w+\.gguf$|-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE
+)
+_QUANT = re.compile(r"[-._]((?:[A-Za-z]{2}-)?(?:[IT]?Q\d\w*|B?F16|F32))\.gguf$", re.IGNORECASE)
+_CHECKPOINT_FOLDERS = ("", "adapters")
+Name = tuple[str, Task, str]
+"""Family, task and file type."""
+
+
+@dataclass(frozen=True, slots=True)
+class PulledModel:
+    """A model file in the hub's cache; `name` is set when it belongs to a published family that is known here."""
+
+    reference: HubReference
+    path: Path
+    name: Name | None
+
+
+def reference_of(text: str) -> HubReference | None:
+    """The repository and file type that a text names, in the hub's way; None for a path, a name, anything else."""
+    return None if text.startswith((".", "/", "~")) else HubReference.parse(text)
+
+
+def published(family: str, task: Task, quant: str | None) -> HubReference | None:
+    """Where a family's file is published; None for a family that is not known to be."""
+    known = known_family(family)
+    return HubReference(known.repository_of(task), quant) if known else None
+
+
+def choose(names: Iterable[str], wanted: HubReference) -> str:
+    """The one model file that is meant: the file type named, or Q8_0, or the only one there is.
+
+    ModelNotFoundError names the file types that are there.
+    """
+    models = [name for name in names if is_model(name)]
+    quant = wanted.quant.upper() if wanted.quant else DEFAULT_QUANT
+    fitting = [name for name in models if quant_of(name) == quant] or (models if wanted.quant is None else [])
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting and quant_of(fitting[0]) == quant:
+        raise ModelNotFoundError(f"{wanted}: several files are {quant}: {', '.join(fitting)}; a path names one")
+    have = ", ".join(sorted(map(quant_of, models))) or "no GGUF model"
+    raise ModelNotFoundError(f"{wanted}: no {quant} in it; it has {have}")
+
+
+def is_model(name: str) -> bool:
+    """True for a GGUF file that may be a model: no projector, base, adapter or matrix, no piece of a split file."""
+    return name.endswith(".gguf") and not _NOT_MODELS.search(name)
+
+
+def quant_of(name: str) -> str:
+    """The file type in a file's name, in capitals; the whole name when it has none."""
+    found = _QUANT.search(name)
+    return found[1].upper() if found else name
+
+
+def find(wanted: HubReference) -> Path | None:
+    """The file in the hub's cache; None when it is not there."""
+    snapshot = hub.snapshot_of(wanted.repository)
+    if snapshot is None:
+        return None
+    try:
+        return snapshot / choose(hub.names_in(snapshot), wanted)
+    except ModelNotFoundError:
+        return None
+
+
+def remove(wanted: HubReference) -> tuple[list[str], int]:
+    """Delete the file that is meant, or without a file type the whole repository: -> what went, and bytes freed."""
+    snapshot = hub.snapshot_of(wanted.repository)
+    if snapshot is None:
+        raise ModelNotFoundError(f"{wanted}: not in the hub's cache; `nestling list` shows what is")
+    names = hub.names_in(snapshot)
+    if wanted.quant:
+        names = _with_card(choose(names, wanted), names)
+    return [str(snapshot / name) for name in names], hub.remove(snapshot, names)
+
+
+def remove_file(path: Path) -> tuple[list[str], int]:
+    """Delete a model file of the hub's cache, and its card: -> what went, and bytes freed."""
+    snapshot = next(folder for folder in path.parents if folder.parent.name == "snapshots")
+    names = _with_card(str(path.relative_to(snapshot)), hub.names_in(snapshot))
+    return [str(snapshot / name) for name in names], hub.remove(snapshot, names)
+
+
+def _with_card(model: str, names: Iterable[str]) -> list[str]:
+    card = model.removesuffix(".gguf") + ".json"
+    return [model, *([card] if card in names else [])]
+
+
+def _with_head(model: str, names: Iterable[str]) -> list[str]:
+    """A model, its card, and the multi-vector head that it shares with the other file types of its task."""
+    head = _QUANT.sub("-multivector.gguf", model)
+    return _with_card(model, names) + (_with_card(head, names) if head in names and head != model else [])
+
+
+def models() -> list[PulledModel]:
+    """Every model file of every repository in the hub's cache, by its name alone: no file is opened."""
+    return [model for repository in hub.cached_repositories() for model in _in_repository(repository)]
+
+
+def published_models() -> list[tuple[Name, Path]]:
+    """Those of the published families' own repositories, under their names here."""
+    repositories = [family.repository_of(task) for family in FAMILIES for task in Task]
+    every = (model for repository in repositories for model in _in_repository(repository))
+    return [(model.name, model.path) for model in every if model.name]
+
+
+def _in_repository(repository: str) -> list[PulledModel]:
+    snapshot = hub.snapshot_of(repository)
+    names = hub.names_in(snapshot) if snapshot else []
+    return [
+        PulledModel(HubReference(repository, quant_of(name)), snapshot / name, _published_name(repository, name))
+        for name in names
+        if snapshot and is_model(name)
+    ]
+
+
+def _published_name(repository: str, name: str) -> Name | None:
+    found = by_file_name(name)
+    known = known_family(found[0]) if found else None
+    return found if found and known and known.repository_of(found[1]) == repository else None
+
+
+def pull(wanted: HubReference, *, steps: hub.Steps = hub.silent) -> list[Path]:
+    """Bring a model here, or a checkpoint, whichever the repository holds; -> its files, or the checkpoint's folder.
+
+    Without the network, what is already here is the answer. Raises what `hub.listing` and `hub.fetch` raise.
+    """
+    try:
+        listed = hub.listing(wanted.repository)
+    except ModelNotFoundError as error:
+        if here := find(wanted):
+            return [here]
+        raise ModelNotFoundError(f"{error}, and {wanted} is not on this machine; {_offline_hint(wanted)}") from None
+    if _is_checkpoint(listed.files) and wanted.quant is None:
+        names = [name for name in listed.files if name.rpartition("/")[0] in _CHECKPOINT_FOLDERS]
+        return [hub.fetch(listed, [name for name in names if not name.endswith(".gguf")], steps=steps)]
+    model = choose(listed.files, wanted)
+    snapshot = hub.fetch(listed, _with_head(model, listed.files), steps=steps)
+    return [snapshot / model]
+
+
+def _is_checkpoint(names: Iterable[str]) -> bool:
+    return any(name.endswith(".safetensors") for name in names)
+
+
+def _offline_hint(wanted: HubReference) -> str:
+    where = hub.repository_folder(wanted.repository)
+    return f"run `nestling pull {wanted}` where there is a network, then copy {where} here"
+
+
+def references(text: str) -> Sequence[HubReference]:
+    """What `nestling pull` was asked for: a hub reference, or a published family's name for one task or all three."""
+    if found := reference_of(text):
+        return [found]
+    for family in FAMILIES:
+        tail = re.fullmatch(rf"{family.family}(?:-([a-z-]+))?(?::(\w+))?", text)
+        if tail:
+            tasks = [Task.parse(tail[1])] if tail[1] else list(Task)
+            return [HubReference(family.repository_of(task), tail[2]) for task in tasks]
+    known = ", ".join(f"{family.family}[-task][:QUANT]" for family in FAMILIES)
+    raise UsageError(f"reference={text!r}: org/repo[:QUANT] or {known} is expected", param="reference")

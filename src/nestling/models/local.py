@@ -1,0 +1,259 @@
+"""Model references to files on this machine; the starter's files are built when they are first asked for.
+
+A reference is a path to a GGUF file, `name[-task][:QUANT]` (`starter-retrieval:Q4_K_M`, `jina-v4-code`; `starter-base`
+is the base of all tasks, with their adapters beside it) or a hub repository `org/repo[:QUANT]`. Named models lie in
+`<cache>/models/<family>/` under their published names, where `nestling build` puts them; those that were pulled lie in
+the hub's cache (`pulled`). Nothing here asks the network. Knows nothing of engines.
+"""
+
+import os
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+from nestling._util.data import data_folder
+from nestling._util.files import cache_folder, lock
+from nestling.engine.openvino import weight_cache
+from nestling.errors import ModelNotFoundError, UsageError
+from nestling.formats.card import card_path, write_sums
+from nestling.formats.multivector_head import projector_path
+from nestling.formats.quant_types import FILE_TYPES, parse_file_type
+from nestling.models import hub, hub_models
+from nestling.pipeline import self_test
+from nestling.pipeline.conversion.checkpoint import Checkpoint
+from nestling.pipeline.pipeline import Pipeline, Steps, model_path, silent
+from nestling.pipeline.quantization import calibration
+from nestling.spec import BASE_STEM, ModelSpec, Task
+
+STARTER = "starter"
+DEFAULT_QUANT = hub_models.DEFAULT_QUANT
+_REFERENCE = re.compile(
+    r"([A-Za-z0-9][A-Za-z0-9._-]*?)(?:-(retrieval|text-matching|matching|code|base))?(?::([A-Za-z0-9_]+))?"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelReference:
+    """A named model: a family, one of its tasks (None for all three) and a file type (None for the default).
+
+    `base`: all three from one file, the base with its adapters.
+    """
+
+    family: str
+    task: Task | None = None
+    quant: str | None = None
+    base: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `name[-task][:QUANT]`; anything else is a UsageError."""
+        found = _REFERENCE.fullmatch(text)
+        if found is None:
+            raise UsageError(
+                f"model={text!r}: a path to a .gguf file or name[-task][:QUANT] is expected", param="model"
+            )
+        family, word, quant = found.groups()
+        base = word == BASE_STEM
+        task = Task.parse(word) if word and not base else None
+        return cls(family, task, parse_file_type(quant) if quant else None, base)
+
+    def __str__(self) -> str:
+        """The reference as `parse` reads it."""
+        word = BASE_STEM if self.base else self.task
+        return self.family + (f"-{word}" if word else "") + (f":{self.quant}" if self.quant else "")
+
+
+def starter_checkpoint() -> Path:
+    """The checkpoint that comes with nestling-data."""
+    return data_folder("starter", wanted_for="the starter") / "checkpoint"
+
+
+def family_folder(family: str) -> Path:
+    """Where a family's files lie."""
+    return cache_folder() / "models" / family
+
+
+def projector_of(model: Path, spec: ModelSpec) -> Path:
+    """Where the multi-vector head of a model file lies: beside it, or in its family's folder; else UsageError."""
+    folders = (model.parent, family_folder(spec.family))
+    places = [projector_path(folder, family=spec.family, task=spec.task) for folder in folders]
+    found = next((path for path in places if path.is_file()), None)
+    if found is None:
+        raise UsageError(
+            f"{model.name}: no multi-vector head for it ({places[0].name}); make one from the model's checkpoint with "
+            f"`nestling multivector CHECKPOINT --task {spec.task} --family {spec.family}`",
+            param="return_multivector",
+        )
+    return found
+
+
+def looks_like_path(reference: str | Path) -> bool:
+    """True for what is meant as a file rather than as a name."""
+    return isinstance(reference, Path) or reference.endswith(".gguf") or "/" in reference
+
+
+def resolve(reference: str | Path, *, steps: Steps = silent) -> Path:
+    """The file that a reference means. The starter's is built if need be (`steps` is told); else ModelNotFoundError."""
+    if looks_like_path(reference):
+        path = Path(reference)
+        return path if path.is_file() else _from_hub(str(reference))
+    model = ModelReference.parse(str(reference))
+    if model.task is None and not model.base:
+        names = ", ".join([*(str(replace(model, task=task)) for task in Task), str(replace(model, base=True))])
+        raise UsageError(f"model={reference!r} is a family of three; name one: {names}", param="model")
+    return _named(model.family, model.task, model.quant or DEFAULT_QUANT, steps)
+
+
+def _from_hub(reference: str) -> Path:
+    wanted = hub_models.reference_of(reference)
+    if wanted is None:
+        raise ModelNotFoundError(f"{reference}: no such file; `nestling list` shows the models that are here")
+    found = hub_models.find(wanted)
+    if found is None:
+        raise ModelNotFoundError(
+            f"{reference}: no such file, nor in the hub's cache; fetch it with `nestling pull {wanted}`"
+        )
+    return found
+
+
+def _named(family: str, task: Task | None, quant: str, steps: Steps) -> Path:
+    path = model_path(family_folder(family), family=family, task=task, file_type=quant)
+    if family == STARTER:
+        return _starter(task, quant, steps)
+    if path.exists():
+        return path
+    wanted = hub_models.published(family, task, quant) if task else None
+    if wanted and (found := hub_models.find(wanted)):
+        return found
+    name = StoredModel(family, task, quant, None).reference
+    raise ModelNotFoundError(f"{name}: not on this machine; {_hint(family, task, quant)}")
+
+
+def _hint(family: str, task: Task | None, quant: str) -> str:
+    have = [str(found.reference) for found in available() if found.family == family]
+    if task is None:
+        make = f"make it with `nestling build CHECKPOINT --family {family} --keep-adapters`"
+        return (f"here are {', '.join(have)}; " if have else "") + make
+    fetch = (
+        f"fetch it with `nestling pull {family}-{task}:{quant}`" if hub_models.published(family, task, quant) else ""
+    )
+    if have:
+        return f"here are {', '.join(have)}" + (f"; {fetch}" if fetch else "")
+    return f"make it with `nestling build CHECKPOINT --family {family}`" + (f" or {fetch}" if fetch else "")
+
+
+def _starter(task: Task | None, quant: str, steps: Steps) -> Path:
+    checkpoint = Checkpoint.open(starter_checkpoint())
+    threads = os.cpu_count() or 1
+    collect = calibration.for_pipeline(threads=threads)
+    pipeline = Pipeline(checkpoint, family_folder(STARTER), STARTER, threads, steps, collect, prove=self_test.prove)
+    if task:
+        return pipeline.build([task], [quant])[-1].path
+    return next(file.path for file in pipeline.build_base([quant]) if file.card.file_type == quant)
+
+
+def with_task(reference: str, task: str | None, *, default: Task) -> str:
+    """A reference that names a task: `task`, or `default` for a bare family.
+
+    A task that contradicts the reference is a UsageError. A path stays as it is: its file says what it is for. So
+    does a base, which has them all.
+    """
+    if looks_like_path(reference) or (model := ModelReference.parse(reference)).base:
+        return reference
+    wanted = Task.parse(task) if task else model.task or default
+    if model.task not in (None, wanted):
+        raise UsageError(f"task={task!r}, but model={reference!r} is for {model.task}", param="task")
+    return str(replace(model, task=wanted))
+
+
+@dataclass(frozen=True, slots=True)
+class StoredModel:
+    """A named model that is here, or (with `path` None) that would be built on first use; a base has no task."""
+
+    family: str
+    task: Task | None
+    quant: str
+    path: Path | None
+
+    @property
+    def reference(self) -> ModelReference:
+        """Its name."""
+        return ModelReference(self.family, self.task, self.quant, base=self.task is None)
+
+
+def available() -> list[StoredModel]:
+    """Every named model: files in the cache, pulled ones of published families, the starter's default files."""
+    found = [model for folder in sorted((cache_folder() / "models").glob("*/")) for model in _in_folder(folder)]
+    built = {(model.family, model.task, model.quant) for model in found}
+    found += [StoredModel(*name, path) for name, path in hub_models.published_models() if name not in built]
+    have = {(model.family, model.task, model.quant) for model in found}
+    missing = [StoredModel(STARTER, task, DEFAULT_QUANT, None) for task in Task]
+    return found + [model for model in missing if (model.family, model.task, model.quant) not in have]
+
+
+def _in_folder(folder: Path) -> list[StoredModel]:
+    def path(task: Task | None, quant: str) -> Path:
+        return model_path(folder, family=folder.name, task=task, file_type=quant)
+
+    every = [StoredModel(folder.name, task, quant, path(task, quant)) for task in (*Task, None) for quant in FILE_TYPES]
+    return [model for model in every if model.path and model.path.exists()]
+
+
+def remove(reference: str) -> tuple[list[str], int]:
+    """Delete what a name or a hub reference means, with its cards: -> what went, and the bytes freed.
+
+    Without a task or a file type, all of them go. Paths are refused: a file of one's own is not the store's. Their
+    expanded weights go too.
+    """
+    gone, freed = _remove(reference)
+    for path in [kept for name in gone for kept in weight_cache.kept(Path(name))]:
+        freed += path.stat().st_size
+        path.unlink()
+        gone.append(str(path))
+    return gone, freed
+
+
+def _remove(reference: str) -> tuple[list[str], int]:
+    if at_hub := hub_models.reference_of(reference):
+        return hub_models.remove(at_hub)
+    if looks_like_path(reference):
+        raise UsageError(f"model={reference!r}: a name or a hub repository is expected, not a path", param="model")
+    wanted = ModelReference.parse(reference)
+    every = [model for model in available() if model.path and _means(wanted, model)]
+    if not every:
+        raise ModelNotFoundError(f"{reference}: not on this machine; `nestling list` shows what is")
+    gone: list[str] = []
+    freed = 0
+    for model in every:
+        assert model.path
+        names, size = (
+            _remove_file(model.path) if hub.known_hash(model.path) is None else hub_models.remove_file(model.path)
+        )
+        gone, freed = gone + names, freed + size
+    for head in _lonely_heads(wanted.family, {model.task for model in every if model.task}):
+        names, size = _remove_file(head)
+        gone, freed = gone + names, freed + size
+    return gone, freed
+
+
+def _lonely_heads(family: str, tasks: set[Task]) -> list[Path]:
+    """Multi-vector heads of these tasks for which no model of the family is left; a base is a model of every task."""
+    left = {model.task for model in available() if model.family == family and model.path}
+    heads = (projector_path(family_folder(family), family=family, task=task) for task in tasks - left)
+    return [] if None in left else [head for head in sorted(heads) if head.exists()]
+
+
+def _means(wanted: ModelReference, model: StoredModel) -> bool:
+    named = wanted.task in (None, model.task) and (not wanted.base or model.task is None)
+    return wanted.family == model.family and named and wanted.quant in (None, model.quant)
+
+
+def _remove_file(path: Path) -> tuple[list[str], int]:
+    files = [one for one in (path, card_path(path)) if one.exists()]
+    freed = sum(one.stat().st_size for one in files)
+    with lock(path.parent / ".lock"):
+        for one in files:
+            one.unlink()
+        write_sums(path.parent)
+    return [str(one) for one in files], freed

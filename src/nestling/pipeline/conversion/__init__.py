@@ -1,0 +1,1 @@
+"""From a checkpoint to one GGUF file a task: reading, merging an adapter, writing."""

@@ -1,0 +1,72 @@
+"""The folder of a checkpoint: found from a plain folder or a local hub cache, its files handed out only when safe.
+
+A hub cache keeps `models--org--name/{blobs,refs,snapshots/<revision>}`, where a snapshot's files are links into
+`blobs`, and those may be links into the `blobs` that all repositories share. A link may not leave these (or the plain
+folder). Knows nothing of what the files hold.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Self
+
+from nestling.errors import CheckpointError
+from nestling.formats.safetensors import parse_json
+
+MAX_JSON_BYTES = 25_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A checkpoint's folder; `boundary` is the folder that its links may not leave.
+
+    `repository` and `revision` are known for a hub snapshot only.
+    """
+
+    path: Path
+    boundary: Path
+    repository: str = ""
+    revision: str = ""
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Take a plain folder, a `models--org--name` cache folder (its `main`) or one of its snapshots."""
+        if not folder.is_dir():
+            raise CheckpointError(f"{folder}: no such folder")
+        path = folder.resolve()
+        if path.name.startswith("models--") and (path / "snapshots").is_dir():
+            path = _main_snapshot(path)
+        cache = path.parent.parent
+        if path.parent.name == "snapshots" and cache.name.startswith("models--"):
+            return cls(path, cache, cache.name.removeprefix("models--").replace("--", "/"), path.name)
+        return cls(path, path)
+
+    def file(self, name: str) -> Path:
+        """The path of a file in the folder; CheckpointError when it is missing or a link leads outside."""
+        path = self.path / PurePosixPath(name)
+        if not path.is_file():
+            raise CheckpointError(f"{path}: no such file")
+        homes = (self.boundary, self.boundary.parent / "blobs") if self.repository else (self.boundary,)
+        if not any(path.resolve().is_relative_to(home) for home in homes):
+            raise CheckpointError(f"{path}: a link that leaves {self.boundary}; files of a checkpoint lie inside it")
+        return path
+
+    def json(self, name: str) -> dict[str, Any]:
+        """A file that holds a JSON object."""
+        path = self.file(name)
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise CheckpointError(f"{path}: larger than {MAX_JSON_BYTES} bytes")
+        try:
+            return parse_json(path.read_bytes(), what=str(path))
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _main_snapshot(cache: Path) -> Path:
+    found = sorted(entry for entry in (cache / "snapshots").iterdir() if entry.is_dir())
+    main = cache / "refs" / "main"
+    if main.is_file():
+        revision = main.read_text("utf-8").strip()
+        found = [entry for entry in found if entry.name == revision]
+    if len(found) != 1:
+        raise CheckpointError(f"{cache}: {len(found)} snapshots fit; name one folder of {cache / 'snapshots'}")
+    return found[0]

@@ -1,0 +1,70 @@
+"""What the pieces of a build take, and one progress for all of them, so that the time that remains can be told.
+
+The figures are processor seconds for 10^9 weights on one core (`benchmarks/results/quantizing.json` has those of the
+tensor types); other machines are faster or slower by about the same factor for all of them, which is all that a
+remaining time needs.
+"""
+
+from collections.abc import Mapping
+from math import prod
+
+from nestling._util.files import Progress, no_progress
+from nestling.formats.quant_types import FLOAT_FILE_TYPES
+from nestling.formats.quant_types import QuantType as T
+from nestling.pipeline.quantization.file_types import tensor_types
+
+CONVERT = 75.0
+"""Mostly one thread and the disk."""
+OBSERVE_A_TOKEN = 0.011
+COMPARE = 45.0
+"""A quantized file's vectors with those of its F16 file."""
+_OVERHEAD = 20.0
+"""To read, check and write a weight of any type, and to measure what it lost."""
+_QUANTIZE = {
+    T.Q4_0: 33.0, T.Q4_1: 144.0, T.Q5_0: 32.0, T.Q5_1: 142.0, T.Q8_0: 3.0, T.Q2_K: 168.0, T.Q3_K: 44.0, T.Q4_K: 144.0,
+    T.Q5_K: 149.0, T.Q6_K: 36.0, T.IQ2_XXS: 474.0, T.IQ2_XS: 962.0, T.IQ3_XXS: 510.0, T.IQ1_S: 206.0, T.IQ4_NL: 385.0,
+    T.IQ3_S: 368.0, T.IQ2_S: 275.0, T.IQ4_XS: 395.0, T.IQ1_M: 172.0,
+}  # fmt: skip
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def weights(shapes: Shapes) -> float:
+    """A model's weights in thousand millions."""
+    return sum(map(prod, shapes.values())) / 1e9
+
+
+def file_effort(shapes: Shapes, file_type: str, *, heads: int, kv_heads: int, threads: int) -> float:
+    """Seconds, about, to convert (a float type) or to quantize to a file type with a matrix."""
+    if file_type in FLOAT_FILE_TYPES:
+        return CONVERT * weights(shapes)
+    kinds = tensor_types(shapes, file_type=file_type, heads=heads, kv_heads=kv_heads, has_imatrix=True)
+    costs = (prod(shape) * (_OVERHEAD + _QUANTIZE.get(kinds[name], 0.0)) for name, shape in shapes.items())
+    return sum(costs) / 1e9 / threads
+
+
+class Whole:
+    """The progress of everything: pieces by name with what each takes in seconds, told in milliseconds."""
+
+    def __init__(self, told: Progress = no_progress) -> None:
+        self._told, self._open, self._done = told, dict[str, float](), 0.0
+
+    def expect(self, pieces: Mapping[str, float]) -> None:
+        """Count on these pieces too."""
+        self._open |= pieces
+
+    def skip(self, name: str) -> None:
+        """Count on a piece no longer: it is there already."""
+        self._open.pop(name, None)
+
+    def part(self, *names: str, progress: Progress) -> Progress:
+        """What is to be told of the progress of these pieces, which are made together; `progress` is told as well."""
+        effort = sum(self._open.pop(name, 0.0) for name in names)
+        before = self._done
+        self._done += effort
+        everything = self._done + sum(self._open.values())
+
+        def told(done: int, total: int) -> None:
+            progress(done, total)
+            self._told(round(1000 * (before + effort * done / max(total, 1))), round(1000 * everything))
+
+        return told

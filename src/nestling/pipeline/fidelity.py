@@ -1,0 +1,103 @@
+"""How near files come to the one that they were made from, by their vectors of calibration texts.
+
+What was measured is kept beside the files, by their hashes: a build that is run again measures only what is new.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+from nestling._util.files import Progress, atomic_write, lock, no_progress
+from nestling._util.version import __version__
+from nestling.engine.lora import beside
+from nestling.engine.protocol import TokenIds
+from nestling.engine.registry import EngineName, load_whole
+from nestling.formats.card import Card
+from nestling.formats.gguf import GGUFFile
+from nestling.inputs.tokenizer import Tokenizer
+from nestling.pipeline.quantization.calibration import Calibration, default_text
+from nestling.spec import BASE_FIELD, ModelSpec, Pooling
+from nestling.vectors import Floats, paired_cosine
+
+RECORD = "nearness.json"
+TEXTS, LONGEST = 32, 128
+"""Paragraphs of the package's calibration text, and the tokens they are cut at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Nearness:
+    """Cosine to the other file's vectors: mean and lowest over the texts."""
+
+    mean: float
+    lowest: float
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What is known of a folder's files: `nearness.json`, nearness by the hashes of file and base."""
+
+    folder: Path
+    known: dict[str, Nearness]
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Read it; a record that is missing, spoilt or another version's is an empty one."""
+        known: dict[str, Nearness] = {}
+        with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
+            raw = json.loads((folder / RECORD).read_text("utf-8"))
+            if raw["made_by"] == __version__:
+                known = {key: Nearness(float(one["mean"]), float(one["lowest"])) for key, one in raw["files"].items()}
+        return cls(folder, known)
+
+    def complete(
+        self, cards: Sequence[Card], base: Card, *, threads: int | None = None, progress: Progress = no_progress
+    ) -> dict[Path, Nearness]:
+        """The nearness of every file to `base`; what is not known is measured and written down."""
+        keys = {self.folder / card.file: f"{card.sha256} {base.sha256}" for card in cards}
+        missing = [path for path, key in keys.items() if key not in self.known]
+        if missing:
+            found = nearness(missing, self.folder / base.file, threads=threads, progress=progress)
+            self._add({keys[path]: one for path, one in found.items()})
+        progress(1, 1)
+        return {path: self.known[key] for path, key in keys.items()}
+
+    def _add(self, found: dict[str, Nearness]) -> None:
+        """Write down what was found beside what another run may have written meanwhile."""
+        with lock(self.folder / ".lock"):
+            self.known.update(self.read(self.folder).known | found)
+            files = {key: asdict(one) for key, one in sorted(self.known.items())}
+            with atomic_write(self.folder / RECORD) as file:
+                file.write((json.dumps({"made_by": __version__, "files": files}, indent=1) + "\n").encode())
+
+
+def nearness(
+    files: Sequence[Path], base: Path, *, threads: int | None = None, progress: Progress = no_progress
+) -> Mapping[Path, Nearness]:
+    """Compare the vectors of files with those of `base`, all of one task model that says what it is for.
+
+    Bases are compared with the first of their adapters.
+    """
+    source = GGUFFile.open(base)
+    if BASE_FIELD in source.metadata:
+        spec = beside(source)[0].spec
+    else:
+        spec = ModelSpec.from_json(str(source.value("nestling.spec")))
+    texts = Calibration(spec, Tokenizer.from_gguf(source), default_text()).texts(TEXTS, longest=LONGEST)
+    wanted = _pooled(base, texts, spec.pooling, threads)
+    found: dict[Path, Nearness] = {}
+    for path in files:
+        cosines = paired_cosine(_pooled(path, texts, spec.pooling, threads), wanted)
+        found[path] = Nearness(float(cosines.mean()), float(cosines.min()))
+        progress(len(found), len(files))
+    return found
+
+
+def _pooled(path: Path, texts: Sequence[TokenIds], pooling: Pooling, threads: int | None) -> Floats:
+    engine = load_whole(GGUFFile.open(path), name=EngineName.AUTO, threads=threads, pooling=pooling)
+    try:
+        return engine.pool(texts)
+    finally:
+        engine.close()

@@ -1,0 +1,174 @@
+"""Calibration: a text in the shape that a model meets it, and the importance matrix that comes of running it.
+
+The one module beneath the store that knows both what a matrix is (`build`) and how a model is run (`engine`). A text
+is cut into chunks of `CHUNK_TOKENS` tokens; each begins with a role's prefix, query and passage in turn, as every
+text does that is embedded. The text that ships with the package is described in `calibration/README.md`.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from nestling._util.data import data_folder
+from nestling._util.files import Progress, no_progress, sha256_file
+from nestling.engine.lora import Adapter, beside
+from nestling.engine.protocol import TokenIds
+from nestling.errors import BuildError
+from nestling.formats.gguf import GGUFFile
+from nestling.inputs.tokenizer import Tokenizer
+from nestling.pipeline.quantization.imatrix import MIN_TOKENS, ImportanceMatrix, collect_imatrix
+from nestling.pipeline.quantization.kept_imatrix import CollectMatrix
+from nestling.spec import BASE_FIELD, ModelSpec, Role
+
+CHUNK_TOKENS = 512
+"""Tokens of a chunk, prefix included: llama-imatrix's own default."""
+BATCH = 4
+"""Chunks that go through the engine together: the tokens that it takes at once."""
+ROLES = (Role.QUERY, Role.PASSAGE)
+
+
+BUILD_CHUNKS = 48
+"""Chunks from all over the text that a build takes: some 25,000 tokens, seconds of work for the starter."""
+
+
+def default_text() -> Path:
+    """The calibration text of nestling-data."""
+    return data_folder("calibration", wanted_for="an importance matrix without a text of your own") / "calibration.txt"
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """A calibration text as one model reads it."""
+
+    spec: ModelSpec
+    tokenizer: Tokenizer
+    path: Path
+
+    def chunks(self, limit: int | None = None) -> list[TokenIds]:
+        """The text as chunks of token ids, or `limit` of them from all over it; too short a text is a BuildError."""
+        prefixes = self._prefixes()
+        ids = self.tokenizer.encode([self._text()])[0]
+        if len(ids) < MIN_TOKENS:
+            raise BuildError(
+                f"{self.path}: {len(ids)} tokens of calibration text; at least {MIN_TOKENS} are needed,"
+                " better fifty times as many"
+            )
+        every = list(_chunks(ids, prefixes))
+        count = min(limit or len(every), len(every))
+        return [every[place * len(every) // count] for place in range(count)]
+
+    def texts(self, count: int, *, longest: int, half: int | None = None) -> list[TokenIds]:
+        """`count` paragraphs from all over the text (or a `half`, 0 or 1), cut at `longest` tokens, roles in turn."""
+        paragraphs = [part for part in self._text().split("\n\n") if part.strip()]
+        if half is not None:
+            paragraphs = paragraphs[half * len(paragraphs) // 2 : (half + 1) * len(paragraphs) // 2]
+        if len(paragraphs) < count:
+            raise BuildError(f"{self.path}: {len(paragraphs)} paragraphs; {count} are needed, with empty lines between")
+        chosen = [paragraphs[place * len(paragraphs) // count] for place in range(count)]
+        prefixed = [self.spec.prefix(ROLES[place % len(ROLES)]) + text for place, text in enumerate(chosen)]
+        return [self.tokenizer.cut(self.tokenizer.close(ids), longest) for ids in self.tokenizer.encode(prefixed)]
+
+    def _text(self) -> str:
+        try:
+            return self.path.read_text("utf-8")
+        except UnicodeDecodeError as error:
+            raise BuildError(
+                f"{self.path}: byte {error.start} is not UTF-8; a calibration text is plain text"
+            ) from None
+
+    def _prefixes(self) -> list[TokenIds]:
+        return self.tokenizer.encode([self.spec.prefix(role) for role in ROLES])
+
+
+def _chunks(ids: TokenIds, prefixes: Sequence[TokenIds]) -> Iterator[TokenIds]:
+    """Cut ids into chunks with a prefix in front of each, in turn; a rest shorter than half a chunk is left out."""
+    start = place = 0
+    while len(ids) - start >= CHUNK_TOKENS // 2:
+        prefix = prefixes[place % len(prefixes)]
+        taken = CHUNK_TOKENS - len(prefix)
+        yield np.concatenate([prefix, ids[start : start + taken]])
+        start, place = start + taken, place + 1
+
+
+def collect(
+    model: Path,
+    *,
+    spec: ModelSpec,
+    text: Path | None = None,
+    threads: int,
+    limit: int | None = None,
+    progress: Progress = no_progress,
+) -> ImportanceMatrix:
+    """Run the calibration text (the package's by default) through a model file: its importance matrix.
+
+    `limit` takes that many chunks only, from all over the text. `progress` is told tokens. A model that is quantized
+    already is a BuildError: its matrix would be that of another model's activations.
+    """
+    file = _float_file(model)
+    text = text or default_text()
+    chunks = Calibration(spec, Tokenizer.from_gguf(file), text).chunks(limit)
+    return _observed(file, chunks, text, threads=threads, progress=progress)
+
+
+def collect_base(
+    model: Path, *, text: Path | None = None, threads: int, limit: int | None = None, progress: Progress = no_progress
+) -> ImportanceMatrix:
+    """The same for a base with its adapters beside it: each chunk as one of the tasks reads it, the tasks in turn."""
+    file = _float_file(model)
+    text, tokenizer, found = text or default_text(), Tokenizer.from_gguf(file), beside(file)
+    each = [Calibration(one.spec, tokenizer, text).chunks(limit) for one in found]
+    whole = min(map(len, each)) // len(found) * len(found)
+    chunks = [each[place % len(found)][place] for place in range(whole)]
+    return _observed(file, chunks, text, threads=threads, progress=progress, adapters=found)
+
+
+def _float_file(model: Path) -> GGUFFile:
+    file = GGUFFile.open(model)
+    if quantized := next((one for one in file.tensors.values() if not one.kind.is_float), None):
+        raise BuildError(
+            f"{model}: {quantized.name} is {quantized.kind.name}; collect the matrix with the F32, F16 or BF16 file"
+        )
+    return file
+
+
+def _observed(
+    file: GGUFFile,
+    chunks: Sequence[TokenIds],
+    text: Path,
+    *,
+    threads: int,
+    progress: Progress,
+    adapters: Sequence[Adapter] = (),
+) -> ImportanceMatrix:
+    """Run the chunks; with adapters as many together as there are, each with its own."""
+    from nestling.engine.openvino.engine import Observer
+
+    observer = Observer(file, threads=threads, adapters=adapters)
+    return collect_imatrix(
+        [chunk.tolist() for chunk in chunks],
+        collect=observer.collect,
+        dataset=text.name,
+        chunk_size=CHUNK_TOKENS,
+        batch=len(adapters) or BATCH,
+        progress=progress,
+    )
+
+
+def for_pipeline(*, threads: int, text: Path | None = None, limit: int | None = None) -> CollectMatrix:
+    """What a build needs to make the matrices of its tasks; the files say themselves what they are for.
+
+    `limit` chunks are taken, `BUILD_CHUNKS` unless it says otherwise.
+    """
+    limit = limit or BUILD_CHUNKS
+    chosen = text or default_text()
+
+    def run(model: Path, progress: Progress) -> ImportanceMatrix:
+        file = GGUFFile.open(model)
+        if BASE_FIELD in file.metadata:
+            return collect_base(model, text=chosen, threads=threads, limit=limit, progress=progress)
+        spec = ModelSpec.from_json(str(file.value("nestling.spec")))
+        return collect(model, spec=spec, text=chosen, threads=threads, limit=limit, progress=progress)
+
+    return CollectMatrix(run, f"{sha256_file(chosen)} {limit}", limit * CHUNK_TOKENS)

@@ -1,0 +1,79 @@
+"""The importance matrix of a build: one file a task, kept from run to run as long as it fits what it was made from.
+
+The file says itself what it was made from and what its sums hash to, so that no second file can get out of step.
+llama.cpp ignores the two fields that are ours.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from nestling._util.files import Progress
+from nestling.errors import BuildError, FileFormatError
+from nestling.formats.gguf import Field, GGUFFile
+from nestling.formats.quant_types import FLOAT_FILE_TYPES
+from nestling.pipeline.quantization.imatrix import ImportanceMatrix
+from nestling.spec import Task, stem_of
+
+ORIGIN, DIGEST = "nestling.origin", "nestling.digest"
+WITHOUT = (*FLOAT_FILE_TYPES, "Q8_0")
+"""File types that a matrix makes no difference to."""
+
+
+@dataclass(frozen=True, slots=True)
+class CollectMatrix:
+    """Makes the importance matrix of a float file (a path; progress in tokens); `calibration` names what from.
+
+    `tokens` is about how many it takes.
+    """
+
+    run: Callable[[Path, Progress], ImportanceMatrix]
+    calibration: str
+    tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class MadeMatrix:
+    """A matrix file: read, and its SHA-256."""
+
+    matrix: ImportanceMatrix
+    sha256: str
+
+
+def matrix_path(folder: Path, task: Task | None) -> Path:
+    """The published name of a task's matrix, or the base's: `imatrix-{task}.gguf`."""
+    return folder / f"imatrix-{stem_of(task)}.gguf"
+
+
+def keep(path: Path, matrix: ImportanceMatrix, origin: str) -> MadeMatrix:
+    """Write a matrix with what it was made from, and read it back."""
+    extra = {ORIGIN: Field.string(origin), DIGEST: Field.string(_digest(matrix))}
+    sha256 = matrix.write(path, extra=extra)
+    return MadeMatrix(ImportanceMatrix.read(path), sha256)
+
+
+def kept(path: Path, origin: str) -> MadeMatrix | None:
+    """The matrix that an earlier run made from the same; None when there is none, or another one, or it is spoilt.
+
+    It is written again, so that the file has the bytes that it had, whatever stands between its sums.
+    """
+    try:
+        if not path.exists() or _said(path, ORIGIN) != origin:
+            return None
+        matrix = ImportanceMatrix.read(path)
+    except (FileFormatError, BuildError):
+        return None
+    return keep(path, matrix, origin) if _said(path, DIGEST) == _digest(matrix) else None
+
+
+def _said(path: Path, key: str) -> str:
+    field = GGUFFile.open(path).metadata.get(key)
+    return str(field.value) if field else ""
+
+
+def _digest(matrix: ImportanceMatrix) -> str:
+    found = hashlib.sha256(f"{matrix.datasets} {matrix.chunk_count} {matrix.chunk_size}".encode())
+    for name, entry in sorted(matrix.entries.items()):
+        found.update(f"{name} {entry.count}".encode() + entry.in_sum2.tobytes())
+    return found.hexdigest()

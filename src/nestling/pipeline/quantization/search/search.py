@@ -1,0 +1,249 @@
+"""Choose a mix of tensor types for a budget by what it does to the embedding, and say it as a recipe.
+
+For every matrix of a float model: the weighted error of each type (on a sample of its rows), and once the real
+perturbation of the pooled vectors when that matrix alone is replaced by its `PROBE` version. Their quotient turns
+weight errors into the embedding's. `build.mixing` allocates and refines. The benchmark sets are never looked at.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nestling._util.files import Progress, no_progress
+from nestling.errors import BuildError, UsageError
+from nestling.formats.ggml import dequantize_rows, quantize_rows
+from nestling.formats.gguf import GGUFFile
+from nestling.formats.quant_types import FILE_TYPES, QuantType
+from nestling.inputs.tokenizer import Tokenizer
+from nestling.pipeline.quantization.calibration import Calibration, default_text
+from nestling.pipeline.quantization.file_types import demands_imatrix, is_quantizable
+from nestling.pipeline.quantization.imatrix import ImportanceMatrix
+from nestling.pipeline.quantization.plan import Mix, QuantizePlan, plan
+from nestling.pipeline.quantization.quantize import weighted_squares
+from nestling.pipeline.quantization.search.allocation import EXACT, Landscape, Types, refine
+from nestling.pipeline.quantization.search.probe import EMBEDDING, Tower
+from nestling.pipeline.quantization.search.recipe_file import MixRecipe
+from nestling.spec import ModelSpec
+from nestling.vectors import Floats
+
+PROBE = QuantType.IQ4_XS
+"""The type that is really tried once in every tensor: in the middle of the ladder."""
+CANDIDATES = tuple(kind for kind in QuantType if not kind.is_float)
+TEXTS, LONGEST = 96, 64
+"""Calibration paragraphs that are embedded for a measurement, and the tokens they are cut at."""
+SAMPLE_WEIGHTS, LEAST_ROWS = 1 << 17, 16
+"""Weights of a tensor whose error is taken for all of it."""
+CHECKED = (QuantType.Q6_K, QuantType.Q3_K, QuantType.Q2_K)
+"""Types whose estimated effect is compared with the real one, in every `CHECKED_EVERY`-th tensor."""
+CHECKED_EVERY = 5
+TRIALS = 100
+STOCK_REFERENCE = [name for name in FILE_TYPES if name not in ("F32", "F16", "BF16")]
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How large the file may be: whole in bytes, or in bits per weight of its tensors. One of them is set."""
+
+    size_bytes: int | None = None
+    bits_per_weight: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A chosen mix: its recipe, the plan of its file, and how far the estimates were right.
+
+    `correlation` is that of the logarithms of estimated and measured effects of single changes, `checked` their number.
+    """
+
+    recipe: MixRecipe
+    plan: QuantizePlan
+    correlation: float
+    checked: int
+    trials: int
+
+
+class _Trial:
+    """A `mixing.Trial` of a model file: exchanges quantized and expanded again."""
+
+    def __init__(self, tower: Tower, matrix: ImportanceMatrix, *, threads: int) -> None:
+        self._tower, self._matrix, self._threads = tower, matrix, threads
+        self._made: dict[tuple[str, QuantType], Floats] = {}
+
+    def settle(self, types: Types) -> float:
+        return self._tower.settle(self._all(types))
+
+    def error(self, changes: Types) -> float:
+        return self._tower.error(self._all(changes))
+
+    def _all(self, types: Types) -> dict[str, Floats]:
+        return {name: self._weights(name, kind) for name, kind in types.items()}
+
+    def _weights(self, name: str, kind: QuantType) -> Floats:
+        if kind is EXACT:
+            return self._tower.weights(name)
+        if (name, kind) not in self._made:
+            found = requantized(self._tower.weights(name), kind, self._matrix.importance(name), threads=self._threads)
+            if not self._tower.keeps_weights:
+                return found
+            self._made[name, kind] = found
+        return self._made[name, kind]
+
+
+def requantized(rows: Floats, kind: QuantType, importance: Floats | None, *, threads: int = 1) -> Floats:
+    """Rows as they come back from a type: (R, W) -> (R, W)."""
+    return dequantize_rows(quantize_rows(rows, kind, importance, threads=threads), kind, threads=threads)
+
+
+@dataclass(frozen=True)
+class Chooser:
+    """Measures one float model; then chooses mixes for any number of budgets."""
+
+    file: GGUFFile
+    matrix: ImportanceMatrix
+    landscape: Landscape
+    trial: _Trial
+    correlation: float
+    checked: int
+
+    @classmethod
+    def measure(
+        cls,
+        source: Path,
+        *,
+        spec: ModelSpec,
+        matrix: ImportanceMatrix,
+        text: Path | None = None,
+        threads: int,
+        progress: Progress = no_progress,
+    ) -> "Chooser":
+        """Measure every matrix of a float file; the calibration text is the package's unless `text` is another."""
+        file = GGUFFile.open(source)
+        if quantized := next((one for one in file.tensors.values() if not one.kind.is_float), None):
+            raise BuildError(f"{source}: {quantized.name} is {quantized.kind.name}; choose a mix from the float file")
+        shapes = {name: info.shape for name, info in file.tensors.items() if is_quantizable(name, info.shape)}
+        matrix.check_covers({name: info.shape for name, info in file.tensors.items()})
+        texts = Calibration(spec, Tokenizer.from_gguf(file), text or default_text()).texts(TEXTS, longest=LONGEST)
+        tower = Tower(file, texts, pooling=spec.pooling)
+        trial = _Trial(tower, matrix, threads=threads)
+        errors: dict[str, dict[QuantType, float]] = {}
+        sensitivities: dict[str, float] = {}
+        for done, (name, shape) in enumerate(shapes.items()):
+            errors[name] = dict(_errors(tower, name, shape, matrix.importance(name)))
+            probe = PROBE if PROBE in errors[name] else max(errors[name], key=lambda kind: kind.bits_per_weight)
+            sensitivities[name] = max(trial.error({name: probe}), 1e-12) / max(errors[name][probe], 1e-300)
+            progress(done + 1, len(shapes))
+        sizes = {name: {kind: _padded(kind.size_bytes(shapes[name])) for kind in row} for name, row in errors.items()}
+        landscape = Landscape(sizes, errors, sensitivities)
+        return cls(file, matrix, landscape, trial, *_checked(landscape, trial))
+
+    def choose(
+        self,
+        budget: Budget,
+        *,
+        keep: Types | None = None,
+        trials: int = TRIALS,
+        progress: Progress = no_progress,
+    ) -> Chosen:
+        """The best mix within the budget; a BuildError when none is small enough.
+
+        `keep` settles the types of some tensors, one that a tensor cannot have being a UsageError.
+        `trials` bounds the measurements that refine the allocation.
+        """
+        landscape = self.landscape.keeping(self._kept(keep or {}))
+        room = self._room(budget, landscape)
+        found = refine(landscape, landscape.best(room), room, trial=self.trial, trials=trials, progress=progress)
+        shapes = {name: self.file.tensors[name].shape for name in found.types}
+        recipe = MixRecipe(
+            self._nearest(landscape.size(found.types)),
+            found.types,
+            shapes,
+            ", ".join(self.matrix.datasets),
+            float(f"{found.error:.4g}"),
+        )
+        every = {name: info.shape for name, info in self.file.tensors.items()}
+        made = plan(self.file, recipe.mix(every, self.matrix))
+        return Chosen(recipe, made, self.correlation, self.checked, found.trials)
+
+    def stock(self, file_type: str) -> QuantizePlan:
+        """The plan of a stock file type with the same matrix."""
+        return plan(self.file, Mix(file_type, imatrix=self.matrix))
+
+    def _kept(self, keep: Types) -> Types:
+        for name, kind in keep.items():
+            row = self.landscape.sizes.get(name, {})
+            if kind not in row:
+                raise UsageError(
+                    f"keep_embedding={kind.name}: {name} can be {', '.join(one.name for one in row) or 'nothing'}",
+                    param="keep_embedding",
+                )
+        return keep
+
+    def _nearest(self, size: int) -> str:
+        """The stock file type whose matrices are nearest in size, by which the file will call itself."""
+        return min(STOCK_REFERENCE, key=lambda name: abs(self._matrices(self.stock(name)) - size))
+
+    def _matrices(self, made: QuantizePlan) -> int:
+        return sum(_padded(head.size_bytes) for head in made.tensors if head.name in self.landscape.sizes)
+
+    def _room(self, budget: Budget, landscape: Landscape) -> int:
+        """Bytes for the matrices: what the budget leaves beside the header, norms and biases."""
+        if (budget.size_bytes is None) is (budget.bits_per_weight is None):
+            raise UsageError("a target size or a target of bits per weight is needed, not both", param="target")
+        stock = self.stock("Q4_K_M")
+        others = [head for head in stock.tensors if head.name not in self.landscape.sizes]
+        if budget.size_bytes is not None:
+            fixed = stock.size_bytes - self._matrices(stock)
+            whole = budget.size_bytes
+        else:
+            assert budget.bits_per_weight is not None
+            weights = sum(math.prod(head.shape) for head in stock.tensors)
+            fixed, whole = sum(head.size_bytes for head in others), int(budget.bits_per_weight * weights / 8)
+        least = sum(min(row.values()) for row in landscape.sizes.values())
+        if whole - fixed < least:
+            raise BuildError(_too_small(budget, fixed + least, sum(math.prod(head.shape) for head in stock.tensors)))
+        return whole - fixed
+
+
+def _too_small(budget: Budget, least: int, weights: int) -> str:
+    if budget.size_bytes is not None:
+        return f"target_size={budget.size_bytes:,}: the smallest mix of this model takes {least:,} bytes"
+    return f"target_bpw={budget.bits_per_weight}: the smallest mix of this model takes {8 * least / weights:.3f}"
+
+
+def _padded(size: int) -> int:
+    return -(-size // 32) * 32
+
+
+def _errors(
+    tower: Tower, name: str, shape: tuple[int, ...], importance: NDArray[np.float32] | None
+) -> Iterator[tuple[QuantType, float]]:
+    """The weighted squared error of every type that the tensor can have, from rows all over it."""
+    count = min(shape[0], max(LEAST_ROWS, SAMPLE_WEIGHTS // shape[1]))
+    rows = tower.weights(name)[np.linspace(0, shape[0] - 1, count).astype(np.int64)]
+    weights = np.ones(shape[1], np.float32) if importance is None else importance
+    for kind in CANDIDATES:
+        fits = shape[1] % kind.block == 0
+        if fits and not (importance is None and demands_imatrix(name, kind, "Q4_K_M")):
+            yield kind, weighted_squares(requantized(rows, kind, importance) - rows, weights) * shape[0] / count
+
+
+def _checked(landscape: Landscape, trial: _Trial) -> tuple[float, int]:
+    """Estimates against the truth: the correlation of their logarithms over a sample of single changes."""
+    costs = landscape.costs()
+    pairs = [(name, kind) for name in list(costs)[1::CHECKED_EVERY] for kind in CHECKED if kind in costs[name]]
+    real = [max(trial.error({name: kind}), 1e-12) for name, kind in pairs]
+    estimated = [max(costs[name][kind], 1e-12) for name, kind in pairs]
+    if len(pairs) < 3:  # noqa: PLR2004 - no correlation of two
+        return 1.0, len(pairs)
+    return float(np.corrcoef(np.log(real), np.log(estimated))[0, 1]), len(pairs)
+
+
+def embedding_kept(kind: QuantType | QuantizePlan) -> Types:
+    """`keep` for the embedding table: a type, or the one that a plan gives it."""
+    if isinstance(kind, QuantizePlan):
+        return {head.name: head.kind for head in kind.tensors if head.name == EMBEDDING}
+    return {EMBEDDING: kind}

@@ -1,0 +1,1 @@
+"""The HTTP server: OpenAI's embeddings API over loaded models. Entry: `server.process.run(settings)`."""

@@ -1,0 +1,1 @@
+"""The service behind the API: queue, scheduler, loaded models. Knows no HTTP."""

@@ -1,0 +1,206 @@
+"""What a request's `model`, `task` and role mean among the models that are served.
+
+A model string is `NAME[/TASK[.ROLE]]`, NAME being `family[-task][:QUANT]`, the name of a served file, or an alias. What
+it leaves open, the request's fields say; what both leave open is retrieval, role query. Two that contradict each other
+are refused. Loads nothing.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+from nestling.errors import UsageError
+from nestling.formats.quant_types import FILE_TYPES
+from nestling.models import local
+from nestling.models.local import ModelReference
+from nestling.server.api.requests import agreed
+from nestling.server.http.problems import Problem, shown
+from nestling.spec import ModelSpec, Role, Task
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A model to embed with: `reference` as the store reads it, the task, and the role, None where nobody named one."""
+
+    reference: str
+    role: Role | None
+    task: Task | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """One reference that the operator serves; `task` None is the whole family, `quant` None any type that is here.
+
+    `base`: the whole family from one base with adapters.
+    """
+
+    family: str
+    task: Task | None
+    quant: str | None
+    path: str | None = None
+    base: bool = False
+
+    @property
+    def name(self) -> str:
+        """How `/v1/models` calls it."""
+        return (
+            Path(self.path).name.removesuffix(".gguf")
+            if self.path
+            else str(ModelReference(self.family, self.task, self.quant))
+        )
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The tasks behind it."""
+        return (self.task,) if self.task else tuple(Task)
+
+    def kinds(self) -> list[Self]:
+        """It, and where the operator left the file type open, the same in each other type that all its tasks have."""
+        if self.quant or self.path:
+            return [self]
+        here = [(model.quant, model.task) for model in local.available() if model.family == self.family]
+        files = (None,) if self.base else self.tasks
+        whole = [quant for quant in FILE_TYPES if all((quant, task) in here for task in files)]
+        return [self, *(replace(self, quant=quant) for quant in whole if quant != local.DEFAULT_QUANT)]
+
+    def name_of(self, task: Task) -> str:
+        """How one task of it is called."""
+        return str(ModelReference(self.family, task, self.quant))
+
+    def items(self, spec: ModelSpec) -> list[dict[str, Any]]:
+        """What `/v1/models` says of it: itself and, of a family, each task by its own name."""
+        shared = {
+            "object": "model",
+            "created": 0,
+            "owned_by": "nestling",
+            "max_model_len": spec.max_tokens,
+            "dimensions": spec.dimensions,
+        }
+        whole = {"id": self.name, **shared, "tasks": self.tasks}
+        if len(self.tasks) == 1:
+            return [whole]
+        return [whole, *({"id": self.name_of(task), **shared, "tasks": (task,)} for task in self.tasks)]
+
+    def reference(self, task: Task | None = None, quant: str | None = None) -> str:
+        """The reference of one model of it, its own defaults filling in."""
+        chosen = None if self.base else self.chosen(task)
+        wanted = ModelReference(self.family, chosen, quant or self.quant or local.DEFAULT_QUANT, base=self.base)
+        return self.path or str(wanted)
+
+    def chosen(self, task: Task | None) -> Task:
+        """The task that is meant where one may have been named."""
+        return task or self.task or Task.RETRIEVAL
+
+
+class Catalog:
+    """The served references, in the operator's order; the first one answers for requests without a model."""
+
+    def __init__(
+        self,
+        references: Sequence[str],
+        *,
+        specs_of_file: Callable[[str], Sequence[ModelSpec]],
+        aliases: Mapping[str, str] | None = None,
+        adapters: bool = False,
+    ) -> None:
+        self.offers = [_offer(reference, specs_of_file, adapters=adapters) for reference in references]
+        self._aliases = dict(aliases or {})
+        for name, target in self._aliases.items():
+            try:
+                self.target(target)
+            except Problem as problem:
+                raise UsageError(f"alias {name}: {problem.message}", param="alias") from None
+
+    @property
+    def default(self) -> Offer:
+        """What a request without a model gets."""
+        return self.offers[0]
+
+    def target(
+        self, model: str | None, *, task: str | None = None, roles: Mapping[str, str | None] | None = None
+    ) -> Target:
+        """Find the model. Problem 404 for a name that is not served, 400 for parts that contradict each other."""
+        name, in_model = self._split(self._aliases.get(model, model) if model else self.default.name)
+        in_field = _task_and_role("task", task)
+        offer, named = self._find(name, model)
+        in_name = named.task if named else None
+        said = {"model": in_name, "model's end": in_model[0], "task": in_field[0], "served": offer.task}
+        wanted = agreed("task", said)
+        role = agreed("prompt_name", {"model": in_model[1], "task": in_field[1], **_roles(roles or {})})
+        return Target(offer.reference(wanted, named.quant if named else None), role, offer.chosen(wanted))
+
+    def _split(self, name: str) -> tuple[str, tuple[Task | None, Role | None]]:
+        head, slash, tail = name.rpartition("/")
+        if not slash or any(offer.path == name for offer in self.offers):
+            return name, (None, None)
+        return head, _task_and_role("model", tail)
+
+    def _find(self, name: str, asked: str | None) -> tuple[Offer, ModelReference | None]:
+        for offer in self.offers:
+            if offer.path and name in (offer.path, offer.name, f"{offer.family}-{offer.task}"):
+                return offer, None
+        named = _parsed(name)
+        for offer in self.offers:
+            if named and (offer.base or not offer.path) and _answers(offer, named):
+                return offer, named
+        served = ", ".join(offer.name for offer in self.offers)
+        raise Problem(
+            404, f"model={shown(asked)}: not served here; this server has {served}", "model_not_found", "model"
+        )
+
+
+def _offer(reference: str, specs_of_file: Callable[[str], Sequence[ModelSpec]], *, adapters: bool) -> Offer:
+    if local.looks_like_path(reference):
+        specs = specs_of_file(reference)
+        base = len(specs) > 1
+        offer = Offer(specs[0].family, None if base else specs[0].task, None, path=reference, base=base)
+    else:
+        named = ModelReference.parse(reference)
+        offer = Offer(named.family, named.task, named.quant, base=named.base or (adapters and named.task is None))
+    if adapters and not offer.base:
+        raise UsageError(
+            f"adapters: model={reference!r} is for {offer.task} alone; name a family or a base", param="adapters"
+        )
+    return offer
+
+
+def _answers(offer: Offer, named: ModelReference) -> bool:
+    fits = offer.family == named.family and named.task in (None, *offer.tasks) and named.base <= offer.base
+    quants = (None, offer.quant)
+    return fits and (named.quant in quants or (offer.quant is None and not offer.path and _is_here(named)))
+
+
+def _is_here(named: ModelReference) -> bool:
+    """True for a file type that a client may choose: one on this machine, or one that is built in seconds."""
+    if named.family == local.STARTER or named.quant == local.DEFAULT_QUANT:
+        return True
+    return any((model.family, model.quant) == (named.family, named.quant) for model in local.available())
+
+
+def _parsed(name: str) -> ModelReference | None:
+    try:
+        return ModelReference.parse(name)
+    except UsageError:
+        return None
+
+
+def _task_and_role(param: str, text: str | None) -> tuple[Task | None, Role | None]:
+    """Read `TASK[.ROLE]`."""
+    if text is None:
+        return None, None
+    task, dot, role = text.partition(".")
+    try:
+        return Task.parse(task), Role.parse(role) if dot else None
+    except UsageError as error:
+        raise UsageError(f"{param}={shown(text)}: {error}", param=param) from None
+
+
+def _roles(fields: Mapping[str, str | None]) -> dict[str, Role | None]:
+    found: dict[str, Role | None] = {}
+    for name, text in fields.items():
+        try:
+            found[name] = None if text is None else Role.parse(text)
+        except UsageError as error:
+            raise UsageError(str(error).replace("prompt_name", name, 1), param=name) from None
+    return found

@@ -1,0 +1,1 @@
+"""HTTP around the service: limits, keys, log, problems, metrics."""

@@ -1,0 +1,235 @@
+"""The server as a process: its socket, its signals, its log, its ready message.
+
+The first SIGTERM or SIGINT stops the server from taking new connections once those that are open have been told to
+close, and lets everything that was accepted finish; a second one ends the process at once.
+"""
+
+import asyncio
+import errno
+import json
+import logging
+import os
+import resource
+import socket
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from nestling.errors import NestlingError
+from nestling.server.app import create_app
+from nestling.server.core.model_pool import Load
+from nestling.server.core.service import Service
+from nestling.server.settings import ServeSettings
+
+LINGER_S = 1.0
+"""Time between the signal and the closing of the port, in which every answer closes its connection."""
+HEAR_OUT_S = 2.0
+"""Time after it for connections that have not sent a request yet; half a second lost one of 20 on a busy machine."""
+HEADER_TIMEOUT_S = 10.0
+"""Time for a connection to send a whole request head, whether it is new or kept alive."""
+TAKE_TIMEOUT_S = 30.0
+"""Time for a client to take what has been sent, once it is so far behind that sending pauses."""
+LOG = logging.getLogger("nestling.server")
+
+
+def run(settings: ServeSettings, load: Load | None = None) -> None:
+    """Serve until a signal comes. NestlingError when the port is taken or the models cannot be loaded."""
+    app = create_app(settings, load)
+    _set_up_log()
+    _allow_many_sockets()
+    with bound(settings.host, settings.port) as listener:
+        server = Server(app, listener, drain_s=settings.drain_s)
+        server.run(sockets=[listener])
+    if server.failure:
+        raise server.failure
+
+
+class PunctualProtocol(H11Protocol):
+    """uvicorn's HTTP/1.1, which also ends connections that are too slow to send a head or to take an answer."""
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """asyncio: a new connection."""
+        super().connection_made(transport)
+        self._expect(HEADER_TIMEOUT_S)
+
+    def data_received(self, data: bytes) -> None:
+        """asyncio: bytes have come."""
+        super().data_received(data)
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._expect(None)
+        elif self._deadline is None:
+            self._expect(HEADER_TIMEOUT_S)
+
+    def pause_writing(self) -> None:
+        """asyncio: the client does not keep up with what is sent."""
+        super().pause_writing()
+        self._expect(TAKE_TIMEOUT_S)
+
+    def resume_writing(self) -> None:
+        """asyncio: the client has caught up."""
+        super().resume_writing()
+        self._expect(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """asyncio: the connection is over."""
+        self._expect(None)
+        super().connection_lost(exc)
+
+    def _expect(self, seconds: float | None) -> None:
+        """End the connection after so many seconds, unless this is called again."""
+        if self._deadline:
+            self._deadline.cancel()
+        self._deadline = None if seconds is None else self.loop.call_later(seconds, self.transport.abort)
+
+
+def say_ready(service: Service, listener: socket.socket) -> None:
+    """Print where the server is and a command that tries it."""
+    host, port = listener.getsockname()[:2]
+    anywhere = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - read, not bound
+    shown = anywhere.get(host, f"[{host}]" if ":" in host else host)
+    key = " -H 'Authorization: Bearer YOUR-KEY'" if service.settings.api_key else ""
+    body = json.dumps({"model": service.catalog.default.name, "input": ["A beautiful sunset over the beach"]})
+    names = ", ".join(offer.name for offer in service.catalog.offers)
+    lines = [
+        f"nestling serves {names} at http://{shown}:{port} (Ctrl-C ends it). Try:",
+        f"  curl -s http://{shown}:{port}/v1/embeddings -H 'Content-Type: application/json'{key} -d '{body}'",
+    ]
+    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.flush()
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server on a bound socket, with a ready message and an orderly end.
+
+    `failure` is what kept the models from being loaded, if anything did.
+    """
+
+    def __init__(
+        self,
+        app: FastAPI,
+        listener: socket.socket,
+        *,
+        drain_s: int,
+        announce: Callable[[Service, socket.socket], None] = say_ready,
+    ) -> None:
+        super().__init__(_config(app, drain_s))
+        self._service: Service = app.state.service
+        self._listener, self._announce = listener, announce
+        self.failure: NestlingError | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and load in the background."""
+        await super().startup(sockets)
+        self._opening = asyncio.create_task(self._open())
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the door behind those who wait at it, hear what they want, and let everything finish."""
+        self._opening.cancel()
+        await self._accept_last()
+        await self._hear_out()
+        await super().shutdown(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """SIGTERM or SIGINT; nothing is raised again afterwards, so that an orderly end is exit code 0."""
+        if self._service.draining:
+            os._exit(128 + sig)
+        self._service.draining = True
+        loop = asyncio.get_running_loop()
+        loop.call_soon_threadsafe(loop.call_later, LINGER_S, self._stop)
+
+    def _stop(self) -> None:
+        self.should_exit = True
+
+    async def _open(self) -> None:
+        try:
+            await self._service.ready()
+        except NestlingError as error:
+            self.failure, self.should_exit = error, True
+        else:
+            self._announce(self._service, self._listener)
+
+    async def _accept_last(self) -> None:
+        """Closing the port would reset the connections that the kernel has completed and nobody has accepted yet."""
+        last = []
+        with suppress(OSError):  # nobody waits, or there is no room for more
+            while True:
+                last.append(self._listener.accept()[0])
+        for server in self.servers:
+            server.close()
+        for connection in last:
+            await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection)
+
+    async def _hear_out(self) -> None:
+        """Give connections that have not sent a request yet a moment for it."""
+        end = time.monotonic() + HEAR_OUT_S
+        while time.monotonic() < end and any(
+            getattr(one, "cycle", None) is None for one in self.server_state.connections
+        ):
+            await asyncio.sleep(0.01)
+
+    def _protocol(self) -> asyncio.Protocol:
+        return PunctualProtocol(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+
+
+def _config(app: FastAPI, drain_s: int) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        log_config=None,
+        log_level="critical",
+        access_log=False,
+        http=PunctualProtocol,
+        ws="none",
+        lifespan="on",
+        server_header=False,
+        timeout_graceful_shutdown=drain_s,
+    )
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A listening socket; NestlingError when there can be none at that place."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # asyncio turns Nagle's delay off (40 ms an answer) only where the protocol is spelt out
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        hint = "another program has it; choose one with --port" if error.errno == errno.EADDRINUSE else error.strerror
+        raise NestlingError(f"{host}:{port}: cannot listen there: {hint}") from None
+    listener.setblocking(False)  # noqa: FBT003 - the socket's own interface
+    return listener
+
+
+def _allow_many_sockets() -> None:
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 65_536 if most == resource.RLIM_INFINITY else min(most, 65_536)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+
+
+class _Lines(logging.Formatter):
+    """A log record as a line of JSON: time, level, event and the fields given, never a text or a key."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields: dict[str, Any] = getattr(record, "fields", {})
+        moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
+        return json.dumps({"time": moment, "level": record.levelname.lower(), "event": record.getMessage(), **fields})
+
+
+def _set_up_log() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Lines())
+    LOG.handlers = [handler]
+    LOG.setLevel(logging.INFO)
+    LOG.propagate = False

@@ -4,39 +4,58 @@ VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 8080
 MINUTES ?= 60
+# A process for each usable processor; the tests of one file stay together, and so do their servers and models.
+PYTEST := $(BIN)/pytest -q -n auto --maxprocesses 8 --dist loadfile
 
-.PHONY: serve test check unit constraints clients chromium fuzz-server soak clean
+.PHONY: serve test check lint nightly constraints lower-bounds wheels clients chromium fuzz fuzz-server kills soak clean
 
 serve: $(VENV)/ready
 	$(BIN)/nestling serve --port $(PORT)
 
-test: check $(VENV)/ready-dev chromium
-	$(BIN)/pytest -q tests/contract tests/fault
-	$(BIN)/python -m benchmarks.soak 10 0.05 --dry
+# What a change must pass before it is proposed; what it lacks to run everything, it says and counts as skipped.
+test: check
+	$(PYTEST) tests/contract tests/fault
 
-check: $(VENV)/ready-dev
+# The quick part. `make check PYTEST_ADDOPTS=--durations=30` shows the slowest tests.
+check: lint
+	$(PYTEST) tests/unit tests/golden
+
+lint: $(VENV)/ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -q tests/unit tests/golden
+
+# Hours: mixed load, malformed input, every documented client, processes killed at random moments.
+nightly: test soak fuzz fuzz-server clients kills
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/ready: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable data --editable .
+$(VENV)/ready: pyproject.toml data/pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable data --editable '.[serve]'
 	touch $@
 
-$(VENV)/ready-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+$(VENV)/ready-dev: pyproject.toml data/pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable data --editable '.[dev]'
 	touch $@ $(VENV)/ready
 
-# The exact versions, from what resolves today; no addresses.
+# Rewrites constraints.txt: the exact versions of what resolves today, without addresses.
 constraints:
 	rm -rf $(VENV)/fresh && $(PYTHON) -m venv $(VENV)/fresh
 	$(VENV)/fresh/bin/python -m pip install --quiet ./data '.[dev]'
 	$(VENV)/fresh/bin/python -m pip freeze --exclude nestling --exclude nestling-data > constraints.txt
+
+# The unit tests with the lowest version of every dependency that pyproject.toml allows, in an environment of its own.
+lower-bounds:
+	rm -rf $(VENV)/lowest && $(PYTHON) -m venv $(VENV)/lowest
+	$(VENV)/lowest/bin/python tests/lowest.py > $(VENV)/lowest/requirements.txt
+	$(VENV)/lowest/bin/python -m pip install --quiet --requirement $(VENV)/lowest/requirements.txt --editable data --editable .
+	$(VENV)/lowest/bin/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile tests/unit
+
+# Both distributions, into dist/.
+wheels: $(VENV)/ready-dev
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist . ./data
 
 # Every client example of docs/server.md, for real, in an environment of its own (some 650 MB).
 clients: $(VENV)/ready-dev
@@ -44,18 +63,25 @@ clients: $(VENV)/ready-dev
 	$(VENV)/clients/bin/python -m pip install --quiet --requirement tests/contract/clients/requirements.txt
 	$(BIN)/python -m tests.contract.clients.run $(VENV)/clients/bin/python
 
-# The browser of tests/contract/test_page.py: Debian's, installed where this may be done.
+# The browser of tests/contract/test_page.py, from Debian; the one target that installs something outside the project.
 chromium:
-	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq chromium; } \
-	  || { echo "chromium is missing: apt-get install chromium" >&2; exit 1; }
+	@command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium; }
+
+# Malformed files for the readers of checkpoints and GGUF.
+fuzz: $(VENV)/ready-dev
+	$(BIN)/python -m fuzz.readers
 
 # 20,000 random and malformed requests, some ten minutes; writes benchmarks/results/server-fuzz.json.
 fuzz-server: $(VENV)/ready-dev
 	$(BIN)/python -m benchmarks.server_fuzz
+
+# Builds and corpus jobs killed at random moments; writes benchmarks/results/kills.json.
+kills: $(VENV)/ready-dev
+	$(BIN)/python -m benchmarks.kills
 
 # Mixed load for MINUTES; fails for a wrong vector, a server error, or memory that grows; writes benchmarks/results/server-soak.json.
 soak: $(VENV)/ready-dev
 	$(BIN)/python -m benchmarks.soak $(MINUTES)
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache dist

@@ -1,6 +1,7 @@
 """The page at `/` in a real browser: Debian's Chromium, driven by Playwright, on the starter.
 
-`NESTLING_SCREENSHOTS=FOLDER` keeps pictures of what a person would see.
+Without the browser these tests are skipped, or with `NESTLING_TEST_BROWSER=1` fail. `NESTLING_SCREENSHOTS=FOLDER` keeps
+pictures of what a person would see.
 """
 
 import json
@@ -17,6 +18,7 @@ from tests.contract.conftest import Served
 from tests.contract.serving import running
 
 CHROMIUM = shutil.which("chromium")
+BROWSER_REQUIRED = bool(os.environ.get("NESTLING_TEST_BROWSER"))
 SCREENSHOTS = os.environ.get("NESTLING_SCREENSHOTS")
 SUNSETS = 5
 expect.set_options(timeout=60_000)  # a task is built and loaded on first use
@@ -24,7 +26,9 @@ expect.set_options(timeout=60_000)  # a task is built and loaded on first use
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    assert CHROMIUM, "chromium is missing: apt-get install chromium (make test does it where it may)"
+    if not CHROMIUM:
+        missing = "chromium is missing: the page is not tested; make chromium installs it on Debian"
+        (pytest.fail if BROWSER_REQUIRED else pytest.skip)(missing)
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])  # root needs it
         yield started

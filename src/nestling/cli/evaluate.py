@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nestling._util.extras import need
 from nestling.cli.console import Bars, show_table
 from nestling.cli.options import JsonOption, ThreadsOption
 from nestling.spec import Task
@@ -50,6 +51,7 @@ def quality(
     as_json: JsonOption = False,
 ) -> None:
     """Measure retrieval and similarity, with uncertainty; results that are already there are kept."""
+    need("ir_measures", wanted_for="nestling eval", extra="eval")
     from nestling.evaluation import quality as library
     from nestling.evaluation import tables
 
@@ -97,6 +99,7 @@ def speed(
     as_json: JsonOption = False,
 ) -> None:
     """Measure tokens per second, latency, load time and memory, all sides in turns; wants an idle machine."""
+    need("nestling.evaluation.results", wanted_for="nestling eval", extra="eval")
     from nestling.errors import UsageError
     from nestling.evaluation import speed as library
     from nestling.evaluation import tables, texts
@@ -132,6 +135,7 @@ def report(
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write the report into.")],
 ) -> None:
     """Write report.md and one self-contained report.html, every number of them from the result files."""
+    need("nestling.evaluation.plots", wanted_for="nestling report", extra="eval")
     from nestling.evaluation import report as library
     from nestling.evaluation.results import read_all
 

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from nestling._util.extras import need
+
 Repeated = list[str] | None
 
 
@@ -45,6 +47,7 @@ def serve(
 ) -> None:
     """Serve /v1/embeddings for OpenAI's clients. Every flag is also a variable: --port is NESTLING_PORT."""
     flags = dict(locals())
+    need("nestling.server.process", wanted_for="nestling serve", extra="serve")
     from nestling.server.process import run
     from nestling.server.settings import read_settings
 

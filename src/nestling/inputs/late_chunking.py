@@ -10,14 +10,13 @@ cover a document without overlap own each of its tokens once. Knows nothing of m
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Regex, pre_tokenizers
 
+from nestling._util.extras import need
 from nestling.errors import TextError, UsageError
 from nestling.inputs.tokenizer import Tokenizer
 from nestling.vectors import Floats
@@ -166,13 +165,8 @@ def split(document: str, *, chunk_tokens: int, overlap: int, count: Callable[[st
         raise UsageError(f"chunk_tokens={chunk_tokens}: at least 1", param="chunk_tokens")
     if not 0 <= overlap < chunk_tokens:
         raise UsageError(f"overlap={overlap}: from 0 to less than chunk_tokens={chunk_tokens}", param="overlap")
-    try:
-        splitter: Any = import_module("semantic_text_splitter").TextSplitter
-    except ImportError:
-        raise UsageError(
-            "chunk_tokens: the splitter is missing; pip install 'nestling[chunks]', or give spans", param="chunk_tokens"
-        ) from None
-    found = splitter.from_callback(count, chunk_tokens, overlap, False).chunk_indices(document)  # noqa: FBT003 - no trimming
+    library = need("semantic_text_splitter", wanted_for="chunk_tokens", extra="chunks", param="chunk_tokens")
+    found = library.TextSplitter.from_callback(count, chunk_tokens, overlap, False).chunk_indices(document)  # noqa: FBT003 - no trimming
     return tuple((start, start + len(text)) for start, text in found)
 
 

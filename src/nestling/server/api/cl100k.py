@@ -4,10 +4,10 @@ The vocabulary comes with the optional package bpe-openai; without it, such inpu
 """
 
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from typing import Any
 
-from nestling.errors import TextError, UsageError
+from nestling._util.extras import need
+from nestling.errors import TextError
 
 VOCABULARY = 100_256
 """Ordinary ids go from 0 to one less; the five special tokens above are no text."""
@@ -19,12 +19,8 @@ def text_reader() -> Callable[[Sequence[Sequence[int]]], list[str]]:
     The function raises a TextError for an id that is not an ordinary one. Bytes that are not UTF-8, left where a
     client cut a text in the middle of a character, become U+FFFD.
     """
-    try:
-        encoding: Any = import_module("bpe_openai").get_encoding("cl100k_base")
-    except ImportError:
-        raise UsageError(
-            "token_input=cl100k: the vocabulary is missing; pip install 'nestling[cl100k]'", param="token_input"
-        ) from None
+    library = need("bpe_openai", wanted_for="token_input=cl100k", extra="cl100k", param="token_input")
+    encoding: Any = library.get_encoding("cl100k_base")
 
     def read(lists: Sequence[Sequence[int]]) -> list[str]:
         for index, ids in enumerate(lists):

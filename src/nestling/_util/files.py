@@ -1,51 +1,139 @@
-"""Whole files or none: write beside, fsync, rename; and a lock that dies with its process.
+"""Outputs: whole files or none (write beside, fsync, rename), streams as they are; locks that end with their process.
 
-Knows nothing of formats. Linux and macOS (flock).
+What lies at an output's path decides how it is written, the same for every command:
+
+    nothing, a plain file      `path.part` is written, fsynced and renamed; mode and (where allowed) owner are kept
+    a symbolic link            the same for the file that it leads to; the link stays
+    /dev/stdout, /dev/fd/N     our own open file, written where it stands: not truncated, not replaced
+    a pipe, a character device is opened and written: /dev/null, a FIFO
+    a folder, a socket, a disk, a write-protected file    a UsageError by name
+
+A hard link is replaced under the one name that was given. Knows nothing of formats. Linux and macOS (flock).
 """
 
+import errno
 import fcntl
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+import shutil
+import stat
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from platformdirs import user_cache_path
 
-from nestling.errors import BuildError
+from nestling.errors import BuildError, UsageError
 
 CACHE_VARIABLE = "NESTLING_CACHE"
 
 Progress = Callable[[int, int], None]
-"""Told (bytes done, bytes in all) while a long piece of work goes on."""
+"""Called with (bytes done, bytes in all) while a long piece of work goes on."""
+
+_REFUSED = {
+    stat.S_IFDIR: "this is a folder; name a file",
+    stat.S_IFSOCK: "this is a socket; name a file",
+    stat.S_IFBLK: "this is a block device; name a file",
+}
+_LINKS = 40
+"""Symbolic links that the system follows in a row at most."""
 
 
 def no_progress(_done: int, _total: int) -> None:
-    """A `Progress` that tells nobody."""
+    """A `Progress` that ignores what it is told."""
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """Open `path` for writing so that its final name only ever holds the whole file.
+    """Open `path` for writing so that its final name only ever holds the whole file; a stream is written directly.
 
-    The bytes go to `path.part`, which is fsynced and renamed when the block ends, and removed when it raises.
-    A `.part` that a killed run left behind is overwritten; one that another run is writing is a BuildError.
+    A `.part` that a killed run left behind is overwritten; one that another run is writing, or that is no plain file,
+    is a BuildError. What cannot be written to is a UsageError (see the module's table).
     """
-    part = path.with_name(path.name + ".part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _locked_part(part) as file:
+    check_output(path)
+    if is_stream(path):
+        with _open_stream(path) as file:
+            yield file
+        return
+    target = Path(os.path.realpath(path))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _locked_part(target.with_name(target.name + ".part")) as (file, part):
+        _keep_mode_and_owner(file, target)
         yield file
         file.flush()
         os.fsync(file.fileno())
-        part.replace(path)
-    _fsync_folder(path.parent)
+        _put_in_place(part, target)
+    _fsync_folder(target.parent)
+
+
+def check_output(path: Path, *, sources: Sequence[Path | None] = (), param: str = "out") -> None:
+    """Refuse a path that can never be written, or that is one of the command's own `sources`: UsageError.
+
+    Commands call it before they begin, so that hours of work are not lost to a wrong name.
+    """
+    if (descriptor := _descriptor(path)) is not None:
+        _check_descriptor(path, descriptor, param)
+        return
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if reason := _REFUSED.get(stat.S_IFMT(found.st_mode)):
+        raise UsageError(f"{path}: {reason}", param=param)
+    if not os.access(path, os.W_OK):
+        raise UsageError(f"{path}: this file is write-protected; name another", param=param)
+    if stat.S_ISREG(found.st_mode) and any(one and one.exists() and one.samefile(path) for one in sources):
+        raise UsageError(f"{path}: this is the source; give the output another name", param=param)
+
+
+def check_output_folder(path: Path, *, param: str = "out") -> None:
+    """Refuse a path that is there and is no folder: UsageError."""
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"{path}: this is a file; name a folder", param=param)
+
+
+def is_stream(path: Path) -> bool:
+    """True for what is written as it stands: an open file of ours, a pipe, a device."""
+    if _descriptor(path) is not None:
+        return True
+    with suppress(FileNotFoundError, NotADirectoryError):
+        return not stat.S_ISREG(path.stat().st_mode)
+    return False
+
+
+def _descriptor(path: Path) -> int | None:
+    """The number of our own open file that a path such as /dev/stdout or /dev/fd/3 names."""
+    own = {os.path.realpath("/proc/self/fd"), "/dev/fd"}
+    for _ in range(_LINKS):
+        folder = os.path.realpath(path.parent)
+        if folder in own and path.name.isdigit():
+            return int(path.name)
+        if not path.is_symlink():
+            return None
+        path = Path(folder) / path.readlink()
+    return None
+
+
+def _check_descriptor(path: Path, descriptor: int, param: str) -> None:
+    try:
+        flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+    except OSError:
+        raise UsageError(f"{path}: no open file has this number", param=param) from None
+    if flags & os.O_ACCMODE == os.O_RDONLY:
+        raise UsageError(f"{path}: this is open for reading alone", param=param)
+
+
+def _open_stream(path: Path) -> BinaryIO:
+    """A descriptor is duplicated, so that it is appended to where it stands and a socket can be written."""
+    descriptor = _descriptor(path)
+    return path.open("wb") if descriptor is None else os.fdopen(os.dup(descriptor), "wb")
 
 
 @contextmanager
-def _locked_part(part: Path) -> Iterator[BinaryIO]:
+def _locked_part(part: Path) -> Iterator[tuple[BinaryIO, Path]]:
     """The part, empty and ours alone; it is removed when anything goes wrong from the moment that it is ours."""
-    with part.open("ab") as file:
+    with _open_part(part) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -54,10 +142,47 @@ def _locked_part(part: Path) -> Iterator[BinaryIO]:
             raise BuildError(f"{part}: another run has just finished this file; run again to use it")
         try:
             file.truncate(0)
-            yield file
+            yield file, part
         except BaseException:
             part.unlink(missing_ok=True)
             raise
+
+
+def _open_part(part: Path) -> BinaryIO:
+    """Open a part without following a link and without waiting for a pipe's reader."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        file = os.fdopen(os.open(part, flags, 0o666), "ab")
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):
+            raise BuildError(f"{part}: no plain file; remove it") from None
+        raise
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise BuildError(f"{part}: no plain file; remove it")
+    return file
+
+
+def _keep_mode_and_owner(file: BinaryIO, target: Path) -> None:
+    """Give the part the owner, where that is allowed, and the mode of the file that it will replace."""
+    if not target.exists():
+        return
+    old, new = target.stat(), os.fstat(file.fileno())
+    if (old.st_uid, old.st_gid) != (new.st_uid, new.st_gid):
+        with suppress(PermissionError):
+            os.fchown(file.fileno(), old.st_uid, old.st_gid)
+    os.fchmod(file.fileno(), stat.S_IMODE(old.st_mode) & 0o777)
+
+
+def _put_in_place(part: Path, target: Path) -> None:
+    """Rename, or overwrite a file that cannot be renamed over because something is mounted on it (a container's)."""
+    try:
+        part.replace(target)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        shutil.copyfile(part, target)
+        part.unlink()
 
 
 def _fsync_folder(folder: Path) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nestling._util import files
-from nestling.cli.console import Bars, show_table
+from nestling.cli.console import Bars, say_written, show_table
 from nestling.cli.hub import checkpoint_folder
 from nestling.cli.options import CalibrationOption, ChunksOption, JsonOption, SpecOption, ThreadsOption
 from nestling.errors import UsageError
@@ -59,6 +59,8 @@ def build(
 
     if keep_adapters and task:
         raise UsageError("keep_adapters: the base is for all three tasks; leave --task out", param="keep_adapters")
+    if out is not None:
+        files.check_output_folder(out)
     starter = checkpoint == local.STARTER
     name = local.STARTER if starter else family
     tasks = [Task.parse(one) for one in task] if task else list(Task)
@@ -130,6 +132,7 @@ def convert(
     from nestling.pipeline.conversion.checkpoint import Checkpoint
     from nestling.pipeline.conversion.convert import convert as run
 
+    files.check_output(out)
     with Bars() as bars:
         report = run(
             Checkpoint.open(checkpoint),
@@ -141,14 +144,11 @@ def convert(
         )
     counts = {name: getattr(report.counts, name) for name in report.counts.__dataclass_fields__}
     if as_json:
-        typer.echo(
-            json.dumps(
-                {"path": str(out), "sha256": report.sha256, "size_bytes": report.size_bytes, "parameters": counts}
-            )
-        )
+        facts = {"path": str(out), "sha256": report.sha256, "size_bytes": report.size_bytes, "parameters": counts}
+        say_written(out, json.dumps(facts))
         return
-    typer.echo(f"{out}: {report.size_bytes:,} bytes, sha256 {report.sha256}")
-    typer.echo("parameters: " + ", ".join(f"{name} {value:,}" for name, value in counts.items()))
+    say_written(out, f"{out}: {report.size_bytes:,} bytes, sha256 {report.sha256}")
+    say_written(out, "parameters: " + ", ".join(f"{name} {value:,}" for name, value in counts.items()))
 
 
 def inspect(

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from nestling._util.extras import need
+from nestling._util.files import check_output_folder
 from nestling.cli.console import Bars, show_table
 from nestling.cli.options import DimensionsOption, JsonOption, ModelOption, TaskOption, ThreadsOption
 from nestling.models import local
@@ -59,6 +60,7 @@ def bulk(
 ) -> None:
     """Embed a corpus into Parquet files; run again after anything, it goes on where it was."""
     library = need("nestling.bulk", wanted_for="bulk", extra="bulk")
+    check_output_folder(out)
     reference = local.with_task(model, task, default=Task.RETRIEVAL)
     what = library.What(
         model=reference,

@@ -1,14 +1,17 @@
 """What the commands show: progress bars and tables on standard error and output. Knows no model."""
 
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from nestling._util.files import Progress as Told
+from nestling._util.files import is_stream
 
 WIDE = 240
 """Columns of a table that goes into a file or a pipe."""
@@ -58,6 +61,11 @@ class Bars:
             self._bars.update(bar, completed=done, total=total, visible=done < total)
 
         return told
+
+
+def say_written(out: Path, text: str) -> None:
+    """Say what was written, on standard output; on standard error when `out` may itself be standard output."""
+    typer.echo(text, err=is_stream(out))
 
 
 def show_table(title: str, columns: list[str], rows: list[list[str]], *, to_error: bool = False) -> None:

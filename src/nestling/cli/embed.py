@@ -8,7 +8,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from nestling._util.files import Progress, atomic_write
+from nestling._util.files import Progress, atomic_write, check_output
 from nestling.cli.console import Bars, show_table
 from nestling.cli.options import (
     DimensionsOption,
@@ -73,6 +73,8 @@ def embed(
 
 
 def _refuse(form: Format, out: Path | None, dimensions: int | None, *, multivector: bool) -> None:
+    if out is not None:
+        check_output(out)
     if multivector and dimensions is not None:
         raise UsageError(
             "--dimensions: not together with --multivector: token vectors have one size", param="dimensions"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nestling._util.extras import need
+from nestling._util.files import check_output_folder
 from nestling.cli.console import Bars, show_table
 from nestling.cli.options import JsonOption, ThreadsOption
 from nestling.spec import Task
@@ -55,6 +56,7 @@ def quality(
     from nestling.evaluation import quality as library
     from nestling.evaluation import tables
 
+    check_output_folder(out)
     settings = library.Settings(
         out=out,
         benchmarks=tuple(benchmark or ()),
@@ -104,6 +106,7 @@ def speed(
     from nestling.evaluation import speed as library
     from nestling.evaluation import tables, texts
 
+    check_output_folder(out)
     if not models and not url:
         raise UsageError("nothing to measure: give a MODEL or --url", param="models")
     settings = library.Settings(
@@ -139,6 +142,7 @@ def report(
     from nestling.evaluation import report as library
     from nestling.evaluation.results import read_all
 
+    check_output_folder(out)
     for path in library.write(read_all(results), out):
         typer.echo(str(path))
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nestling.cli.console import Bars, show_table
+from nestling._util.files import check_output
+from nestling.cli.console import Bars, say_written, show_table
 from nestling.cli.options import CalibrationOption, ChunksOption, JsonOption, SpecOption, ThreadsOption
 from nestling.errors import UsageError
 from nestling.formats.quant_types import parse_file_type
@@ -60,6 +61,7 @@ def imatrix(
     from nestling.engine.registry import usable_threads
     from nestling.pipeline.quantization.calibration import collect
 
+    check_output(out, sources=[model, calibration])
     with Bars() as bars:
         matrix = collect(
             model,
@@ -72,9 +74,9 @@ def imatrix(
         sha256 = matrix.write(out)
     facts = {"path": str(out), "sha256": sha256, "entries": len(matrix.entries), "chunks": matrix.chunk_count}
     if as_json:
-        typer.echo(json.dumps(facts))
+        say_written(out, json.dumps(facts))
         return
-    typer.echo(f"{out}: {len(matrix.entries)} matrices over {matrix.chunk_count} chunks, sha256 {sha256}")
+    say_written(out, f"{out}: {len(matrix.entries)} matrices over {matrix.chunk_count} chunks, sha256 {sha256}")
 
 
 def quantize(
@@ -106,6 +108,10 @@ def quantize(
     _check_order(stock, wish, recipe)
     if out is None and not dry_run:
         raise UsageError("out: the file to write is missing: --out FILE, or --dry-run", param="out")
+    sources = [model, imatrix, calibration, recipe]
+    for param, path in (("out", out), ("recipe_out", recipe_out)):
+        if path is not None:
+            check_output(path, sources=sources, param=param)
     with Bars() as bars:
         work = _Work(model, _read(imatrix), spec, threads, bars)
         mix = replace(_mix(work, stock, wish, recipe), allow_requantize=allow_requantize)
@@ -236,10 +242,10 @@ def _chosen(work: _Work, wish: _Wish) -> "MixRecipe":
 def _show_report(report: "QuantizeReport", *, as_json: bool) -> None:
     facts = {name: getattr(report, name) for name in ("sha256", "size_bytes", "bits_per_weight")}
     if as_json:
-        typer.echo(json.dumps({"path": str(report.path), **facts}))
+        say_written(report.path, json.dumps({"path": str(report.path), **facts}))
         return
     size = f"{report.size_bytes:,} bytes, {report.bits_per_weight:.2f} bits per weight"
-    typer.echo(f"{report.path}: {size}, sha256 {report.sha256}")
+    say_written(report.path, f"{report.path}: {size}, sha256 {report.sha256}")
 
 
 def _show_plan(made: "QuantizePlan", *, as_json: bool) -> None:

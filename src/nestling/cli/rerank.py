@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from nestling._util.files import check_output_folder
 from nestling.cli.console import Bars, show_table
 from nestling.cli.embed import load, read_texts
 from nestling.cli.hub import checkpoint_folder
@@ -62,6 +63,8 @@ def multivector(
     from nestling.pipeline.conversion.checkpoint import Checkpoint
     from nestling.pipeline.pipeline import Pipeline
 
+    if out is not None:
+        check_output_folder(out)
     starter = checkpoint == local.STARTER
     name = local.STARTER if starter else family
     tasks = [Task.parse(one) for one in task] if task else list(Task)

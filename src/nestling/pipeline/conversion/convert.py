@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from nestling._util.files import Progress, no_progress
 from nestling.errors import UsageError
-from nestling.formats.gguf import Field, TensorPlan, write_gguf
+from nestling.formats.gguf import Field, TensorPlan, file_size, write_gguf
 from nestling.formats.quant_types import FILE_TYPES, FLOAT_FILE_TYPES, QuantType
 from nestling.inputs.tokenizer import tokenizer_fields
 from nestling.pipeline.conversion.casts import cast_rows
@@ -69,7 +69,7 @@ def convert(
     plans = [_plan(tensor, QuantType[file_type], meter) for tensor in model.tensors]
     meter.total = sum(plan.size_bytes for plan in plans)
     sha256 = write_gguf(out, metadata, plans)
-    return ConvertReport(out, sha256, out.stat().st_size, model.counts)
+    return ConvertReport(out, sha256, file_size(metadata, plans), model.counts)
 
 
 class _Meter:

@@ -1,5 +1,6 @@
 """What `import nestling` and `nestling.errors` load; the time itself is measured in `benchmarks/`."""
 
+import inspect
 import json
 import os
 import subprocess
@@ -12,6 +13,8 @@ HEAVY = (
     "numpy", "openvino", "xllamacpp", "tokenizers", "typer", "rich", "fastapi", "uvicorn", "platformdirs", "json",
     "asyncio",
 )  # fmt: skip
+MOST_MODULES = 40
+"""All of them, Python's own included; a module costs about half a millisecond."""
 
 
 def loaded_after(statement: str) -> set[str]:
@@ -31,6 +34,30 @@ def test_the_embedder_is_loaded_when_it_is_asked_for_without_an_engine() -> None
     loaded = loaded_after("import nestling; nestling.Embedder")
     assert {"nestling.models.embedder", "numpy", "tokenizers"} <= loaded
     assert not loaded.intersection({"openvino", "xllamacpp", "typer", "rich", "fastapi"})
+
+
+def test_importing_loads_no_package_of_third_parties() -> None:
+    before, after = loaded_after("pass"), loaded_after("import nestling")
+    added = {name.partition(".")[0] for name in after - before}
+    assert not added - {"nestling", *sys.stdlib_module_names}
+    assert len(after - before) <= MOST_MODULES
+
+
+def test_everything_that_is_public_can_be_fetched() -> None:
+    import nestling
+
+    for name in nestling.__all__:
+        assert getattr(nestling, name) is not None
+    assert dir(nestling) == sorted(nestling.__all__)
+
+
+def test_every_error_is_public() -> None:
+    import nestling
+    from nestling import errors
+
+    for name, kind in inspect.getmembers(errors, inspect.isclass):
+        assert getattr(nestling, name) is kind
+        assert name in nestling.__all__
 
 
 def test_a_name_that_is_not_there_is_an_attribute_error() -> None:

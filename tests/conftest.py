@@ -14,10 +14,14 @@ from tests import tiny_gguf
 from tests.hub_server import HubServer, use
 from tests.hub_server import running as hub_running
 from tests.tiny import SMALL_VOCAB, write_tiny_checkpoint
+from tests.tiny_vision import write_vision_checkpoint
 
 from nestling._util import files
+from nestling.formats.mmproj import tower_path
 from nestling.formats.quant_types import FLOAT_FILE_TYPES
 from nestling.models import local
+from nestling.pipeline.conversion.checkpoint import Checkpoint
+from nestling.pipeline.conversion.vision import write_tower
 from nestling.pipeline.quantization.plan import Mix
 from nestling.pipeline.quantization.quantize import quantize_many
 from nestling.spec import Task
@@ -76,6 +80,20 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with a small vocabulary, which reads and converts in a blink; copy it before changing anything in it."""
     return write_tiny_checkpoint(tmp_path_factory.mktemp("small-checkpoint"), vocab=SMALL_VOCAB)
+
+
+@pytest.fixture(scope="session")
+def vision_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small one with a whole vision tower (`tests.tiny_vision`); copy it before changing anything in it."""
+    return write_vision_checkpoint(tmp_path_factory.mktemp("vision-checkpoint"))
+
+
+@pytest.fixture(scope="session")
+def tiny_tower(vision_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its mmproj file."""
+    path = tower_path(tmp_path_factory.mktemp("tiny-tower"), "tiny")
+    write_tower(Checkpoint.open(vision_checkpoint), out=path, family="tiny")
+    return path
 
 
 @pytest.fixture(scope="session")

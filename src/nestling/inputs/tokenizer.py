@@ -9,6 +9,7 @@ Field names and token types are llama.cpp's (`llama-vocab.cpp`, `enum llama_toke
 
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from pathlib import Path
@@ -135,6 +136,15 @@ def tokenizer_fields(tokenizer_json: Path, *, vocab_size: int) -> dict[str, Fiel
     return {f"tokenizer.ggml.{key}": field for key, field in fields.items()}
 
 
+def checkpoint_ids(tokenizer_json: Path, text: str) -> tuple[int, ...]:
+    """The ids that a checkpoint's own tokenizer gives a text; CheckpointError when it lacks a special token of it."""
+    inner = _opened(tokenizer_json)
+    for token in re.findall(r"<\|\w+\|>", text):
+        if inner.token_to_id(token) is None:
+            raise CheckpointError(f"{tokenizer_json}: the special token {token} is missing")
+    return tuple(inner.encode(text, add_special_tokens=False).ids)
+
+
 def _check_text(text: object, index: int) -> None:
     if not isinstance(text, str):
         raise TextError(f"a text is expected, not {type(text).__name__}", index=index)
@@ -204,8 +214,12 @@ def _add_special(inner: tokenizers.Tokenizer, tokens: Sequence[str], types: Sequ
 
 
 def _canonical_file(path: Path) -> dict[str, Any]:
+    return _canonical(_opened(path))
+
+
+def _opened(path: Path) -> tokenizers.Tokenizer:
     try:
-        return _canonical(tokenizers.Tokenizer.from_file(str(path)))
+        return tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # noqa: BLE001 - the library raises bare Exceptions
         raise CheckpointError(f"{path}: not a tokenizer: {error}") from None
 

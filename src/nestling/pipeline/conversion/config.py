@@ -33,10 +33,10 @@ class TextConfig:
     @classmethod
     def from_json(cls, raw: dict[str, Any], *, path: object) -> Self:
         """Read config.json, text settings at its top or under `text_config`; a CheckpointError names the field."""
-        outer = _Fields(raw, path)
-        text = _Fields({**raw, **outer.mapping("text_config")}, path)
-        _refuse(text, _UNSUPPORTED)
-        rope = _Fields({**text.mapping("rope_scaling"), **text.mapping("rope_parameters")}, path)
+        outer = Fields(raw, path)
+        text = Fields({**raw, **outer.mapping("text_config")}, path)
+        refuse(text, _UNSUPPORTED)
+        rope = Fields({**text.mapping("rope_scaling"), **text.mapping("rope_parameters")}, path)
         hidden, heads = text.count("hidden_size"), text.count("num_attention_heads")
         config = cls(
             layers=text.count("num_hidden_layers"),
@@ -90,19 +90,20 @@ class AdapterConfig:
     @classmethod
     def from_json(cls, raw: dict[str, Any], *, task_names: tuple[str, ...], path: object) -> Self:
         """Read adapter_config.json; `task_names` is what config.json says, for a file that does not."""
-        fields = _Fields(raw, path)
-        _refuse(fields, _UNSUPPORTED_ADAPTER)
+        fields = Fields(raw, path)
+        refuse(fields, _UNSUPPORTED_ADAPTER)
         return cls(fields.count("r"), fields.positive("lora_alpha"), _names(fields, "task_names", task_names))
 
 
 @dataclass(frozen=True, slots=True)
-class _Fields:
-    """A JSON object whose fields are fetched by type."""
+class Fields:
+    """A JSON object whose fields are fetched by type; a CheckpointError names the file and the field."""
 
     raw: Mapping[str, Any]
     path: object
 
     def count(self, name: str, default: int | None = None) -> int:
+        """A positive whole number."""
         value = self.raw.get(name)
         value = default if value is None else value
         if type(value) is not int or not 1 <= value <= MAX_COUNT:
@@ -110,19 +111,21 @@ class _Fields:
         return value
 
     def positive(self, name: str) -> float:
+        """A positive number."""
         value = self.raw.get(name)
         if not isinstance(value, int | float) or isinstance(value, bool) or not 1e-30 < value < 1e30:  # noqa: PLR2004
             raise CheckpointError(f"{self.path}: {name}={value!r}: a positive number that float32 holds is expected")
         return float(value)
 
     def mapping(self, name: str) -> dict[str, Any]:
+        """An object; empty when it is missing."""
         value = self.raw.get(name) or {}
         if not isinstance(value, dict):
             raise CheckpointError(f"{self.path}: {name}={value!r}: an object is expected")
         return value
 
 
-def _sections(rope: _Fields) -> tuple[int, int, int]:
+def _sections(rope: Fields) -> tuple[int, int, int]:
     value = rope.raw.get("mrope_section")
     kind = rope.raw.get("rope_type", rope.raw.get("type", "default"))
     if kind not in ("default", "mrope"):
@@ -132,7 +135,7 @@ def _sections(rope: _Fields) -> tuple[int, int, int]:
     return value[0], value[1], value[2]
 
 
-def _dimensions(outer: _Fields, hidden: int) -> tuple[int, ...]:
+def _dimensions(outer: Fields, hidden: int) -> tuple[int, ...]:
     """The Matryoshka sizes; the published configuration leaves them to its code, whose table is the default."""
     sizes = outer.raw.get("matryoshka_dims") or [size for size in DEFAULT_DIMENSIONS if size <= hidden]
     if not isinstance(sizes, list) or any(type(size) is not int or not 1 <= size <= hidden for size in sizes):
@@ -140,7 +143,7 @@ def _dimensions(outer: _Fields, hidden: int) -> tuple[int, ...]:
     return tuple(sorted({*sizes, hidden}))
 
 
-def _names(fields: _Fields, name: str, default: tuple[str, ...]) -> tuple[str, ...]:
+def _names(fields: Fields, name: str, default: tuple[str, ...]) -> tuple[str, ...]:
     value = fields.raw.get(name) or list(default)
     if not isinstance(value, list) or any(not isinstance(item, str) for item in value):
         raise CheckpointError(f"{fields.path}: {name}={value!r}: a list of task names is expected")
@@ -165,7 +168,8 @@ _UNSUPPORTED_ADAPTER: dict[str, Callable[[Any], bool]] = {
 """Settings that would change the arithmetic: field -> whether its value is one that is built here."""
 
 
-def _refuse(fields: _Fields, supported: Mapping[str, Callable[[Any], bool]]) -> None:
+def refuse(fields: Fields, supported: Mapping[str, Callable[[Any], bool]]) -> None:
+    """CheckpointError for the first field whose value is not supported; a missing field is."""
     for name, accepts in supported.items():
         if name in fields.raw and not accepts(fields.raw[name]):
             raise CheckpointError(f"{fields.path}: {name}={fields.raw[name]!r} is not supported")

@@ -65,27 +65,28 @@ def convert(
     metadata = general_fields(checkpoint, name, file_type) | _hyperparameters(checkpoint.config)
     metadata |= tokenizer_fields(checkpoint.tokenizer_json, vocab_size=checkpoint.config.vocab)
     metadata |= _purpose(checkpoint, task, family)
-    meter = _Meter(progress)
+    meter = Meter(progress)
     plans = [_plan(tensor, QuantType[file_type], meter) for tensor in model.tensors]
     meter.total = sum(plan.size_bytes for plan in plans)
     sha256 = write_gguf(out, metadata, plans)
     return ConvertReport(out, sha256, file_size(metadata, plans), model.counts)
 
 
-class _Meter:
+class Meter:
     """Counts the bytes of all tensors together for a `Progress`."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress, self._done, self.total = progress, 0, 0
 
     def watch(self, pieces: Iterator[NDArray[Any]]) -> Iterator[NDArray[Any]]:
+        """The same pieces, counted."""
         for piece in pieces:
             yield piece
             self._done += piece.nbytes
             self._progress(self._done, self.total)
 
 
-def _plan(merged: MergedTensor, wanted: QuantType, meter: _Meter) -> TensorPlan:
+def _plan(merged: MergedTensor, wanted: QuantType, meter: Meter) -> TensorPlan:
     tensor = merged.tensor
     kind = wanted if len(tensor.shape) > 1 else QuantType.F32
     cast = partial(cast_rows, kind=kind, name=tensor.name)

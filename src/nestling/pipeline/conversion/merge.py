@@ -23,7 +23,7 @@ from nestling.spec import Task
 
 PIECE_BYTES = 16 << 20
 PROJECTOR = "multi_vector_projector"
-_VISION_PREFIX = "visual."
+VISION_PREFIX = "visual."
 
 Cast = Callable[[Floats], NDArray[Any]]
 """Rows in float32 to the type that they are stored in."""
@@ -90,11 +90,11 @@ class MergedTensor:
     def pieces(self, cast: Cast) -> Iterator[NDArray[Any]]:
         """The rows, merged and cast, in pieces of about 16 MiB of float32; CheckpointError when no row moved."""
         if self.adapter is None:
-            for start, stop in _row_ranges(self.stored.shape):
+            for start, stop in row_ranges(self.stored.shape):
                 yield cast(self.stored.read_rows(start=start, stop=stop))
             return
         factor, moved = self.adapter.a.read_rows().astype(np.float64), False
-        for start, stop in _row_ranges(self.stored.shape):
+        for start, stop in row_ranges(self.stored.shape):
             base = self.stored.read_rows(start=start, stop=stop)
             delta = (self.adapter.b.read_rows(start=start, stop=stop).astype(np.float64) @ factor).astype(np.float32)
             delta *= np.float32(self.scaling)
@@ -174,7 +174,7 @@ def _task_adapters(checkpoint: Checkpoint, task: Task, wanted: tuple[TextTensor,
 
 def _check_surplus(checkpoint: Checkpoint, wanted: tuple[TextTensor, ...]) -> None:
     known = {tensor.source for tensor in wanted} | {f"{PROJECTOR}.weight", f"{PROJECTOR}.bias"}
-    surplus = sorted(name for name in checkpoint.tensors.keys() - known if not name.startswith(_VISION_PREFIX))
+    surplus = sorted(name for name in checkpoint.tensors.keys() - known if not name.startswith(VISION_PREFIX))
     if surplus:
         stored = checkpoint.tensors[surplus[0]]
         raise CheckpointError(f"{stored.path}: {stored.name}: not a tensor of this architecture ({len(surplus)} such)")
@@ -194,7 +194,7 @@ def _fitting(checkpoint: Checkpoint, tensor: TextTensor) -> StoredTensor:
 def _counts(checkpoint: Checkpoint, tensors: tuple[MergedTensor, ...]) -> ParameterCounts:
     by_part = {"vision": 0, "projector": 0, "text": 0}
     for name, stored in checkpoint.tensors.items():
-        part = "vision" if name.startswith(_VISION_PREFIX) else "projector" if name.startswith(PROJECTOR) else "text"
+        part = "vision" if name.startswith(VISION_PREFIX) else "projector" if name.startswith(PROJECTOR) else "text"
         by_part[part] += stored.parameters
     result = sum(prod(merged.tensor.shape) for merged in tensors)
     assert result == by_part["text"], "every text tensor is written once"
@@ -207,7 +207,8 @@ def _counts(checkpoint: Checkpoint, tensors: tuple[MergedTensor, ...]) -> Parame
     )
 
 
-def _row_ranges(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+def row_ranges(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    """Rows [start, stop) of a tensor in pieces of about 16 MiB of float32."""
     step = max(1, PIECE_BYTES // (4 * prod(shape[1:])))
     for start in range(0, shape[0], step):
         yield start, min(start + step, shape[0])

@@ -1,0 +1,92 @@
+"""The vision oracle: a Qwen2.5-VL tower in plain numpy, one image at a time, every weight in float32.
+
+Slow, small enough to be checked by eye, and the measure of the other engines. RMSNorm, attention both ways over a
+window or the image, rotary positions by row and column in the half-split layout, SwiGLU, a merger with exact GELU.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nestling.engine.numpy_reference import gated, rms_norm
+from nestling.engine.vision import Grid, check_patches, refuse_not_finite
+from nestling.engine.weights import tensor
+from nestling.engine.windows import GROUP, Layout
+from nestling.formats.mmproj import VisionFile
+from nestling.vectors import Floats
+
+
+class ReferenceTower:
+    """An mmproj file run by numpy in float32."""
+
+    name = "reference"
+
+    def __init__(self, vision: VisionFile) -> None:
+        self._shape = vision.shape
+        self._weights = {name: tensor(vision.file, name) for name in vision.shape.tensors()}
+
+    def rows(self, patches: Sequence[Floats], grids: Sequence[Grid]) -> list[Floats]:
+        """Patches and the grid of each image -> (tokens, D) each, one after another."""
+        check_patches(patches, grids, self._shape)
+        found = [self._image(one, Layout.of([grid], self._shape)) for one, grid in zip(patches, grids, strict=True)]
+        for image, rows in enumerate(found):
+            refuse_not_finite(finite=bool(np.isfinite(rows).all()), image=image)
+        return found
+
+    def close(self) -> None:
+        """Forget the weights."""
+        self._weights.clear()
+
+    def _image(self, patches: Floats, layout: Layout) -> Floats:
+        frames = [self._weights[name].reshape(self._shape.hidden, 3, -1) for name in _PATCH]
+        x = patches[layout.patches] @ np.stack(frames, 2).reshape(self._shape.hidden, -1).T
+        for block in range(self._shape.blocks):
+            runs = layout.images if self._shape.is_full(block) else layout.windows
+            x = self._block(x, f"v.blk.{block}.", layout.turns, np.cumsum(runs)[:-1])
+        y = self._norm(x, "v.post_ln.weight").reshape(len(x) // GROUP, -1)
+        return self._linear(gelu(self._linear(y, "mm.0")), "mm.2")[layout.merged]
+
+    def _block(self, x: Floats, at: str, turns: Floats, ends: NDArray[np.int64]) -> Floats:
+        y = self._norm(x, at + "ln1.weight")
+        q, k, v = (self._heads(self._linear(y, f"{at}attn_{n}")) for n in "qkv")
+        sides = [np.split(side, ends, 1) for side in (turned(q, turns), turned(k, turns), v)]
+        mixed = np.concatenate([attention(*run) for run in zip(*sides, strict=True)], 1)
+        x = x + self._linear(mixed.transpose(1, 0, 2).reshape(x.shape), at + "attn_out")
+        y = self._norm(x, at + "ln2.weight")
+        inner = gated(self._linear(y, at + "ffn_gate"), self._linear(y, at + "ffn_up"))
+        return x + self._linear(inner, at + "ffn_down")
+
+    def _heads(self, flat: Floats) -> Floats:
+        """(N, heads * d) -> (heads, N, d)."""
+        return flat.reshape(len(flat), self._shape.heads, -1).transpose(1, 0, 2)
+
+    def _linear(self, x: Floats, name: str) -> Floats:
+        return np.asarray(x @ self._weights[f"{name}.weight"].T + self._weights[f"{name}.bias"])
+
+    def _norm(self, x: Floats, name: str) -> Floats:
+        return rms_norm(x, self._weights[name], self._shape.rms_eps)
+
+
+_PATCH = ("v.patch_embd.weight", "v.patch_embd.weight.1")
+
+
+def turned(x: Floats, turns: Floats) -> Floats:
+    """Turn each pair (i, i + d/2) of a head by its angle: (H, N, d), (N, d) -> (H, N, d)."""
+    cos, sin = np.split(turns, 2, 1)
+    a, b = np.split(x, 2, -1)
+    return np.concatenate((a * cos - b * sin, b * cos + a * sin), -1)
+
+
+def attention(q: Floats, k: Floats, v: Floats) -> Floats:
+    """Every patch of a run sees all of it: three of (H, N, d) -> (H, N, d)."""
+    scores = q @ k.transpose(0, 2, 1) / np.sqrt(np.float32(q.shape[-1]))
+    scores = np.exp(scores - scores.max(-1, keepdims=True))
+    return np.asarray((scores / scores.sum(-1, keepdims=True)) @ v)
+
+
+def gelu(x: Floats) -> Floats:
+    """GELU with the error function, not its approximation by tanh."""
+    erf = np.frompyfunc(math.erf, 1, 1)(x / math.sqrt(2)).astype(np.float32)
+    return np.asarray(x / 2 * (1 + erf), np.float32)

@@ -26,8 +26,8 @@ from tests.contract.serving import FakeEngine, Running, loader, running
 
 from nestling.errors import NestlingError
 from nestling.server import process
-from nestling.server.api.requests import EmbeddingRequest
-from nestling.server.http import guards
+from nestling.server.api.openai import EmbeddingRequest
+from nestling.server.http import limits
 from nestling.server.process import bound
 
 CLIENT = httpx.Client(timeout=20, verify=False, limits=httpx.Limits(max_keepalive_connections=0))
@@ -173,7 +173,7 @@ def test_a_compressed_body_is_415(server: Running) -> None:
 
 
 def test_bodies_of_all_requests_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guards, "HELD_BODIES", 1)
+    monkeypatch.setattr(limits, "HELD_BODIES", 1)
     with running(max_body_bytes=1000) as server:
         slow = socket.create_connection(("127.0.0.1", server.port))
         slow.sendall(b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: 900\r\n\r\n" + b" " * 800)
@@ -284,7 +284,7 @@ def test_work_of_a_client_that_left_is_dropped_and_its_place_freed() -> None:
 
 def test_slow_and_idle_connections_are_reaped_while_others_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "HEADER_TIMEOUT_S", 0.3)
-    monkeypatch.setattr(guards, "BODY_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(limits, "BODY_TIMEOUT_S", 0.3)
     with running() as server:
         idle = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(300)]
         slow_head = socket.create_connection(("127.0.0.1", server.port))

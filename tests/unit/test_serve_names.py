@@ -7,7 +7,7 @@ import pytest
 
 from nestling.errors import UsageError
 from nestling.server.core.catalog import Catalog, Target
-from nestling.server.http.problems import Problem
+from nestling.server.core.refusals import InvalidError, NotServedError
 from nestling.spec import ModelSpec, Role, Task, prefixes_for
 
 
@@ -58,16 +58,16 @@ def test_fields_fill_in_what_the_model_leaves_open() -> None:
     ],
 )
 def test_contradictions_are_refused(model: str, task: str | None, roles: dict[str, str | None]) -> None:
-    with pytest.raises(Problem, match="contradict") as caught:
+    with pytest.raises(InvalidError, match="contradict") as caught:
         catalog("starter").target(model, task=task, roles=roles)
-    assert caught.value.status == 400
+    assert caught.value.code == "contradiction"
 
 
 @pytest.mark.parametrize(
     "model", ["gpt", "starter-nope", "starter:Q9", "starter/", "other", "a" * 10_000, "/", "starter:"]
 )
 def test_a_name_that_is_not_served_is_404_or_400(model: str) -> None:
-    with pytest.raises((Problem, UsageError)) as caught:
+    with pytest.raises((NotServedError, UsageError)) as caught:
         catalog("starter").target(model)
     assert len(str(caught.value)) < 500
 
@@ -84,9 +84,8 @@ def test_one_task_or_type_served_is_all_that_is_answered() -> None:
     assert one.target("starter").reference == "starter-code:Q8_0"
     assert one.target("starter-code").reference == "starter-code:Q8_0"
     for other in ("starter-retrieval", "starter-code:Q4_K_M"):
-        with pytest.raises(Problem) as caught:
+        with pytest.raises(NotServedError):
             one.target(other)
-        assert caught.value.status == 404
 
 
 def test_a_file_is_known_by_its_path_its_stem_and_its_specification() -> None:
@@ -108,7 +107,7 @@ def test_a_type_of_another_family_is_answered_only_if_its_file_is_here(cache_fol
     assert cache_folder.is_dir()
     own = catalog("own-family")
     assert own.target("own-family-code").reference == "own-family-code:Q8_0"
-    with pytest.raises(Problem):
+    with pytest.raises(NotServedError):
         own.target("own-family-code:Q4_K_M")
 
 
@@ -123,7 +122,7 @@ def test_with_adapters_every_task_is_the_base() -> None:
 
 def test_a_base_is_served_by_its_own_name_too() -> None:
     assert catalog("starter-base:Q4_K_M").target("starter-code").reference == "starter-base:Q4_K_M"
-    with pytest.raises(Problem):
+    with pytest.raises(NotServedError):
         catalog("starter").target("starter-base")
 
 
@@ -140,5 +139,5 @@ def test_the_file_of_a_base_serves_all_tasks() -> None:
     for name in ("own", "own-text-base-Q8_0"):
         found = offered.target(f"{name}/code")
         assert (found.reference, found.task) == ("own-text-base-Q8_0.gguf", Task.CODE)
-    with pytest.raises(Problem):
+    with pytest.raises(NotServedError):
         offered.target("own:Q4_K_M")

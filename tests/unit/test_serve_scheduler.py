@@ -16,10 +16,10 @@ from nestling.engine.adapted import OneAdapter
 from nestling.errors import EngineError
 from nestling.models.embedder import Embedder
 from nestling.server.core.fair_queue import Batch, Job, Queue
+from nestling.server.core.metrics import Registry
 from nestling.server.core.model_pool import Model
+from nestling.server.core.refusals import BusyError
 from nestling.server.core.scheduler import Scheduler, pooled
-from nestling.server.http.metrics import Registry
-from nestling.server.http.problems import Problem
 from nestling.spec import Task
 
 
@@ -193,9 +193,9 @@ def test_a_full_queue_is_refused_and_a_cancelled_request_makes_room() -> None:
         await asyncio.to_thread(engine.entered.wait)
         second = asyncio.ensure_future(running.pool(one, [ids(90)]))
         await asyncio.sleep(0)
-        with pytest.raises(Problem) as caught:
+        with pytest.raises(BusyError) as caught:
             await running.pool(one, [ids(20)])
-        assert (caught.value.status, caught.value.headers["retry-after"]) == (429, "1")
+        assert caught.value.retry_after_s == 1
         second.cancel()
         assert engine.gate
         engine.gate.set()

@@ -1,181 +1,157 @@
-"""The routes. Each reads a body, hands it to the service and sends what comes back; nothing is decided here."""
+"""The ASGI application: the dialects' routes, those to watch the server by, the pages, and what stands before them."""
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from pydantic_core import to_json
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.types import Receive, Scope, Send
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Match, Route
+from starlette.types import Scope
 
-from nestling._util.version import __version__
 from nestling.errors import NestlingError
-from nestling.server.api.requests import DetokenizeRequest, EmbeddingRequest, RerankRequest, TokenizeRequest
+from nestling.server.api.dialect import Dialect
+from nestling.server.api.endpoint import Endpoint
+from nestling.server.api.openapi import document
+from nestling.server.api.registry import DIALECTS
 from nestling.server.core.model_pool import Load
+from nestling.server.core.refusals import UnavailableError
 from nestling.server.core.service import Service
-from nestling.server.http.guards import Bodies, Journal, Keys, admitted, respond, unless_gone
-from nestling.server.http.problems import Problem, problem_of, unavailable
+from nestling.server.http.access_log import AccessLog
+from nestling.server.http.auth import Keys
+from nestling.server.http.limits import Bodies
+from nestling.server.http.problems import Problem, Respond, problem_of
 from nestling.server.settings import ServeSettings
 
 PAGES = Path(__file__).parent / "playground"
 POLICY = (
     "default-src 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'"
 )
-Work = Callable[[bytes], Coroutine[Any, Any, list[bytes]]]
+_JSON = "application/json"
 
 
-def create_app(settings: ServeSettings, load: Load | None = None) -> FastAPI:
+def create_app(
+    settings: ServeSettings, load: Load | None = None, *, dialects: Sequence[Dialect] = DIALECTS
+) -> Starlette:
     """The application; `load` replaces how models are loaded. The service is at `app.state.service`."""
     service = Service(settings, load)
 
     @asynccontextmanager
-    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
         await service.start()
         yield
         await service.stop()
 
-    app = FastAPI(title="nestling", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    respond = _writer(dialects)
+    routes = [*_spoken(dialects, service), *_watching(service, dialects), *_pages()]
+    paths = [route.path for route in routes]
+    assert len(set(paths)) == len(paths), "two routes have the same path"
+    app = Starlette(
+        routes=routes,
+        lifespan=lifespan,
+        middleware=_guards(service, respond),
+        exception_handlers=dict.fromkeys((Problem, NestlingError, HTTPException), _answer(respond)),
+    )
     app.state.service = service
-    _add_guards(app, service)
-    _add_embedding(app, service)
-    _add_watching(app, service)
-    _add_pages(app)
     return app
 
 
-def _add_guards(app: FastAPI, service: Service) -> None:
-    if service.settings.api_key:
-        app.add_middleware(Keys, keys=service.settings.api_key)
-    if service.settings.cors_origin:
-        origins = list(service.settings.cors_origin)
-        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
-    app.add_middleware(Journal, service=service)
-    app.add_exception_handler(Problem, _answer)
-    app.add_exception_handler(NestlingError, _answer)
-    app.add_exception_handler(HTTPException, _answer_http)
+class NamedRoute(Route):
+    """A route that those before it can see afterwards, as `scope["route"]`."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Starlette's, with the route itself."""
+        match, child = super().matches(scope)
+        return match, {**child, "route": self} if match is not Match.NONE else child
 
 
-async def _answer(_request: Request, error: Exception) -> Response:
-    return respond(problem_of(error))
+def _writer(dialects: Sequence[Dialect]) -> Respond:
+    by_path = {path: dialect for dialect in dialects for route in dialect.routes for path in (route.path, *route.also)}
+
+    def respond(scope: Scope, problem: Problem) -> Response:
+        route = scope.get("route")
+        path: str = route.path if route else scope["path"]
+        body = by_path.get(path, dialects[0]).error(problem)
+        return Response(body, problem.status, dict(problem.headers), _JSON)
+
+    return respond
 
 
-async def _answer_http(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    what = f"{request.method} {request.url.path[:100]}: {error.detail}"
-    return respond(Problem(error.status_code, what, "not_found", headers=error.headers or {}))
+def _answer(respond: Respond) -> Callable[[Request, Exception], Response]:
+    def answer(request: Request, error: Exception) -> Response:
+        if isinstance(error, HTTPException):
+            what = f"{request.method} {request.url.path[:100]}: {error.detail}"
+            code = _CODES.get(error.status_code, "invalid_request")
+            error = Problem(error.status_code, what, code, headers=error.headers or {})
+        return respond(request.scope, problem_of(error))
+
+    return answer
 
 
-def _add_embedding(app: FastAPI, service: Service) -> None:
+_CODES = {404: "not_found", 405: "method_not_allowed"}
+
+
+def _guards(service: Service, respond: Respond) -> list[Middleware]:
+    """What a request passes, the first one first."""
+    settings, found = service.settings, [Middleware(AccessLog, service=service, respond=respond)]
+    if settings.cors_origin:
+        origins = list(settings.cors_origin)
+        found.append(Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"]))
+    if settings.api_key:
+        found.append(Middleware(Keys, keys=settings.api_key, respond=respond))
+    return found
+
+
+def _spoken(dialects: Sequence[Dialect], service: Service) -> list[NamedRoute]:
     bodies = Bodies(service.settings.max_body_bytes)
-
-    def post(path: str, work: Work, model: type[Any], text: str = "") -> None:
-        async def handle(request: Request) -> Response:
-            return await _worked(request, service, bodies, work)
-
-        extra = {"requestBody": _body_schema(model)}
-        shown = bool(text)
-        app.post(path, description=text, include_in_schema=shown, openapi_extra=extra, responses=_ERRORS)(handle)
-
-    post("/v1/embeddings", service.embed, EmbeddingRequest, "A vector for each text. Also at /embeddings.")
-    post("/embeddings", service.embed, EmbeddingRequest)
-    post("/v1/rerank", service.rerank, RerankRequest, "Candidates in the order of their nearness. Also at /rerank.")
-    post("/rerank", service.rerank, RerankRequest)
-    post("/tokenize", service.tokenize, TokenizeRequest, "The model's token ids of texts.")
-    post("/detokenize", service.detokenize, DetokenizeRequest, "The text of token ids.")
+    return [
+        NamedRoute(path, Endpoint(route, service, bodies), methods=[route.method])
+        for dialect in dialects
+        for route in dialect.routes
+        for path in (route.path, *route.also)
+    ]
 
 
-async def _worked(request: Request, service: Service, bodies: Bodies, work: Work) -> Response:
-    with admitted(service):
-        async with bodies.read(request) as body:
-            await service.ready()
-            answer = await unless_gone(request, asyncio.ensure_future(work(body)))
-    if answer is None:
-        return Response(status_code=499)
-    return Pieces(answer)
-
-
-class Pieces(Response):
-    """A JSON answer that is sent piece by piece, each once the client has taken the one before."""
-
-    def __init__(self, pieces: list[bytes]) -> None:
-        super().__init__(headers={"content-length": str(sum(map(len, pieces)))}, media_type="application/json")
-        self._pieces = pieces
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        for left, piece in zip(reversed(range(len(self._pieces))), self._pieces, strict=True):
-            await send({"type": "http.response.body", "body": piece, "more_body": left > 0})
-
-
-def _body_schema(model: type[Any]) -> dict[str, Any]:
-    schema = model.model_json_schema()
-    whole = _inlined(schema, schema.pop("$defs", {}))
-    return {"required": True, "content": {"application/json": {"schema": whole}}}
-
-
-def _inlined(part: Any, definitions: dict[str, Any]) -> Any:  # noqa: ANN401 - any JSON
-    """A schema without `#/$defs/NAME`, which leads nowhere once the schema is a part of an OpenAPI document."""
-    if isinstance(part, list):
-        return [_inlined(one, definitions) for one in part]
-    if not isinstance(part, dict):
-        return part
-    if "$ref" in part:
-        return _inlined(definitions[part["$ref"].removeprefix("#/$defs/")], definitions)
-    return {name: _inlined(one, definitions) for name, one in part.items()}
-
-
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    400: {"description": "a value that cannot be honoured"},
-    401: {"description": "a missing or wrong key"},
-    404: {"description": "a model that is not served"},
-    413: {"description": "a body or a number of texts beyond the limit"},
-    415: {"description": "a compressed body"},
-    429: {"description": "a full queue; see Retry-After"},
-    500: {"description": "an engine that failed"},
-    503: {"description": "a server that is starting or stopping"},
-}
-
-
-def _add_watching(app: FastAPI, service: Service) -> None:
-    @app.get("/v1/models")
-    @app.get("/models", include_in_schema=False)
-    async def models() -> Response:
-        """What is served: names, longest text in tokens, vector sizes, tasks."""
-        return Response(await service.list_models(), media_type="application/json")
-
-    @app.get("/health")
-    async def health() -> Response:
-        """200 while the process and its engine thread live."""
+def _watching(service: Service, dialects: Sequence[Dialect]) -> list[NamedRoute]:
+    async def health(_request: Request) -> Response:
         if service.scheduler.is_alive:
-            return Response(b'{"status":"ok"}', media_type="application/json")
-        return respond(unavailable("the engine thread has died"))
+            return Response(b'{"status":"ok"}', media_type=_JSON)
+        raise UnavailableError("the engine thread has died")
 
-    @app.get("/ready")
-    async def ready() -> Response:
-        """200 once the models are loaded and tested, 503 before that and while the server drains."""
+    async def ready(_request: Request) -> Response:
         if service.is_ready:
-            return Response(b'{"status":"ready"}', media_type="application/json")
-        return respond(unavailable("draining" if service.draining else "loading"))
+            return Response(b'{"status":"ready"}', media_type=_JSON)
+        raise UnavailableError("draining" if service.draining else "loading")
 
-    @app.get("/metrics")
-    async def metrics() -> Response:
-        """Counters for Prometheus."""
+    async def metrics(_request: Request) -> Response:
         return Response(service.metrics.render(), media_type=service.metrics.content_type)
 
+    watching = {
+        "/health": (health, "200 while the process and its engine thread live."),
+        "/ready": (ready, "200 once the models are loaded and tested, 503 before that and while the server drains."),
+        "/metrics": (metrics, "Counters for Prometheus."),
+    }
+    shown = to_json(document(dialects, [(path, text) for path, (_, text) in watching.items()]))
 
-def _add_pages(app: FastAPI) -> None:
-    def page(path: str, file: str) -> None:
-        async def show() -> Response:
+    async def openapi(_request: Request) -> Response:
+        return Response(shown, media_type=_JSON)
+
+    return [NamedRoute("/openapi.json", openapi), *(NamedRoute(path, work) for path, (work, _) in watching.items())]
+
+
+def _pages() -> list[NamedRoute]:
+    def page(path: str, file: str) -> NamedRoute:
+        async def show(_request: Request) -> Response:
             return Response((PAGES / file).read_bytes(), headers=_PAGE_HEADERS, media_type="text/html; charset=utf-8")
 
-        app.get(path, include_in_schema=False)(show)
+        return NamedRoute(path, show)
 
-    page("/", "index.html")
-    page("/docs", "docs.html")
+    return [page("/", "index.html"), page("/docs", "docs.html")]
 
 
 _PAGE_HEADERS = {

@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from nestling.errors import NestlingError
@@ -115,7 +115,7 @@ class Server(uvicorn.Server):
 
     def __init__(
         self,
-        app: FastAPI,
+        app: Starlette,
         listener: socket.socket,
         *,
         drain_s: int,
@@ -180,7 +180,7 @@ class Server(uvicorn.Server):
         return PunctualProtocol(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
 
-def _config(app: FastAPI, drain_s: int) -> uvicorn.Config:
+def _config(app: Starlette, drain_s: int) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         log_config=None,

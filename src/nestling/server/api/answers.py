@@ -1,25 +1,30 @@
-"""Vectors to the bytes of an answer, in every form that clients ask for. Knows nothing of requests and models.
+"""Vectors and errors to the bytes of an answer, in the forms that several dialects share.
 
-Rows are written one at a time, so that a thread that writes a large answer lets the others run in between.
+Rows are written one at a time, when they are asked for: no answer is ever whole in memory.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from enum import StrEnum
 from typing import Any
 
 from pydantic_core import to_json
 
 from nestling import vectors
-from nestling.models.reranking import Ranked, Scoring
-from nestling.server.api.requests import Form
+from nestling.server.http.problems import Problem
 from nestling.vectors import Floats
 
-PIECE_BYTES = 1 << 18
-"""Size from which on a piece of an answer is closed."""
+PIECE_BYTES = 1 << 17
+"""Size of a piece of an answer, which is written in about a millisecond."""
 
 
-def rows(pooled: Floats, dimension: int, *, normalised: bool) -> Floats:
-    """Pooled states to answers: (B, D) -> (B, dimension); unit rows, or cut as they are."""
-    return vectors.finish(pooled, dimension) if normalised else pooled[:, :dimension]
+class Form(StrEnum):
+    """What a vector is made of: `embedding_type`, or `encoding_type` as LlamaIndex spells it."""
+
+    FLOAT = "float"
+    BASE64 = "base64"
+    INT8 = "int8"
+    BINARY = "binary"
+    UBINARY = "ubinary"
 
 
 def _to_int8(row: Floats) -> list[int]:
@@ -51,48 +56,42 @@ _FORMS: Mapping[Form, Callable[[Floats], Any]] = {
 }
 
 
-def embeddings(values: Floats, *, form: Form, model: str, tokens: int) -> list[bytes]:
-    """The answer of `/v1/embeddings` for (B, D) vectors, in pieces: a `list` in the order of the input."""
-    write = _FORMS[form]
-    items = (
-        b'{"object":"embedding","index":%d,"embedding":%b}' % (index, to_json(write(row)))
-        for index, row in enumerate(values)
-    )
-    return _list(items, model, tokens)
+def vector(row: Floats, form: Form = Form.FLOAT) -> bytes:
+    """One vector as JSON: (D,) -> a list of numbers, or a text of base64."""
+    return to_json(_FORMS[form](row))
 
 
-def multivectors(values: Sequence[Floats], *, form: Form, model: str, tokens: int) -> list[bytes]:
-    """The same for B arrays of (T, P) token vectors, under `embeddings`, each of them in the form asked for."""
-    write = _FORMS[form]
-    items = (
-        b'{"object":"embeddings","index":%d,"embeddings":[%b]}'
-        % (index, b",".join(to_json(write(row)) for row in rows))
-        for index, rows in enumerate(values)
-    )
-    return _list(items, model, tokens)
-
-
-def ranking(
-    results: Sequence[Ranked], documents: Sequence[str] | None, *, scoring: Scoring, model: str, tokens: int
-) -> list[bytes]:
-    """The answer of `/v1/rerank`: the best first, with their documents where these are given."""
-    items: list[dict[str, Any]] = [{"index": one.index, "relevance_score": one.score} for one in results]
-    if documents is not None:
-        items = [{**item, "document": {"text": documents[item["index"]]}} for item in items]
-    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-    answer = {"object": "list", "model": model, "scoring": scoring, "results": items, "usage": usage}
-    return [to_json(answer)]
-
-
-def _list(items: Iterable[bytes], model: str, tokens: int) -> list[bytes]:
-    """A `list` in pieces. It is never one string: copying 80 MB would hold up every other thread."""
-    pieces, piece, comma = list[bytes](), bytearray(b'{"object":"list","data":['), b""
+def separated(items: Iterable[Iterable[bytes]]) -> Iterator[bytes]:
+    """The parts of items, with a comma between two items."""
+    comma = b""
     for item in items:
-        piece += comma + item
+        yield comma
+        yield from item
         comma = b","
-        if len(piece) > PIECE_BYTES:
-            pieces.append(bytes(piece))
+
+
+def pieces(parts: Iterable[bytes]) -> Iterator[bytes]:
+    """Small parts -> pieces of about `PIECE_BYTES`, each made when it is asked for."""
+    piece = bytearray()
+    for part in parts:
+        piece += part
+        if len(piece) >= PIECE_BYTES:
+            yield bytes(piece)
             piece.clear()
-    usage = to_json({"prompt_tokens": tokens, "total_tokens": tokens})
-    piece += b'],"model":%b,"usage":%b}' % (to_json(model), usage)
-    return [*pieces, bytes(piece)]
+    if piece:
+        yield bytes(piece)
+
+
+def usage(tokens: int) -> dict[str, int]:
+    """What a request took, as OpenAI and Jina say it."""
+    return {"prompt_tokens": tokens, "total_tokens": tokens}
+
+
+_KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+
+def error(problem: Problem) -> bytes:
+    """An error as OpenAI's clients expect it: `{"error": {message, type, param, code}}`."""
+    kind = _KINDS.get(problem.status, "server_error" if problem.status >= 500 else "invalid_request_error")  # noqa: PLR2004 - HTTP's border
+    inner = {"message": problem.message, "type": kind, "param": problem.param, "code": problem.code}
+    return to_json({"error": inner})

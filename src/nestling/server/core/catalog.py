@@ -8,14 +8,13 @@ are refused. Loads nothing.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from nestling.errors import UsageError
 from nestling.formats.quant_types import FILE_TYPES
 from nestling.models import local
 from nestling.models.local import ModelReference
-from nestling.server.api.requests import agreed
-from nestling.server.http.problems import Problem, shown
+from nestling.server.core.refusals import NotServedError, agreed, shown
 from nestling.spec import ModelSpec, Role, Task
 
 
@@ -43,7 +42,7 @@ class Offer:
 
     @property
     def name(self) -> str:
-        """How `/v1/models` calls it."""
+        """What clients call it."""
         return (
             Path(self.path).name.removesuffix(".gguf")
             if self.path
@@ -68,19 +67,12 @@ class Offer:
         """How one task of it is called."""
         return str(ModelReference(self.family, task, self.quant))
 
-    def items(self, spec: ModelSpec) -> list[dict[str, Any]]:
-        """What `/v1/models` says of it: itself and, of a family, each task by its own name."""
-        shared = {
-            "object": "model",
-            "created": 0,
-            "owned_by": "nestling",
-            "max_model_len": spec.max_tokens,
-            "dimensions": spec.dimensions,
-        }
-        whole = {"id": self.name, **shared, "tasks": self.tasks}
+    def served(self, spec: ModelSpec) -> list["Served"]:
+        """It by its own name and, of a family, each task by its own name."""
+        whole = Served(self.name, self.tasks, spec.max_tokens, spec.dimensions)
         if len(self.tasks) == 1:
             return [whole]
-        return [whole, *({"id": self.name_of(task), **shared, "tasks": (task,)} for task in self.tasks)]
+        return [whole, *(replace(whole, name=self.name_of(task), tasks=(task,)) for task in self.tasks)]
 
     def reference(self, task: Task | None = None, quant: str | None = None) -> str:
         """The reference of one model of it, its own defaults filling in."""
@@ -91,6 +83,16 @@ class Offer:
     def chosen(self, task: Task | None) -> Task:
         """The task that is meant where one may have been named."""
         return task or self.task or Task.RETRIEVAL
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A model that clients may name: what it is for, its longest text in tokens, its sizes of vectors."""
+
+    name: str
+    tasks: tuple[Task, ...]
+    max_tokens: int
+    dimensions: tuple[int, ...]
 
 
 class Catalog:
@@ -109,8 +111,8 @@ class Catalog:
         for name, target in self._aliases.items():
             try:
                 self.target(target)
-            except Problem as problem:
-                raise UsageError(f"alias {name}: {problem.message}", param="alias") from None
+            except (UsageError, NotServedError) as error:
+                raise UsageError(f"alias {name}: {error}", param="alias") from None
 
     @property
     def default(self) -> Offer:
@@ -120,7 +122,7 @@ class Catalog:
     def target(
         self, model: str | None, *, task: str | None = None, roles: Mapping[str, str | None] | None = None
     ) -> Target:
-        """Find the model. Problem 404 for a name that is not served, 400 for parts that contradict each other."""
+        """Find the model. NotServedError, or UsageError for parts that contradict each other."""
         name, in_model = self._split(self._aliases.get(model, model) if model else self.default.name)
         in_field = _task_and_role("task", task)
         offer, named = self._find(name, model)
@@ -145,9 +147,7 @@ class Catalog:
             if named and (offer.base or not offer.path) and _answers(offer, named):
                 return offer, named
         served = ", ".join(offer.name for offer in self.offers)
-        raise Problem(
-            404, f"model={shown(asked)}: not served here; this server has {served}", "model_not_found", "model"
-        )
+        raise NotServedError(f"model={shown(asked)}: not served here; this server has {served}")
 
 
 def _offer(reference: str, specs_of_file: Callable[[str], Sequence[ModelSpec]], *, adapters: bool) -> Offer:

@@ -19,9 +19,9 @@ from nestling.engine.protocol import TokenIds
 from nestling.errors import EngineError
 from nestling.models.embedder import Embedder
 from nestling.server.core.fair_queue import Batch, Job, Queue, Work
+from nestling.server.core.metrics import Registry
 from nestling.server.core.model_pool import Model
-from nestling.server.http.metrics import Registry
-from nestling.server.http.problems import busy
+from nestling.server.core.refusals import BusyError
 from nestling.spec import Task
 from nestling.vectors import Floats
 
@@ -64,7 +64,7 @@ class Scheduler:
         """What a work gives for each of B token sequences: arrays whose rows are finite and never zero.
 
         `task` is the one of the model's that they are for; pooled texts of several tasks share batches.
-        Problem 429 when the queue is full, EngineError when the engine fails twice. Cancelling drops what has not run.
+        BusyError when the queue is full, EngineError when the engine fails twice. Cancelling drops what has not run.
         """
         loop = asyncio.get_running_loop()
         job = Job(model, sequences, loop.create_future(), work, task, mixes=work is pooled)
@@ -88,7 +88,7 @@ class Scheduler:
         with self._ready:
             if self._queue.tokens and self._queue.tokens + tokens > self._max_tokens:
                 self._metrics.rejected.add("queue")
-                raise busy("the queue is full", retry_after_s=self._drain_time_s(job.model))
+                raise BusyError("the queue is full", retry_after_s=self._drain_time_s(job.model))
             self._queue.add(job)
             self._ready.notify()
 

@@ -1,21 +1,21 @@
-"""What the server does, without HTTP: a body in, a body out, in pieces.
+"""What the server does, in no dialect of HTTP: models loaded, texts tokenized, embedded and ranked.
 
-A request is read, its model found, its texts tokenized, embedded and written. What takes long runs in threads, so that
-the event loop is free for others; what is short runs at once, because a thread's hand-over would cost more.
+What takes long runs in threads, so that the event loop is free for others; what is short runs at once, because a
+thread's hand-over would cost more. Knows no bodies, statuses or routes.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
-from pydantic_core import to_json
 
+from nestling import vectors
 from nestling.engine.protocol import TokenIds
 from nestling.errors import NestlingError
 from nestling.formats.gguf import GGUFFile
@@ -24,23 +24,14 @@ from nestling.models.families import read_spec
 from nestling.models.local import resolve
 from nestling.models.reranking import Scoring, check_top_n, ranked
 from nestling.pipeline import self_test
-from nestling.server.api import answers
-from nestling.server.api.inputs import Input, Reader, are_texts, limit_of
-from nestling.server.api.requests import (
-    DetokenizeRequest,
-    EmbeddingRequest,
-    Form,
-    RerankRequest,
-    TokenizeRequest,
-    texts_or_ids,
-)
 from nestling.server.core import token_vectors as of_tokens
-from nestling.server.core.catalog import Catalog, Target
+from nestling.server.core.catalog import Catalog, Served, Target
+from nestling.server.core.inputs import Reader, limit_of
+from nestling.server.core.metrics import Registry
 from nestling.server.core.model_pool import Load, ModelPool, Use
+from nestling.server.core.requests import Embedded, Embedding, Inputs, Output, RankedDocuments, Ranking, are_texts
 from nestling.server.core.result_cache import ResultCache
 from nestling.server.core.scheduler import Scheduler, pooled, token_vectors
-from nestling.server.http.metrics import Registry
-from nestling.server.http.problems import invalid
 from nestling.server.settings import MIB, ServeSettings
 from nestling.spec import ModelSpec, Role
 from nestling.vectors import Floats
@@ -49,15 +40,13 @@ LOG = logging.getLogger("nestling.server")
 SHORT_CHARACTERS = 4000
 """Texts that tokenize in about a millisecond."""
 SHORT_NUMBERS = 10_000
-"""Vector components that are written in about a millisecond."""
-SHORT_BODY = 64_000
-"""Bytes of JSON that parse in about a millisecond."""
+"""Vector components that are normalised or compared in less than a millisecond."""
 HOUSEKEEPING_S = 5.0
 Result = TypeVar("Result")
 
 
 def loader(settings: ServeSettings) -> Load:
-    """How models are loaded for real: each must give the vectors that its card has (`proving`)."""
+    """How models are loaded for real: each must give the vectors that its card has."""
     spec = read_spec(settings.spec) if settings.spec else None
 
     def load(reference: str) -> Embedder:
@@ -121,72 +110,69 @@ class Service:
         started = self._started.done() and not self._started.cancelled() and self._started.exception() is None
         return started and not self.draining
 
-    async def embed(self, body: bytes) -> list[bytes]:
-        """`POST /v1/embeddings`."""
-        request = await self._run(EmbeddingRequest.parse, body, short=len(body) < SHORT_BODY)
-        self._note(request.unknown)
-        request.check_together()
-        form = request.form
-        check = partial(texts_or_ids, request.input, most=self.settings.max_inputs)
-        inputs = await self._run(check, short=len(body) < SHORT_BODY)
-        roles = {"prompt_name": request.prompt_name, "input_type": request.input_type}
-        target = self.catalog.target(request.model, task=request.task, roles=roles)
-        async with self._use(target) as model:
-            dimension = model.embedder.spec.dimension(request.dimensions)
+    @asynccontextmanager
+    async def embedded(self, wanted: Embedding) -> AsyncIterator[Embedded]:
+        """The vectors of inputs, for as long as the block lasts."""
+        async with self._use(wanted.target) as model:
+            dimension = model.embedder.spec.dimension(wanted.dimensions)
             values: Sequence[Floats] | Floats
-            if request.late_chunking:
-                values, ids = await self._chunks(inputs, target, model)
+            if wanted.output is Output.CHUNKS:
+                values, ids = await self._chunks(wanted, model)
             else:
-                ids = await self._ids(inputs, request, target, model)
-                values = await (self._tokens if request.return_multivector else self._pooled)(model, ids)
-            count = self._counted(target, texts=len(inputs), ids=ids)
-            return await self._written(values, request, form=form, dimension=dimension, tokens=count)
+                ids = await self._ids(wanted, model)
+                work = self._tokens if wanted.output is Output.MULTI_VECTOR else self._pooled
+                values = await work(model, ids)
+            tokens = self._counted(wanted.target, texts=len(wanted.inputs), ids=ids)
+            if wanted.output is not Output.MULTI_VECTOR:
+                finish = partial(_rows, np.asarray(values), dimension, normalized=wanted.normalized)
+                values = await self.run(finish, short=np.size(values) < SHORT_NUMBERS)
+        yield Embedded(values, tokens)
 
-    async def rerank(self, body: bytes) -> list[bytes]:
-        """`POST /v1/rerank`."""
-        request = await self._run(RerankRequest.parse, body, short=len(body) < SHORT_BODY)
-        self._note(request.unknown)
-        scoring, top_n = Scoring.parse(request.scoring or Scoring.MAXSIM), check_top_n(request.top_n)
-        texts = request.texts(most=self.settings.max_inputs)
-        target = self.catalog.target(request.model, task=request.task)
-        if target.role is not None:
-            raise invalid("model: a role has no meaning here: the query is one, the documents passages", param="model")
-        async with self._use(target) as model:
-            read = partial(of_tokens.candidates, request, texts, model.embedder, scoring)
+    async def ranked(self, wanted: Ranking) -> RankedDocuments:
+        """The documents in the order of their nearness to the query."""
+        top_n = check_top_n(wanted.top_n)
+        async with self._use(wanted.target) as model:
+            read = partial(of_tokens.candidates, wanted, model.embedder)
             with self._timed("tokenize"):
-                ids = await self._run(read, short=_is_short(texts))
-            work = token_vectors if scoring is Scoring.MAXSIM else pooled
+                ids = await self.run(read, short=_is_short(wanted.documents))
+            work = token_vectors if wanted.scoring is Scoring.MAXSIM else pooled
             values = await self.scheduler.run(model.model, ids, work, task=model.task)
-            count = self._counted(target, texts=len(ids), ids=ids)
-            best = ranked(await self._run(of_tokens.scores, scoring, values, short=count < SHORT_CHARACTERS), top_n)
-            documents = texts if request.return_documents else None
-            return answers.ranking(best, documents, scoring=scoring, model=self._name(request), tokens=count)
+            tokens = self._counted(wanted.target, texts=len(ids), ids=ids)
+            scores = await self.run(of_tokens.scores, wanted.scoring, values, short=tokens < SHORT_CHARACTERS)
+            return RankedDocuments(ranked(scores, top_n), tokens)
 
-    async def tokenize(self, body: bytes) -> list[bytes]:
-        """`POST /tokenize`."""
-        request = await self._run(TokenizeRequest.parse, body, short=len(body) < SHORT_CHARACTERS)
-        self._note(request.unknown)
-        roles = {"prompt_name": request.prompt_name}
-        target = self.catalog.target(request.model, task=request.task, roles=roles)
+    async def tokenized(self, texts: Sequence[str], target: Target) -> tuple[list[list[int]], int]:
+        """The token ids of each text, with the role's prefix (none by default); and the model's longest text."""
         async with self._use(target) as model:
-            write = partial(_tokenized, request.texts, model.embedder, target.role or Role.RAW)
-            return await self._run(write, short=len(body) < SHORT_CHARACTERS)
+            read = partial(_token_ids, texts, model.embedder, target.role or Role.RAW)
+            return await self.run(read, short=_is_short(texts)), model.embedder.spec.max_tokens
 
-    async def detokenize(self, body: bytes) -> list[bytes]:
-        """`POST /detokenize`."""
-        request = await self._run(DetokenizeRequest.parse, body, short=len(body) < SHORT_CHARACTERS)
-        self._note(request.unknown)
-        async with self._use(self.catalog.target(request.model)) as model:
+    async def detokenized(self, tokens: Sequence[int], target: Target) -> str:
+        """The text of token ids."""
+        async with self._use(target) as model:
             decode = model.embedder.tokenizer.decode
-            text = await self._run(decode, request.tokens, short=len(body) < SHORT_CHARACTERS)
-            return [to_json({"content": text, "prompt": text})]
+            return await self.run(decode, tokens, short=len(tokens) < SHORT_CHARACTERS)
 
-    async def list_models(self) -> bytes:
-        """`GET /v1/models`: each served reference, in each file type that is here, and each task by its own name."""
+    async def served(self) -> list[Served]:
+        """Each served reference, in each file type that is here, and each task by its own name."""
         await self.ready()
         offers = [(offer, kind) for offer in self.catalog.offers for kind in offer.kinds()]
-        items = [item for offer, kind in offers for item in kind.items(self._specs[offer.name])]
-        return to_json({"object": "list", "data": list({item["id"]: item for item in items}.values())})
+        found = [served for offer, kind in offers for served in kind.served(self._specs[offer.name])]
+        return list({served.name: served for served in found}.values())
+
+    async def run(self, work: Callable[..., Result], *values: Any, short: bool) -> Result:  # noqa: ANN401 - work's own
+        """Call `work`: at once if it is `short` (a millisecond), otherwise in a thread."""
+        if short:
+            return work(*values)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *values)
+
+    def note_unknown(self, fields: Iterable[str]) -> None:
+        """Log the names of fields that mean nothing here, each once."""
+        for name in fields:
+            shown = name if name.isidentifier() and len(name) < 50 else "(not a name)"  # noqa: PLR2004 - a log line's worth
+            if shown not in self._noted and len(self._noted) < 100:  # noqa: PLR2004 - a bounded log
+                self._noted.add(shown)
+                LOG.info("unknown field ignored", extra={"fields": {"field": shown}})
 
     async def _load_first(self) -> None:
         for offer in self.catalog.offers:
@@ -204,11 +190,11 @@ class Service:
             await asyncio.sleep(HOUSEKEEPING_S)
             self.models.unload_idle()
 
-    async def _ids(self, inputs: Input, request: EmbeddingRequest, target: Target, model: Use) -> list[TokenIds]:
-        limit = limit_of(request, model.embedder.spec)
-        read = partial(self._reader.read, inputs, model.embedder, role=target.role, limit=limit)
+    async def _ids(self, wanted: Embedding, model: Use) -> list[TokenIds]:
+        limit = limit_of(wanted, model.embedder.spec)
+        read = partial(self._reader.read, wanted.inputs, model.embedder, role=wanted.target.role, limit=limit)
         with self._timed("tokenize"):
-            return await self._run(read, short=not are_texts(inputs) or _is_short(inputs))
+            return await self.run(read, short=_are_short(wanted.inputs))
 
     async def _pooled(self, model: Use, ids: Sequence[TokenIds]) -> Floats:
         known = [self.cache.get(model.reference, one) for one in ids]
@@ -227,31 +213,13 @@ class Service:
         of_tokens.check_size(ids, param="input")
         return await self.scheduler.run(model.model, ids, token_vectors, task=model.task)
 
-    async def _chunks(self, inputs: Input, target: Target, model: Use) -> tuple[Floats, Sequence[TokenIds]]:
-        cut = partial(of_tokens.chunked, inputs, model.embedder, role=target.role or Role.QUERY)
+    async def _chunks(self, wanted: Embedding, model: Use) -> tuple[Floats, Sequence[TokenIds]]:
+        cut = partial(of_tokens.chunked, wanted.inputs, model.embedder, role=wanted.target.role or Role.QUERY)
         with self._timed("tokenize"):
-            found = await self._run(cut, short=not are_texts(inputs) or _is_short(inputs))
-        [rows] = await self.scheduler.run(
-            model.model, [found.ids], of_tokens.pool_chunks(found.places), task=model.task
-        )
+            found = await self.run(cut, short=_are_short(wanted.inputs))
+        work = of_tokens.pool_chunks(found.places)
+        [rows] = await self.scheduler.run(model.model, [found.ids], work, task=model.task)
         return rows, [found.ids]
-
-    async def _written(
-        self, values: Sequence[Floats] | Floats, request: EmbeddingRequest, *, form: Form, dimension: int, tokens: int
-    ) -> list[bytes]:
-        name = self._name(request)
-
-        def write() -> list[bytes]:
-            if request.return_multivector:
-                return answers.multivectors(list(values), form=form, model=name, tokens=tokens)
-            rows = answers.rows(np.asarray(values), dimension, normalised=request.normalized is not False)
-            return answers.embeddings(rows, form=form, model=name, tokens=tokens)
-
-        with self._timed("serialize"):
-            return await self._run(write, short=sum(map(np.size, values)) < SHORT_NUMBERS)
-
-    def _name(self, request: EmbeddingRequest | RerankRequest) -> str:
-        return request.model or self.catalog.default.name
 
     def _counted(self, target: Target, *, texts: int, ids: Sequence[TokenIds]) -> int:
         """Tell the metrics what was embedded: -> the tokens."""
@@ -260,23 +228,11 @@ class Service:
         self.metrics.tokens.add(target.reference, amount=count)
         return count
 
-    async def _run(self, work: Callable[..., Result], *values: Any, short: bool) -> Result:  # noqa: ANN401 - work's own
-        if short:
-            return work(*values)
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *values)
-
     @contextmanager
-    def _timed(self, stage: str) -> Any:  # noqa: ANN401 - a context manager without a value
+    def _timed(self, stage: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
         self.metrics.stage.observe(time.perf_counter() - start, stage)
-
-    def _note(self, fields: Any) -> None:  # noqa: ANN401 - an iterable of names
-        for name in fields:
-            shown = name if name.isidentifier() and len(name) < 50 else "(not a name)"  # noqa: PLR2004 - a log line's worth
-            if shown not in self._noted and len(self._noted) < 100:  # noqa: PLR2004 - a bounded log
-                self._noted.add(shown)
-                LOG.info("unknown field ignored", extra={"fields": {"field": shown}})
 
     def _add_gauges(self) -> None:
         add = self.metrics.gauge
@@ -291,12 +247,18 @@ class Service:
         add("nestling_cache_bytes", "Size of the result cache", lambda: self.cache.size_bytes)
 
 
-def _tokenized(texts: str | list[str], embedder: Embedder, role: Role) -> list[bytes]:
-    prefix, listed = embedder.spec.prefix(role), [texts] if isinstance(texts, str) else texts
-    tokenizer = embedder.tokenizer
-    tokens = [tokenizer.close(ids).tolist() for ids in tokenizer.encode([prefix + text for text in listed])]
-    answer = {"tokens": tokens[0] if isinstance(texts, str) else tokens, "count": sum(map(len, tokens))}
-    return [to_json({**answer, "max_model_len": embedder.spec.max_tokens})]
+def _rows(pooled_states: Floats, dimension: int, *, normalized: bool) -> Floats:
+    """Pooled states to vectors: (B, D) -> (B, dimension); unit rows, or cut as they are."""
+    return vectors.finish(pooled_states, dimension) if normalized else pooled_states[:, :dimension]
+
+
+def _token_ids(texts: Sequence[str], embedder: Embedder, role: Role) -> list[list[int]]:
+    prefix, tokenizer = embedder.spec.prefix(role), embedder.tokenizer
+    return [tokenizer.close(ids).tolist() for ids in tokenizer.encode([prefix + text for text in texts])]
+
+
+def _are_short(inputs: Inputs) -> bool:
+    return are_texts(inputs) and _is_short(inputs)
 
 
 def _is_short(texts: Sequence[str]) -> bool:

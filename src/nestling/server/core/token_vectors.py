@@ -15,9 +15,8 @@ from nestling.errors import TextError, UsageError
 from nestling.inputs.late_chunking import ChunkedIds, Cut, Places
 from nestling.models.embedder import Embedder
 from nestling.models.reranking import Scoring, token_scores, vector_scores
-from nestling.server.api.inputs import Input, are_texts
-from nestling.server.api.requests import RerankRequest
-from nestling.server.http.problems import invalid, too_large
+from nestling.server.core.refusals import InvalidError, TooLargeError
+from nestling.server.core.requests import Inputs, Ranking, are_texts
 from nestling.spec import Role
 from nestling.vectors import Floats
 
@@ -26,23 +25,25 @@ MOST_TOKENS = 65_536
 
 
 def check_head(embedder: Embedder, *, param: str) -> None:
-    """Problem naming `param` when the model has no multi-vector head; other faults of the head's file as they are."""
+    """InvalidError naming `param` when the model has no multi-vector head; other faults of its file as they are."""
     try:
         _ = embedder.projector
     except UsageError as error:
-        raise invalid(str(error), param=param, code="no_multivector") from None
+        raise InvalidError(str(error), param=param, code="no_multivector") from None
 
 
 def check_size(ids: Sequence[TokenIds], *, param: str) -> None:
-    """Problem 413 for more tokens than a request gets vectors for."""
+    """TooLargeError for more tokens than a request gets vectors for."""
     if (total := sum(map(len, ids))) > MOST_TOKENS:
-        raise too_large(f"{param}: {total} tokens, each with a vector; a request may have {MOST_TOKENS}", param=param)
+        raise TooLargeError(
+            f"{param}: {total} tokens, each with a vector; a request may have {MOST_TOKENS}", param=param
+        )
 
 
-def chunked(inputs: Input, embedder: Embedder, *, role: Role) -> ChunkedIds:
-    """Inputs that are consecutive chunks of one document, joined as they are; Problem or TextError for what is not."""
+def chunked(inputs: Inputs, embedder: Embedder, *, role: Role) -> ChunkedIds:
+    """Inputs that are consecutive chunks of one document, joined as they are; UsageError for what is not."""
     if not are_texts(inputs):
-        raise invalid("late_chunking: texts are expected, not token ids", param="input")
+        raise InvalidError("late_chunking: texts are expected, not token ids", param="input")
     if "" in inputs:
         raise TextError("the text is empty", index=inputs.index(""))
     ends = np.cumsum([0, *map(len, inputs)]).tolist()
@@ -52,7 +53,7 @@ def chunked(inputs: Input, embedder: Embedder, *, role: Role) -> ChunkedIds:
     except UsageError as error:
         if error.param != "spans":
             raise
-        raise invalid(f"late_chunking: input {str(error).removeprefix('spans: ')}", param="input") from None
+        raise InvalidError(f"late_chunking: input {str(error).removeprefix('spans: ')}", param="input") from None
 
 
 def pool_chunks(places: Sequence[Places]) -> Callable[[Embedder, Sequence[TokenIds]], Sequence[Floats]]:
@@ -60,29 +61,29 @@ def pool_chunks(places: Sequence[Places]) -> Callable[[Embedder, Sequence[TokenI
     return lambda embedder, sequences: [embedder.pool_chunks(ids, places) for ids in sequences]
 
 
-def candidates(request: RerankRequest, texts: Sequence[str], embedder: Embedder, scoring: Scoring) -> list[TokenIds]:
-    """The query's token ids, then those of each candidate; Problem for what cannot be scored that way."""
-    if scoring is Scoring.COSINE:
-        return _candidates(request, texts, embedder)
+def candidates(wanted: Ranking, embedder: Embedder) -> list[TokenIds]:
+    """The query's token ids, then those of each document; UsageError for what cannot be scored that way."""
+    if wanted.scoring is Scoring.COSINE:
+        return _candidates(wanted, embedder)
     check_head(embedder, param="scoring")
-    ids = _candidates(request, texts, embedder)
+    ids = _candidates(wanted, embedder)
     check_size(ids, param="documents")
     return ids
 
 
-def _candidates(request: RerankRequest, texts: Sequence[str], embedder: Embedder) -> list[TokenIds]:
-    if not request.query.strip():
-        raise invalid("query: the text is empty", param="query", code="invalid_input")
-    read = partial(embedder.tokenize, truncate=bool(request.truncate))
+def _candidates(wanted: Ranking, embedder: Embedder) -> list[TokenIds]:
+    if not wanted.query.strip():
+        raise InvalidError("query: the text is empty", param="query", code="invalid_input")
+    read = partial(embedder.tokenize, truncate=wanted.truncate)
     try:
-        asked = read([request.query], prompt_name=Role.QUERY)
+        asked = read([wanted.query], prompt_name=Role.QUERY)
     except TextError as error:
-        raise invalid(str(error).replace("input 0", "query", 1), param="query", code="invalid_input") from None
+        raise InvalidError(str(error).replace("input 0", "query", 1), param="query", code="invalid_input") from None
     try:
-        return asked + read(texts, prompt_name=Role.PASSAGE)
+        return asked + read(wanted.documents, prompt_name=Role.PASSAGE)
     except TextError as error:
         message = str(error).replace(f"input {error.index}", f"documents[{error.index}]", 1)
-        raise invalid(message, param="documents", code="invalid_input") from None
+        raise InvalidError(message, param="documents", code="invalid_input") from None
 
 
 def scores(scoring: Scoring, values: Sequence[Floats]) -> NDArray[np.float64]:

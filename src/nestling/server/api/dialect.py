@@ -1,0 +1,68 @@
+"""What a dialect of HTTP is: its routes, each with its request model and answer writer, and the shape of its errors.
+
+A dialect is one module with a `DIALECT`, and one line in `registry`. It translates: bodies to what the service is
+asked for (`core.requests`), and what that answers to bytes.
+"""
+
+from collections.abc import AsyncGenerator, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar
+
+from nestling.server.api.bodies import SHORT_BODY, Body
+from nestling.server.core.service import Service
+from nestling.server.http.problems import Problem
+
+Result = TypeVar("Result")
+Read = TypeVar("Read", bound=Body)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request on its way through a route: its body, and the parameters of its path."""
+
+    service: Service
+    body: bytes = b""
+    path: Mapping[str, str] = field(default_factory=dict)
+
+    async def read(self, model: type[Read]) -> Read:
+        """The body as the dialect's model; UsageError for one that is not."""
+        found = await self.run(model.parse, self.body)
+        self.service.note_unknown(found.unknown)
+        return found
+
+    async def run(self, work: Callable[..., Result], *values: object) -> Result:
+        """Call `work`, whose time grows with the body: at once for a short body, otherwise in a thread."""
+        return await self.service.run(work, *values, short=len(self.body) < SHORT_BODY)
+
+
+Handler = Callable[[Call], AsyncGenerator[bytes, None]]
+"""Yields the answer piece by piece, each once the client has taken the one before; exceptions come before the first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One path: a POST where there is a body, otherwise a GET (and HEAD).
+
+    `also`: other paths of the same, left out of the OpenAPI document. A path parameter that takes slashes is
+    `{name:path}`.
+    """
+
+    path: str
+    handler: Handler
+    text: str
+    body: type[Body] | None = None
+    also: tuple[str, ...] = ()
+
+    @property
+    def method(self) -> Literal["GET", "POST"]:
+        """GET or POST."""
+        return "POST" if self.body else "GET"
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """Routes that one kind of client asks for, and how it expects errors: a problem -> a JSON body."""
+
+    name: str
+    routes: tuple[Route, ...]
+    error: Callable[[Problem], bytes]

@@ -1,0 +1,105 @@
+"""Jina's dialect: `/v1/rerank`, in the shape of Cohere's too, and the fields that Jina adds to `/v1/embeddings`."""
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+from pydantic_core import to_json
+
+from nestling.models.reranking import Scoring
+from nestling.server.api import answers
+from nestling.server.api.answers import Form
+from nestling.server.api.bodies import Body
+from nestling.server.api.dialect import Call, Dialect, Route
+from nestling.server.core.refusals import InvalidError, TooLargeError
+from nestling.server.core.requests import RankedDocuments, Ranking
+
+
+class JinaFields(Body):
+    """What Jina's embeddings API has beside OpenAI's fields."""
+
+    embedding_type: Form | None = None
+    """int8: whole numbers up to 127, compare by cosine; ubinary: signs, eight a byte; binary: ubinary less 128."""
+    task: str | None = None
+    """retrieval, text-matching or code, or with a role: retrieval.passage."""
+    truncate: bool | None = None
+    """Cut texts on the right that are too long, instead of refusing them."""
+    normalized: bool | None = None
+    """false: the pooled vector at its own length, cut to the size."""
+    late_chunking: bool | None = None
+    """true: the inputs are consecutive chunks of one document, joined as they are and embedded in one pass."""
+    return_multivector: bool | None = None
+    """true: a vector for every token, prefix included, as `embeddings` of each item; not with dimensions."""
+
+
+class RerankRequest(Body):
+    """`POST /v1/rerank`."""
+
+    query: str
+    documents: list[str | dict[str, Any]]
+    """The candidates: texts, or objects with a `text`."""
+    model: str | None = None
+    """As for embeddings, without a role."""
+    task: str | None = None
+    """As for embeddings, without a role."""
+    top_n: int | None = None
+    """How many of the best to answer with; all by default."""
+    return_documents: bool | None = None
+    """true: each result has its document."""
+    scoring: str | None = None
+    """maxsim: the vectors of all tokens, averaged over the query's (default); cosine: one vector a text."""
+    truncate: bool | None = None
+    """Cut texts on the right that are too long, instead of refusing them."""
+
+    def texts(self, *, most: int) -> list[str]:
+        """The candidates' texts; InvalidError naming the one that has none, TooLargeError for more than `most`."""
+        if not self.documents:
+            raise InvalidError("documents: at least one is expected", param="documents", code="invalid_input")
+        if len(self.documents) > most:
+            message = f"documents: {len(self.documents)}, this server takes {most} a request"
+            raise TooLargeError(message, param="documents")
+        found = [one if isinstance(one, str) else one.get("text") for one in self.documents]
+        for index, text in enumerate(found):
+            if not isinstance(text, str):
+                message = f"documents[{index}].text: a text is expected"
+                raise InvalidError(message, param="documents", code="invalid_input")
+        return [str(text) for text in found]
+
+
+async def _rerank(call: Call) -> AsyncGenerator[bytes, None]:
+    request = await call.read(RerankRequest)
+    scoring = Scoring.parse(request.scoring or Scoring.MAXSIM)
+    texts = request.texts(most=call.service.settings.max_inputs)
+    target = call.service.catalog.target(request.model, task=request.task)
+    if target.role is not None:
+        message = "model: a role has no meaning here: the query is one, the documents passages"
+        raise InvalidError(message, param="model")
+    wanted = Ranking(
+        request.query, texts, target, scoring=scoring, top_n=request.top_n, truncate=bool(request.truncate)
+    )
+    found = await call.service.ranked(wanted)
+    name = request.model or call.service.catalog.default.name
+    yield ranking(found, texts if request.return_documents else None, scoring=scoring, model=name)
+
+
+def ranking(found: RankedDocuments, documents: Sequence[str] | None, *, scoring: Scoring, model: str) -> bytes:
+    """The answer: the best first, with their documents where these are given."""
+    items: list[dict[str, Any]] = [{"index": one.index, "relevance_score": one.score} for one in found.results]
+    if documents is not None:
+        items = [{**item, "document": {"text": documents[item["index"]]}} for item in items]
+    usage = answers.usage(found.tokens)
+    return to_json({"object": "list", "model": model, "scoring": scoring, "results": items, "usage": usage})
+
+
+DIALECT = Dialect(
+    name="jina",
+    error=answers.error,
+    routes=(
+        Route(
+            "/v1/rerank",
+            _rerank,
+            "Candidates in the order of their nearness. Also at /rerank.",
+            body=RerankRequest,
+            also=("/rerank",),
+        ),
+    ),
+)

@@ -1,0 +1,168 @@
+"""OpenAI's dialect: `/v1/embeddings`, with the fields of Jina's, vLLM's and LlamaIndex's too, and `/v1/models`."""
+
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+from enum import StrEnum
+from functools import partial
+
+from pydantic_core import to_json
+
+from nestling.server.api import answers
+from nestling.server.api.answers import Form
+from nestling.server.api.bodies import Body, TextsOrIds, texts_or_ids
+from nestling.server.api.dialect import Call, Dialect, Route
+from nestling.server.api.jina import JinaFields
+from nestling.server.core.catalog import Served
+from nestling.server.core.refusals import InvalidError, agreed
+from nestling.server.core.requests import Embedded, Embedding, Output
+from nestling.vectors import Floats
+
+
+class Encoding(StrEnum):
+    """How a vector travels: `encoding_format`."""
+
+    FLOAT = "float"
+    BASE64 = "base64"
+
+
+class OpenAIFields(Body):
+    """OpenAI's own fields."""
+
+    input: TextsOrIds
+    model: str | None = None
+    """NAME or NAME/TASK or NAME/TASK.ROLE; the first served model by default."""
+    dimensions: int | None = None
+    """One of the trained sizes; the full width by default."""
+    encoding_format: Encoding | None = None
+    """Numbers, or little-endian float32 in base64."""
+    user: str | None = None
+    """Left alone."""
+
+
+class EmbeddingRequest(JinaFields, OpenAIFields):
+    """`POST /v1/embeddings`."""
+
+    encoding_type: Form | None = None
+    """The same as embedding_type."""
+    prompt_name: str | None = None
+    """query, passage (or document), or raw for no prefix; query by default."""
+    input_type: str | None = None
+    """The same as prompt_name."""
+    truncate_prompt_tokens: int | None = None
+    """Cut texts on the right to so many tokens, the prefix included; -1 is the model's limit."""
+
+    @property
+    def form(self) -> Form:
+        """The answer's form: an embedding type that is not `float` wins, else `encoding_format`, else float."""
+        said = {"embedding_type": self.embedding_type, "encoding_type": self.encoding_type}
+        wanted = agreed("embedding_type", said)
+        if wanted in (None, Form.FLOAT) and self.encoding_format is Encoding.BASE64:
+            return Form.BASE64
+        return wanted or Form.FLOAT
+
+    @property
+    def output(self) -> Output:
+        """What is to be made of the inputs."""
+        if self.return_multivector:
+            return Output.MULTI_VECTOR
+        return Output.CHUNKS if self.late_chunking else Output.VECTOR
+
+    def check_together(self) -> None:
+        """InvalidError for fields that cannot be honoured together; neither is ignored."""
+        for one, other in _APART:
+            if _given(getattr(self, one), one) and _given(getattr(self, other), other):
+                raise InvalidError(f"{other}: not together with {one}", param=other, code="contradiction")
+
+
+_APART = (
+    ("return_multivector", "dimensions"),
+    ("return_multivector", "normalized"),
+    ("return_multivector", "late_chunking"),
+    ("late_chunking", "truncate_prompt_tokens"),
+)
+"""Fields that cannot both be set: a token's vector has one size and unit length, a chunked document is whole."""
+
+
+def _given(value: object, name: str) -> bool:
+    """True for a value that asks for something other than the default."""
+    return value is False if name == "normalized" else value not in (None, False, -1)
+
+
+async def _embeddings(call: Call) -> AsyncGenerator[bytes, None]:
+    request = await call.read(EmbeddingRequest)
+    request.check_together()
+    form = request.form
+    read = partial(texts_or_ids, request.input, most=call.service.settings.max_inputs)
+    inputs = await call.run(read)
+    roles = {"prompt_name": request.prompt_name, "input_type": request.input_type}
+    wanted = Embedding(
+        inputs,
+        call.service.catalog.target(request.model, task=request.task, roles=roles),
+        dimensions=request.dimensions,
+        truncate=bool(request.truncate),
+        truncate_to=request.truncate_prompt_tokens,
+        normalized=request.normalized is not False,
+        output=request.output,
+    )
+    name = request.model or call.service.catalog.default.name
+    async with call.service.embedded(wanted) as found:
+        for piece in answers.pieces(embeddings(found, wanted.output, form=form, model=name)):
+            yield piece
+
+
+def embeddings(found: Embedded, output: Output, *, form: Form, model: str) -> Iterator[bytes]:
+    """The parts of a `list` in the order of the inputs."""
+    write = _multivector if output is Output.MULTI_VECTOR else _vector
+    items = (write(index, rows, form) for index, rows in enumerate(found.values))
+    yield b'{"object":"list","data":['
+    yield from answers.separated(items)
+    yield b'],"model":%b,"usage":%b}' % (to_json(model), to_json(answers.usage(found.tokens)))
+
+
+def _vector(index: int, row: Floats, form: Form) -> Iterable[bytes]:
+    """(D,) -> an item's `embedding`."""
+    return (b'{"object":"embedding","index":%d,"embedding":%b}' % (index, answers.vector(row, form)),)
+
+
+def _multivector(index: int, rows: Sequence[Floats] | Floats, form: Form) -> Iterator[bytes]:
+    """(T, P) -> an item's `embeddings`, each row in the form asked for."""
+    yield b'{"object":"embeddings","index":%d,"embeddings":[' % index
+    yield from answers.separated((answers.vector(row, form),) for row in rows)
+    yield b"]}"
+
+
+async def _models(call: Call) -> AsyncGenerator[bytes, None]:
+    data = [_model(one) for one in await call.service.served()]
+    yield to_json({"object": "list", "data": data})
+
+
+def _model(served: Served) -> dict[str, object]:
+    return {
+        "id": served.name,
+        "object": "model",
+        "created": 0,
+        "owned_by": "nestling",
+        "max_model_len": served.max_tokens,
+        "dimensions": served.dimensions,
+        "tasks": served.tasks,
+    }
+
+
+DIALECT = Dialect(
+    name="openai",
+    error=answers.error,
+    routes=(
+        Route(
+            "/v1/embeddings",
+            _embeddings,
+            "A vector for each text. Also at /embeddings.",
+            body=EmbeddingRequest,
+            also=("/embeddings",),
+        ),
+        Route(
+            "/v1/models",
+            _models,
+            "What is served: names, longest text in tokens, vector sizes, tasks.",
+            also=("/models",),
+        ),
+    ),
+)

@@ -1,0 +1,90 @@
+"""How much the server takes in at once: bodies in bytes and time, and requests in flight.
+
+A body is counted while it arrives, so that a chunked one without a length is bounded too; a compressed one is refused.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+from starlette.requests import Request
+
+from nestling.server.core.refusals import BusyError
+from nestling.server.core.service import Service
+from nestling.server.http.problems import Problem
+
+BODY_TIMEOUT_S = 30.0
+HELD_BODIES = 64
+"""Bodies of the full size that are held in memory at once."""
+DISCARDED_BODIES = 16
+"""Bodies' worth of a refused upload that is still read, so that its client sees the answer, not a broken pipe."""
+DISCARD_S = 2.0
+_CLOSE = {"connection": "close"}
+
+
+class Bodies:
+    """Reads request bodies within a limit for each and for all together."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._held = limit, 0
+
+    @asynccontextmanager
+    async def read(self, request: Request) -> AsyncIterator[bytes]:
+        """The body, counted as held until the block ends. Problem 408, 413 or 415; BusyError."""
+        if request.headers.get("content-encoding", "identity").lower() != "identity":
+            raise Problem(415, "Content-Encoding: send the JSON uncompressed", "unsupported_encoding")
+        parts = bytearray()
+        try:
+            await self._collect(request, parts)
+            yield bytes(parts)
+        finally:
+            self._held -= len(parts)
+
+    async def _collect(self, request: Request, parts: bytearray) -> None:
+        declared = request.headers.get("content-length", "0")
+        if int(declared if declared.isdigit() else "0") > self._limit:
+            await self._refuse(request)
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT_S):
+                async for chunk in request.stream():
+                    if len(parts) + len(chunk) > self._limit:
+                        await self._refuse(request)
+                    if self._held + len(chunk) > HELD_BODIES * self._limit:
+                        raise BusyError("too many bodies at once")
+                    self._held += len(chunk)
+                    parts += chunk
+        except TimeoutError:
+            late = f"the body did not arrive within {BODY_TIMEOUT_S:.0f} s"
+            raise Problem(408, late, "timeout", headers=_CLOSE) from None
+
+    async def _refuse(self, request: Request) -> None:
+        if "expect" not in request.headers:
+            await self._discard(request)
+        message = f"body: more than {self._limit} bytes, which is this server's limit"
+        raise Problem(413, message, "request_too_large", headers=_CLOSE)
+
+    async def _discard(self, request: Request) -> None:
+        left = DISCARDED_BODIES * self._limit
+        try:
+            async with asyncio.timeout(DISCARD_S):
+                while left > 0:
+                    message = await request.receive()
+                    left -= len(message.get("body", b"")) or 1
+                    if not message.get("more_body"):
+                        return
+        except TimeoutError:
+            return
+
+
+@contextmanager
+def admitted(service: Service) -> Iterator[None]:
+    """Hold one of the places for requests in flight; BusyError when all are taken."""
+    most = service.settings.max_in_flight
+    if service.in_flight >= most:
+        service.metrics.rejected.add("in_flight")
+        raise BusyError(f"{most} requests are in flight, which is this server's limit")
+    service.in_flight += 1
+    try:
+        yield
+    finally:
+        service.in_flight -= 1

@@ -1,0 +1,73 @@
+"""The seam: a dialect is one module and one line, with routes and errors of its own."""
+
+from collections.abc import AsyncGenerator
+from dataclasses import replace
+
+import pytest
+from starlette.testclient import TestClient
+from tests.contract.serving import loader, settings
+
+from nestling.server.api.answers import vector
+from nestling.server.api.bodies import Body
+from nestling.server.api.dialect import Call, Dialect, Route
+from nestling.server.api.registry import DIALECTS
+from nestling.server.app import create_app
+from nestling.server.core.requests import Embedding
+
+
+class EmbedBody(Body):
+    prompt: str
+    model: str | None = None
+
+
+async def embed(call: Call) -> AsyncGenerator[bytes, None]:
+    body = await call.read(EmbedBody)
+    target = call.service.catalog.target(body.model)
+    async with call.service.embedded(Embedding([body.prompt], target)) as found:
+        yield vector(found.values[0])
+
+
+async def hello(call: Call) -> AsyncGenerator[bytes, None]:
+    yield b'{"hello": "%b"}' % call.path["name"].encode()
+
+
+OTHER = Dialect(
+    name="other",
+    error=lambda problem: b'{"said": "%b"}' % problem.code.encode(),
+    routes=(
+        Route("/other/embed", embed, "A vector.", body=EmbedBody, also=("/other/embed2",)),
+        Route("/other/hello/{name:path}", hello, "A greeting."),
+    ),
+)
+
+
+def test_a_dialect_brings_its_routes_its_answers_and_its_errors() -> None:
+    with TestClient(create_app(settings(), loader(), dialects=(*DIALECTS, OTHER))) as client:
+        for path in ("/other/embed", "/other/embed2"):
+            assert len(client.post(path, json={"prompt": "a"}).json()) == 64
+            answer = client.post(path, json={"prompt": "a", "model": "gpt"})
+            assert (answer.status_code, answer.json()) == (404, {"said": "model_not_found"})
+        assert client.get("/other/embed").json() == {"said": "method_not_allowed"}
+        assert client.get("/other/hello/a/b:c").json() == {"hello": "a/b:c"}
+        assert client.post("/other/hello/a", json={}).json() == {"said": "method_not_allowed"}
+        assert client.post("/v1/embeddings", json={"input": ""}).json()["error"]["code"] == "invalid_input"
+        assert client.get("/other/nothing").json()["error"]["code"] == "not_found"
+        assert "/other/hello/{name}" in client.get("/openapi.json").json()["paths"]
+
+
+def test_a_missing_key_is_said_as_the_dialect_says_it() -> None:
+    with TestClient(create_app(settings(api_key=("k",)), loader(), dialects=(*DIALECTS, OTHER))) as client:
+        assert client.post("/other/embed", json={}).json() == {"said": "invalid_api_key"}
+        assert client.post("/v1/embeddings", json={}).json()["error"]["code"] == "invalid_api_key"
+
+
+def test_a_path_belongs_to_one_dialect() -> None:
+    twice = replace(OTHER, routes=(Route("/v1/embeddings", embed, "", body=EmbedBody),))
+    with pytest.raises(AssertionError, match="same path"):
+        create_app(settings(), loader(), dialects=(*DIALECTS, twice))
+
+
+def test_every_dialect_and_every_path_is_in_the_registry_once() -> None:
+    paths = [path for dialect in DIALECTS for route in dialect.routes for path in (route.path, *route.also)]
+    assert len(set(paths)) == len(paths)
+    assert {"openai", "jina", "llama-server"} <= {dialect.name for dialect in DIALECTS}

@@ -101,7 +101,7 @@ def test_too_little_text_is_refused(tiny_models: dict[str, Path], tmp_path: Path
 
 def test_a_file_that_is_no_text_is_refused(tiny_models: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_bytes(b"abc\xff")
-    with pytest.raises(BuildError, match=r"x\.txt: byte 3 is not UTF-8"):
+    with pytest.raises(BuildError, match=r"x\.txt: line 1 is not UTF-8"):
         collect(tiny_models["F32"], spec=tiny_gguf.spec(), text=tmp_path / "x.txt", threads=1)
 
 

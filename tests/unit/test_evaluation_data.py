@@ -89,7 +89,11 @@ ENCODED, HEAD = lines(CORPUS), QRELS.encode()
 UNJUDGED = lines([*QUERIES, {"_id": "q3", "text": "x"}])
 BAD = {
     "empty corpus": ("corpus.jsonl", b"\n", "corpus.jsonl: no texts in it"),
-    "not UTF-8": ("corpus.jsonl", ENCODED + b'{"_id": "d3", "text": "\xff"}', "corpus.jsonl:3: byte 24 is not UTF-8"),
+    "not UTF-8": (
+        "corpus.jsonl",
+        ENCODED + b'{"_id": "d3", "text": "\xff"}',
+        "corpus.jsonl: line 3 is not UTF-8 \\(its byte 24\\)",
+    ),
     "not JSON": ("queries.jsonl", lines(QUERIES) + b"{", "queries.jsonl:3: not JSON"),
     "deep JSON": ("queries.jsonl", b"[" * 100_000, "queries.jsonl:1: not JSON"),
     "not an object": ("queries.jsonl", b"[1]", "queries.jsonl:1: a JSON object"),

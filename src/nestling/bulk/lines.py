@@ -14,14 +14,14 @@ from typing import Any, Protocol, cast
 
 import pyarrow as pa
 
-from nestling.bulk.rows import Columns, OnIds, Rows, reading, typed
+from nestling._util.text import MAX_MARK, lacks_mark, mark_of
+from nestling.bulk.rows import Columns, OnIds, Rows, reading, sound, typed
 from nestling.bulk.sources import Found
 from nestling.errors import FileFormatError
 
 FIRST_ROWS = 1000
 BUFFER_BYTES = 1 << 20
 SURVEY_ROWS = 1 << 14
-_BOM = b"\xef\xbb\xbf"
 _FIELD_LIMIT = 1 << 30
 
 Row = dict[str, Any] | str
@@ -40,6 +40,19 @@ class Lines:
         if self._file.codec:
             raw = pa.CompressedInputStream(pa.PythonFile(raw, "r"), self._file.codec)
         self._stream, self.at = io.BufferedReader(raw, BUFFER_BYTES), 0
+        try:
+            self._mark = self._byte_order_mark()
+        except BaseException:
+            self.close()
+            raise
+
+    def _byte_order_mark(self) -> bytes:
+        start = self._stream.peek(MAX_MARK)[:MAX_MARK]
+        mark, encoding = mark_of(start)
+        if encoding != "utf-8" or lacks_mark(start):
+            name = encoding[:6].upper() if mark else "UTF-16 without a byte order mark"
+            raise FileFormatError(f"{self._file.name}: {name}; UTF-8 is expected")
+        return mark
 
     def __iter__(self) -> Iterator[bytes]:
         return self
@@ -49,7 +62,7 @@ class Lines:
         if not line:
             raise StopIteration
         self.at += len(line)
-        return line.removeprefix(_BOM) if self.at == len(line) else line
+        return line.removeprefix(self._mark) if self.at == len(line) else line
 
     def seek(self, at: int) -> None:
         """Go to a byte where a line begins."""
@@ -96,10 +109,12 @@ class JsonLines:
 
 def _json_row(line: bytes) -> Row:
     try:
-        row = json.loads(line)
+        row = json.loads(line.decode("utf-8").removeprefix("\ufeff"))  # files that were joined have marks inside
+    except UnicodeDecodeError:
+        return "not UTF-8"
     except (ValueError, RecursionError) as error:
         return f"not JSON: {error}"
-    return row if isinstance(row, dict) else f"an object is expected, this is {type(row).__name__}"
+    return row if isinstance(row, dict) else f"a JSON object is expected, this is {type(row).__name__}"
 
 
 def _type_of(values: list[Any]) -> pa.DataType:
@@ -117,8 +132,12 @@ class Csv:
     def __init__(self, lines: Lines) -> None:
         csv.field_size_limit(_FIELD_LIMIT)
         self.header: list[str] = next(_records(lines), [])
+        if wrong := next((name for name in self.header if not sound(name)), None):
+            shown = wrong.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+            raise FileFormatError(f"the header is not UTF-8: {shown}")
         if len(set(self.header)) < len(self.header):
-            raise FileFormatError(f"the header names a column twice: {', '.join(self.header)}")
+            twice = next(name for name in self.header if self.header.count(name) > 1)
+            raise FileFormatError(f"two columns are called {twice!r}")
         self.schema = pa.schema([(name, pa.string()) for name in self.header])
 
     def rows(self, lines: Lines) -> Iterator[Row]:
@@ -145,8 +164,12 @@ class LineReader:
         self._name = file.name
         with reading(file.name):
             self._lines = Lines(file)
-            self._parser = PARSERS[file.kind](self._lines)
-            self._lines.seek(0)
+            try:
+                self._parser = PARSERS[file.kind](self._lines)
+                self._lines.seek(0)
+            except BaseException:
+                self._lines.close()
+                raise
         self.schema = self._parser.schema
 
     def survey(self, every: int, id_column: str | None, on_ids: OnIds) -> tuple[int, list[int]]:

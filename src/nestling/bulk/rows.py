@@ -72,6 +72,8 @@ def reading(name: str) -> Iterator[None]:
     """What goes wrong in here is the file's fault: a FileFormatError in one line that names it."""
     try:
         yield
+    except FileFormatError as error:
+        raise error if str(error).startswith(f"{name}: ") else FileFormatError(f"{name}: {error}") from None
     except _BROKEN as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise FileFormatError(f"{name}: cannot be read ({reason})") from None

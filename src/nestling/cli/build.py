@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nestling._util import files
+from nestling._util.text import read_text
 from nestling.cli.console import Bars, say_written, show_table
 from nestling.cli.hub import checkpoint_folder
 from nestling.cli.options import CalibrationOption, ChunksOption, JsonOption, SpecOption, ThreadsOption
@@ -117,7 +118,7 @@ def _nearness(
 
 
 def _card_json(path: Path, fresh: bool) -> dict[str, Any]:
-    return {"path": str(path), "fresh": fresh, **json.loads(path.with_suffix(".json").read_text("utf-8"))}
+    return {"path": str(path), "fresh": fresh, **json.loads(read_text(path.with_suffix(".json")))}
 
 
 def convert(

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import numpy as np
 import typer
 
 from nestling._util.files import Progress, atomic_write, check_output
+from nestling._util.text import decode_text
 from nestling.cli.console import Bars, show_table
 from nestling.cli.options import (
     DimensionsOption,
@@ -121,13 +123,11 @@ def read_texts(texts: list[str] | None, file: Path | None) -> list[str]:
     if file is None and sys.stdin.isatty():
         raise UsageError("no texts: give them as arguments, with --file, or on standard input", param="input")
     raw = sys.stdin.buffer.read() if file is None or str(file) == "-" else _read(file)
-    try:
-        lines = raw.decode("utf-8").split("\n")  # splitlines() would also cut at form feeds, U+2028 and the like
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise UsageError(f"{file or 'standard input'}: line {line} is not UTF-8", param="file") from None
-    if not raw:
-        raise UsageError(f"{file or 'standard input'}: no texts in it", param="file")
+    name, error = str(file or "standard input"), partial(UsageError, param="file")
+    content = decode_text(raw, what=name, error=error)
+    if not content:
+        raise error(f"{name}: no texts in it")
+    lines = content.split("\n")  # splitlines() would also cut at form feeds, U+2028 and the like
     return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
 
 

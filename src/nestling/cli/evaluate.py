@@ -9,6 +9,7 @@ import typer
 
 from nestling._util.extras import need
 from nestling._util.files import check_output_folder
+from nestling._util.text import read_text
 from nestling.cli.console import Bars, show_table
 from nestling.cli.options import JsonOption, ThreadsOption
 from nestling.spec import Task
@@ -156,4 +157,4 @@ def _show(tables: Sequence["Table"]) -> None:
 
 
 def _print_files(paths: Sequence[Path]) -> None:
-    typer.echo(json.dumps([json.loads(path.read_text("utf-8")) | {"path": str(path)} for path in paths], indent=1))
+    typer.echo(json.dumps([json.loads(read_text(path)) | {"path": str(path)} for path in paths], indent=1))

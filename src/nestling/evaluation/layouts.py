@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nestling._util.text import read_text
 from nestling.errors import FileFormatError
 from nestling.evaluation import extras
 
@@ -88,17 +89,9 @@ def read_rows(path: Path) -> Numbered:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise FileFormatError(f"{path}: cannot be read: {error.strerror}") from None
-    for number, line in enumerate(raw.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
-        try:
-            text = line.decode("utf-8").removesuffix("\r")
-        except UnicodeDecodeError as error:
-            raise FileFormatError(f"{path}:{number}: byte {error.start + 1} is not UTF-8") from None
-        if text.strip():
-            yield f"{path}:{number}", text
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if line.strip():
+            yield f"{path}:{number}", line
 
 
 def _json_lines(path: Path) -> Numbered:

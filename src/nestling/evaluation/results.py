@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, TypeAdapter, ValidationError
 
 from nestling._util.files import atomic_write, sha256_file
+from nestling._util.text import read_text
 from nestling._util.version import __version__
 from nestling.engine.registry import usable_threads
 from nestling.errors import FileFormatError, ModelNotFoundError
@@ -210,9 +211,7 @@ def slug(text: str) -> str:
 def read(path: Path) -> Result:
     """Read a result file; anything else is a FileFormatError naming the field."""
     try:
-        return _ADAPTER.validate_json(path.read_bytes())
-    except OSError as error:
-        raise FileFormatError(f"{path}: cannot be read: {error.strerror}") from None
+        return _ADAPTER.validate_json(read_text(path))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "the file"

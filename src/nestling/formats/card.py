@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Self, get_origin
 
 from nestling._util.files import atomic_write
+from nestling._util.text import read_text
 from nestling.errors import FileFormatError
 
 SUMS = "SHA256SUMS"
@@ -58,7 +59,7 @@ class Card:
         if path.stat().st_size > MAX_CARD_BYTES:
             raise FileFormatError(f"{path}: not a card of this version (larger than {MAX_CARD_BYTES} bytes)")
         try:
-            card = cls(**json.loads(path.read_text("utf-8")))
+            card = cls(**json.loads(read_text(path)))
             card._check()
         except (ValueError, TypeError, RecursionError) as error:
             raise FileFormatError(f"{path}: not a card of this version ({error}); build the file again") from None

@@ -95,19 +95,22 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             raw = file.read(length)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
-    header = parse_json(raw, what=f"{path}: header")
+    try:
+        header = parse_json(raw.decode("utf-8"), what=f"{path}: header")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path}: header: not sound JSON ({error})") from None
     header.pop("__metadata__", None)
     tensors = {name: _stored(path, name, entry, 8 + length) for name, entry in header.items()}
     _check_places(path, tensors, 8 + length, size)
     return tensors
 
 
-def parse_json(raw: bytes, *, what: str) -> dict[str, Any]:
+def parse_json(raw: str, *, what: str) -> dict[str, Any]:
     """A JSON object; anything else, a key that stands twice, nesting without end or a flood of items is refused."""
-    if (items := sum(map(raw.count, (b"{", b"[", b",")))) > MAX_JSON_ITEMS:
+    if (items := sum(map(raw.count, "{[,"))) > MAX_JSON_ITEMS:
         raise CheckpointError(f"{what}: {items} items in it; at most {MAX_JSON_ITEMS} are allowed")
     try:
-        value = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)
+        value = json.loads(raw, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{what}: not sound JSON ({error})") from None
     if not isinstance(value, dict):

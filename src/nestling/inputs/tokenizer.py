@@ -20,6 +20,7 @@ import tokenizers
 from numpy.typing import NDArray
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
+from nestling._util.text import read_text
 from nestling.errors import CheckpointError, FileFormatError, GGUFError, TextError, UsageError
 from nestling.formats.gguf import Field, GGUFFile
 
@@ -218,8 +219,9 @@ def _canonical_file(path: Path) -> dict[str, Any]:
 
 
 def _opened(path: Path) -> tokenizers.Tokenizer:
+    content = read_text(path, error=CheckpointError)
     try:
-        return tokenizers.Tokenizer.from_file(str(path))
+        return tokenizers.Tokenizer.from_str(content)
     except Exception as error:  # noqa: BLE001 - the library raises bare Exceptions
         raise CheckpointError(f"{path}: not a tokenizer: {error}") from None
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from nestling._util.text import read_text
 from nestling.errors import FileFormatError, UsageError
 from nestling.formats.gguf import GGUFFile
 from nestling.formats.quant_types import FILE_TYPES
@@ -98,7 +99,7 @@ def read_spec(path: Path) -> ModelSpec:
     try:
         if path.stat().st_size > MAX_SPEC_LENGTH:
             raise FileFormatError(f"{path}: larger than {MAX_SPEC_LENGTH} bytes; a specification is a few lines")
-        raw = json.loads(path.read_text("utf-8"))
+        raw = json.loads(read_text(path))
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror or error}", param="spec") from None
     except (ValueError, RecursionError) as error:

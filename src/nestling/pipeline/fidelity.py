@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Self
 
 from nestling._util.files import Progress, atomic_write, lock, no_progress
+from nestling._util.text import read_text
 from nestling._util.version import __version__
 from nestling.engine.lora import beside
 from nestling.engine.protocol import TokenIds
 from nestling.engine.registry import EngineName, load_whole
+from nestling.errors import FileFormatError
 from nestling.formats.card import Card
 from nestling.formats.gguf import GGUFFile
 from nestling.inputs.tokenizer import Tokenizer
@@ -46,8 +48,8 @@ class Record:
     def read(cls, folder: Path) -> Self:
         """Read it; a record that is missing, spoilt or another version's is an empty one."""
         known: dict[str, Nearness] = {}
-        with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
-            raw = json.loads((folder / RECORD).read_text("utf-8"))
+        with suppress(FileFormatError, ValueError, TypeError, KeyError, AttributeError):
+            raw = json.loads(read_text(folder / RECORD))
             if raw["made_by"] == __version__:
                 known = {key: Nearness(float(one["mean"]), float(one["lowest"])) for key, one in raw["files"].items()}
         return cls(folder, known)

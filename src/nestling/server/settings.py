@@ -10,6 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
+from nestling._util.text import read_text
 from nestling.engine.registry import EngineName
 from nestling.errors import UsageError
 
@@ -92,11 +93,8 @@ def _parsed(name: str, value: object) -> object:
 
 
 def _keys_of(path: Path) -> tuple[str, ...]:
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"api_key_file: {path}: {error}", param="api_key_file") from None
-    keys = tuple(line.strip() for line in lines if line.strip())
+    content = read_text(path, error=lambda reason: UsageError(f"api_key_file: {reason}", param="api_key_file"))
+    keys = tuple(line.strip() for line in content.split("\n") if line.strip())
     if not keys:
         raise UsageError(f"api_key_file: {path} holds no key; one a line is expected", param="api_key_file")
     return keys

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from nestling._util.files import sha256_file
+from nestling._util.text import read_text
 from nestling.errors import CheckpointError
 from nestling.formats.safetensors import Floats, StoredTensor, read_header
 from nestling.pipeline.conversion.config import AdapterConfig, TextConfig
@@ -83,8 +84,8 @@ class Checkpoint:
         """The one-line fields of the README's YAML head, such as `license`; empty when there is none."""
         if not (self.folder.path / "README.md").exists():
             return {}
-        text = self.folder.file("README.md").read_text("utf-8", errors="replace")
-        head = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
+        readme = read_text(self.folder.file("README.md"), error=CheckpointError)
+        head = re.match(r"---\n(.*?)\n---\n", readme, re.DOTALL)
         pairs = re.findall(r"^(\w+):[ \t]*(\S.*?)[ \t]*$", head[1] if head else "", re.MULTILINE)
         return {key: value.strip("\"'") for key, value in pairs}
 

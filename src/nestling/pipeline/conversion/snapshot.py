@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
+from nestling._util.text import read_text
 from nestling.errors import CheckpointError
 from nestling.formats.safetensors import parse_json
 
@@ -55,17 +56,14 @@ class Folder:
         path = self.file(name)
         if path.stat().st_size > MAX_JSON_BYTES:
             raise CheckpointError(f"{path}: larger than {MAX_JSON_BYTES} bytes")
-        try:
-            return parse_json(path.read_bytes(), what=str(path))
-        except OSError as error:
-            raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+        return parse_json(read_text(path, error=CheckpointError), what=str(path))
 
 
 def _main_snapshot(cache: Path) -> Path:
     found = sorted(entry for entry in (cache / "snapshots").iterdir() if entry.is_dir())
     main = cache / "refs" / "main"
     if main.is_file():
-        revision = main.read_text("utf-8").strip()
+        revision = read_text(main, error=CheckpointError).strip()
         found = [entry for entry in found if entry.name == revision]
     if len(found) != 1:
         raise CheckpointError(f"{cache}: {len(found)} snapshots fit; name one folder of {cache / 'snapshots'}")

@@ -13,6 +13,7 @@ import numpy as np
 
 from nestling._util.data import data_folder
 from nestling._util.files import Progress, no_progress, sha256_file
+from nestling._util.text import read_text
 from nestling.engine.lora import Adapter, beside
 from nestling.engine.protocol import TokenIds
 from nestling.errors import BuildError
@@ -71,12 +72,7 @@ class Calibration:
         return [self.tokenizer.cut(self.tokenizer.close(ids), longest) for ids in self.tokenizer.encode(prefixed)]
 
     def _text(self) -> str:
-        try:
-            return self.path.read_text("utf-8")
-        except UnicodeDecodeError as error:
-            raise BuildError(
-                f"{self.path}: byte {error.start} is not UTF-8; a calibration text is plain text"
-            ) from None
+        return read_text(self.path, error=BuildError)
 
     def _prefixes(self) -> list[TokenIds]:
         return self.tokenizer.encode([self.spec.prefix(role) for role in ROLES])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from nestling._util.files import atomic_write
+from nestling._util.text import read_text
 from nestling.errors import BuildError, FileFormatError, UsageError
 from nestling.formats.quant_types import QuantType, parse_file_type
 from nestling.pipeline.quantization.file_types import is_quantizable
@@ -44,7 +45,7 @@ class MixRecipe:
     def read(cls, path: Path) -> Self:
         """Read what `write` wrote; anything else is a FileFormatError."""
         try:
-            raw: Any = json.loads(path.read_text("utf-8"))
+            raw: Any = json.loads(read_text(path))
             found, tensors = raw["format"], raw["tensors"].items()
             types = {name: parse_quant_type(one["type"], param=name) for name, one in tensors}
             shapes = {name: tuple(map(int, one["shape"])) for name, one in tensors}

@@ -263,7 +263,7 @@ def test_a_files_own_specification_is_not_replaced(tiny_models: dict[str, Path],
     ("content", "reason"),
     [
         (b"{", "not sound JSON"),
-        (b"\xff", "not sound JSON"),
+        (b"\xff", "line 1 is not UTF-8"),
         (b"[" * 60_000, "not sound JSON"),
         (b"[]", "no object: the fields are dimensions, family"),
         (b'{"colour": 1}', "'colour': the fields are"),

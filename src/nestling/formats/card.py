@@ -59,7 +59,7 @@ class Card:
         if path.stat().st_size > MAX_CARD_BYTES:
             raise FileFormatError(f"{path}: not a card of this version (larger than {MAX_CARD_BYTES} bytes)")
         try:
-            card = cls(**json.loads(read_text(path)))
+            card = cls(**json.loads(read_text(path, error=ValueError)))
             card._check()
         except (ValueError, TypeError, RecursionError) as error:
             raise FileFormatError(f"{path}: not a card of this version ({error}); build the file again") from None

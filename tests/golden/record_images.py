@@ -59,7 +59,8 @@ class Images(Reference):
         model = transformers.Qwen2_5_VLModel(config)
         state = {_name(name): tensor for name, tensor in tensors.items() if not name.startswith("multi_vector")}
         model.load_state_dict(state, strict=True)
-        return model.float().eval()
+        found: torch.nn.Module = model.float().eval()
+        return found
 
 
 def _name(name: str) -> str:

@@ -91,7 +91,8 @@ class Reference:
         state = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
         model.load_state_dict(state, strict=True)
         assert model.config.rope_parameters["rope_theta"] == self.config["rope_theta"]
-        return model.float().eval()
+        found: torch.nn.Module = model.float().eval()
+        return found
 
 
 def states(model: torch.nn.Module, ids: Sequence[int]) -> torch.Tensor:
@@ -103,7 +104,8 @@ def states(model: torch.nn.Module, ids: Sequence[int]) -> torch.Tensor:
 
 def pooled(hidden: torch.Tensor) -> torch.Tensor:
     mean = hidden.double().mean(0)
-    return mean / mean.norm()
+    unit: torch.Tensor = mean / mean.norm()
+    return unit
 
 
 def record(reference: Reference, texts: Sequence[str]) -> Arrays:

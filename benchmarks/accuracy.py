@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from tests.golden.texts import LONG_TEXTS, TEXTS
 
 from benchmarks import measuring
+from nestling._util.cpu import usable_threads
 from nestling.cli.build import LADDER
-from nestling.engine.registry import usable_threads
 from nestling.models.embedder import Embedder
 from nestling.models.local import starter_checkpoint
 from nestling.pipeline.conversion.checkpoint import Checkpoint

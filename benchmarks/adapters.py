@@ -27,9 +27,10 @@ import numpy as np
 from tests.golden.texts import LONG_TEXTS, TEXTS
 
 from benchmarks import measuring
+from nestling._util.cpu import usable_threads
 from nestling.engine.adapted import OneAdapter
 from nestling.engine.lora import Adapter
-from nestling.engine.registry import EngineName, load_adapted, load_engine, usable_threads
+from nestling.engine.registry import EngineName, load_adapted, load_engine
 from nestling.formats.gguf import GGUFFile
 from nestling.models.embedder import Embedder
 from nestling.models.local import starter_checkpoint

@@ -21,11 +21,12 @@ import numpy as np
 import tokenizers
 
 from benchmarks import measuring
+from nestling._util.cpu import usable_threads
 from nestling.engine.lora import Adapter
 from nestling.engine.numpy_reference import ReferenceEngine
 from nestling.engine.openvino import int8_groups
 from nestling.engine.protocol import TokenIds
-from nestling.engine.registry import EngineName, load_engine, usable_threads
+from nestling.engine.registry import EngineName, load_engine
 from nestling.evaluation import data, quality
 from nestling.evaluation.results import Scores
 from nestling.formats.gguf import GGUFFile

@@ -21,9 +21,9 @@ from typing import Any
 
 from benchmarks import measuring
 from benchmarks.judging import Judge, Judged, embed, rankings
+from nestling._util.cpu import usable_threads
 from nestling._util.files import Progress, no_progress
 from nestling.engine.openvino.engine import Observer, OpenVINOEngine
-from nestling.engine.registry import usable_threads
 from nestling.evaluation import data
 from nestling.formats.gguf import GGUFFile
 from nestling.formats.quant_types import FILE_TYPES, QuantType

@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks import measuring
+from nestling._util.cpu import usable_threads
 from nestling.engine.openvino.engine import Observer, OpenVINOEngine
-from nestling.engine.registry import usable_threads
 from nestling.formats.ggml import quantize_rows
 from nestling.formats.gguf import Field, GGUFFile, TensorPlan, write_gguf
 from nestling.formats.quant_types import QuantType

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests import tiny_gguf
 
+from nestling._util.cpu import usable_threads
 from nestling.engine import registry
 from nestling.engine.batching import TOKEN_BUDGET
 from nestling.engine.llamacpp import SMALLEST_BATCH
@@ -24,7 +25,7 @@ from nestling.engine.numpy_reference import ReferenceEngine
 from nestling.engine.openvino import engine as openvino_engine
 from nestling.engine.openvino import int8_groups
 from nestling.engine.protocol import Engine, Shape, TokenIds
-from nestling.engine.registry import EngineName, load_engine, usable_threads
+from nestling.engine.registry import EngineName, load_engine
 from nestling.engine.weights import embedding_rows, tensor
 from nestling.errors import EngineError, GGUFError, UsageError
 from nestling.formats.gguf import Field, GGUFFile, TensorPlan, write_gguf

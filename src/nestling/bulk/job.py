@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
+from nestling._util.cpu import usable_threads
 from nestling._util.extras import need
 from nestling._util.files import sha256_file
 from nestling.bulk import local, manifest, plan, sources
@@ -13,7 +14,6 @@ from nestling.bulk.plan import Shard
 from nestling.bulk.settings import How, Outcome, Runner, Sink, Status, Told, What, tell_nobody
 from nestling.bulk.sources import Found
 from nestling.bulk.worker import Setup, Ticked
-from nestling.engine.registry import usable_threads
 from nestling.errors import BuildError
 from nestling.formats.gguf import GGUFFile
 from nestling.models import local as models

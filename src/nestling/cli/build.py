@@ -51,7 +51,7 @@ def build(
     as_json: JsonOption = False,
 ) -> None:
     """Build a checkpoint's task models in every file type asked for; what is already there is kept."""
-    from nestling.engine.registry import usable_threads
+    from nestling._util.cpu import usable_threads
     from nestling.pipeline import self_test
     from nestling.pipeline.conversion.checkpoint import Checkpoint
     from nestling.pipeline.eta import COMPARE, Whole, weights

@@ -58,7 +58,7 @@ def imatrix(
     as_json: JsonOption = False,
 ) -> None:
     """Collect an importance matrix: run calibration text through a model and weigh the columns of its matrices."""
-    from nestling.engine.registry import usable_threads
+    from nestling._util.cpu import usable_threads
     from nestling.pipeline.quantization.calibration import collect
 
     check_output(out, sources=[model, calibration])
@@ -221,7 +221,7 @@ def _mix(work: _Work, stock: _Stock, wish: _Wish, recipe: Path | None) -> "Mix":
 
 
 def _chosen(work: _Work, wish: _Wish) -> "MixRecipe":
-    from nestling.engine.registry import usable_threads
+    from nestling._util.cpu import usable_threads
     from nestling.pipeline.quantization.plan import parse_quant_type
     from nestling.pipeline.quantization.search.search import Budget, Chooser, embedding_kept
 

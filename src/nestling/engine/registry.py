@@ -1,11 +1,11 @@
 """Choose and load an engine by name; the heavy packages are imported only here, when they are wanted."""
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Self
 
+from nestling._util.cpu import usable_threads
 from nestling.engine.adapted import OneAdapter
 from nestling.engine.lora import Adapter, beside
 from nestling.engine.protocol import AdaptedEngine, Engine, Profiled
@@ -29,11 +29,6 @@ class EngineName(StrEnum):
             return cls(text)
         except ValueError:
             raise UsageError(f"engine={text!r}: this is one of {', '.join(cls)}", param="engine") from None
-
-
-def usable_threads() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def load_engine(

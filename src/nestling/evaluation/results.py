@@ -3,7 +3,6 @@
 Reading checks the whole structure; writing is whole or not at all. Knows neither how results are made nor how shown.
 """
 
-import os
 import platform
 import re
 import shutil
@@ -20,10 +19,10 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from nestling._util.cpu import usable_memory, usable_threads
 from nestling._util.files import atomic_write, sha256_file
 from nestling._util.text import read_text
 from nestling._util.version import __version__
-from nestling.engine.registry import usable_threads
 from nestling.errors import FileFormatError, ModelNotFoundError
 from nestling.evaluation.metrics import Interval
 from nestling.formats.gguf import GGUFFile
@@ -268,13 +267,12 @@ def _commit() -> str | None:
 
 @cache
 def _machine() -> Machine:
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     versions = {name: metadata.version(name) for name in _PACKAGES if _installed(name)}
     return Machine(
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         processor=_processor(),
         processors=usable_threads(),
-        memory_bytes=pages,
+        memory_bytes=usable_memory(),
         python=platform.python_version(),
         packages=versions,
     )

@@ -17,6 +17,7 @@ from statistics import median
 
 import numpy as np
 
+from nestling._util.cpu import usable_threads
 from nestling.errors import UsageError
 from nestling.evaluation import results
 from nestling.evaluation.encoders import expand, is_url
@@ -122,7 +123,7 @@ def _group(
                 rounds.append(round(os.getloadavg()[0], 2))
                 turned()
         finally:
-            load = Load(round(before, 2), rounds, idle=before <= IDLE_LOAD * (os.cpu_count() or 1))
+            load = Load(round(before, 2), rounds, idle=before <= IDLE_LOAD * (usable_threads()))
             names = [f"{one.facts.label} ({one.engine})" for one, _ in sides]
             timed = [
                 _write(side, (settings, started, load), [name for at, name in enumerate(names) if at != number])

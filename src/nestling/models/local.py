@@ -6,12 +6,12 @@ is the base of all tasks, with their adapters beside it) or a hub repository `or
 the hub's cache (`pulled`). Nothing here asks the network. Knows nothing of engines.
 """
 
-import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
+from nestling._util.cpu import usable_threads
 from nestling._util.data import data_folder
 from nestling._util.files import cache_folder, lock
 from nestling.engine.openvino import weight_cache
@@ -145,7 +145,7 @@ def _hint(family: str, task: Task | None, quant: str) -> str:
 
 def _starter(task: Task | None, quant: str, steps: Steps) -> Path:
     checkpoint = Checkpoint.open(starter_checkpoint())
-    threads = os.cpu_count() or 1
+    threads = usable_threads()
     collect = calibration.for_pipeline(threads=threads)
     pipeline = Pipeline(checkpoint, family_folder(STARTER), STARTER, threads, steps, collect, prove=self_test.prove)
     if task:

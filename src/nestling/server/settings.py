@@ -10,6 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
+from nestling._util.cpu import usable_memory
 from nestling._util.text import read_text
 from nestling.engine.registry import EngineName
 from nestling.errors import UsageError
@@ -27,7 +28,7 @@ class TokenInput(StrEnum):
 
 
 def _half_of_memory_mb() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 // MIB
+    return usable_memory() // 2 // MIB
 
 
 @dataclass(frozen=True, slots=True)

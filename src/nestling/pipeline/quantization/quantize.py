@@ -4,7 +4,6 @@ The source's rows are taken in pieces; threads expand a piece, check it, and qua
 writes the results in order. The bytes do not depend on the number of threads. What goes into a file is `plan`'s to say.
 """
 
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from nestling._util.cpu import usable_threads
 from nestling._util.files import Progress, no_progress
 from nestling.errors import BuildError, UsageError
 from nestling.formats.ggml import all_finite, dequantize_rows, quantize_rows
@@ -130,7 +130,7 @@ def _report(path: Path, made: QuantizePlan, writer: GGUFWriter, errors: Mapping[
 def _thread_count(threads: int | None) -> int:
     if threads is not None and threads < 1:
         raise UsageError(f"threads={threads}: one or more", param="threads")
-    return threads or os.cpu_count() or 1
+    return threads or usable_threads()
 
 
 def _stream(

@@ -1,22 +1,29 @@
-"""Every setting of the server, read once: a flag wins over its `NESTLING_*` variable, that over the default.
+"""Every setting of the server, declared once: name, default, reader and help, in the fields of `ServeSettings`.
 
-A setting's flag is `--` and its name, its variable `NESTLING_` and its name. Knows nothing of HTTP.
+A setting's flag is `--` and its name, its variable `NESTLING_` and its name; a flag wins over the variable, that over
+the default. The command line's options and the table in docs/server.md are made from this. Knows nothing of HTTP.
 """
 
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
+from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from nestling._util.cpu import usable_memory
 from nestling._util.text import read_text
-from nestling.engine.registry import EngineName
 from nestling.errors import UsageError
 
 PREFIX: Final = "NESTLING_"
 MIB: Final = 1 << 20
+NEAR: Final = 0.7
+"""difflib's ratio from which on an unknown variable is taken for a misspelt one."""
+OTHERS: Final = frozenset({"CACHE", "EVAL_API_KEY"})
+"""Variables of other parts of nestling."""
+KUBERNETES: Final = ("SERVICE_", "PORT_")
+"""What Kubernetes' variables for a service called nestling go on with; they are not meant for us."""
 
 
 class TokenInput(StrEnum):
@@ -27,36 +34,144 @@ class TokenInput(StrEnum):
     CL100K = "cl100k"
 
 
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """How a setting is read from text and described; `unset` says what its absence means.
+
+    `metavar` is what stands for its value, None for a switch. `several` may be repeated, and are separated by commas in
+    a variable.
+    """
+
+    read: Callable[[Any], Any]
+    help: str
+    metavar: str | None
+    unset: str | None = None
+    short: str | None = None
+    several: bool = False
+
+
+def _whole(low: int, high: int = 1 << 40) -> Callable[[Any], int]:
+    def read(value: Any) -> int:  # noqa: ANN401 - a text, or already a number
+        try:
+            number = int(value)
+        except (TypeError, ValueError):
+            number = low - 1
+        if not low <= number <= high:
+            upper = f"to {high}" if high < 1 << 40 else "up"
+            raise ValueError(f"expected a whole number from {low} {upper}")
+        return number
+
+    return read
+
+
+def _several(value: Any) -> tuple[str, ...]:  # noqa: ANN401 - a flag's list or a variable's text
+    parts = value.split(",") if isinstance(value, str) else [str(part) for part in value]
+    kept = tuple(part.strip() for part in parts if part.strip())
+    if not kept:
+        raise ValueError("expected at least one value")
+    return kept
+
+
+def _yes(value: Any) -> bool:  # noqa: ANN401 - a flag's bool or a variable's text
+    known = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+    if str(value).lower() not in known:
+        raise ValueError("expected 1 or 0")
+    return known[str(value).lower()]
+
+
+Choice = TypeVar("Choice", bound=StrEnum)
+
+
+def _choice(text: str, known: type[Choice]) -> Choice:
+    if text not in set(known):
+        raise ValueError(f"expected one of {', '.join(known)}{_meant(text, list(known))}")
+    return known(text)
+
+
+def _engine(value: Any) -> str:  # noqa: ANN401 - a text
+    from nestling.engine.registry import EngineName  # not at the top: `nestling --help` need not load it
+
+    return _choice(str(value), EngineName)
+
+
+def _token_input(value: Any) -> TokenInput:  # noqa: ANN401 - a text
+    return _choice(str(value), TokenInput)
+
+
 def _half_of_memory_mb() -> int:
     return usable_memory() // 2 // MIB
 
 
+def _number(text: str, *, low: int = 1, high: int = 1 << 40, unset: str | None = None) -> dict[str, Setting]:
+    return {"setting": Setting(_whole(low, high), text, "N", unset)}
+
+
+def _list(text: str, metavar: str, *, short: str | None = None) -> dict[str, Setting]:
+    return {"setting": Setting(_several, text, metavar, "none", short, several=True)}
+
+
+def _switch(text: str) -> dict[str, Setting]:
+    return {"setting": Setting(_yes, text, None, "no")}
+
+
+def _file(text: str) -> dict[str, Setting]:
+    return {"setting": Setting(Path, text, "FILE", "none")}
+
+
+def _text(text: str, metavar: str, read: Callable[[Any], str] = str, short: str | None = None) -> dict[str, Setting]:
+    return {"setting": Setting(read, text, metavar, short=short)}
+
+
 @dataclass(frozen=True, slots=True)
 class ServeSettings:
-    """What `nestling serve` can be told. Lists are repeated as flags and separated by commas in a variable."""
+    """What `nestling serve` can be told."""
 
-    model: tuple[str, ...] = ("starter",)
-    adapters: bool = False
-    spec: Path | None = None
-    host: str = "127.0.0.1"
-    port: int = 8080
-    engine: str = EngineName.AUTO.value
-    threads: int | None = None
-    preload: bool = False
-    token_input: TokenInput = TokenInput.REJECT
-    alias: tuple[str, ...] = ()
-    api_key: tuple[str, ...] = field(default=(), repr=False)
-    api_key_file: Path | None = None
-    cors_origin: tuple[str, ...] = ()
-    max_inputs: int = 2048
-    max_body_bytes: int = 2_000_000
-    max_in_flight: int = 512
-    max_queue_tokens: int = 1_000_000
-    batch_tokens: int = 2048
-    memory_budget_mb: int = field(default_factory=_half_of_memory_mb)
-    idle_unload_s: int | None = None
-    cache_mb: int = 0
-    drain_s: int = 30
+    model: tuple[str, ...] = field(
+        default=("starter",), metadata=_list("A model reference; a family is all three tasks.", "REF", short="-m")
+    )
+    adapters: bool = field(
+        default=False,
+        metadata=_switch("Serve a family's tasks from one base with LoRA adapters, in the memory of one model."),
+    )
+    spec: Path | None = field(
+        default=None,
+        metadata=_file(
+            "JSON description (task, prompts, dimensions, pooling) of GGUF files without nestling metadata."
+        ),
+    )
+    host: str = field(default="127.0.0.1", metadata=_text("Address to listen on.", "ADDRESS"))
+    port: int = field(default=8080, metadata=_number("Port to listen on; 0 for a free one.", low=0, high=65_535))
+    engine: str = field(
+        default="auto", metadata=_text("auto, openvino, llamacpp or reference.", "NAME", _engine, short="-e")
+    )
+    threads: int | None = field(
+        default=None, metadata=_number("Threads of the engine.", high=1024, unset="all usable processors")
+    )
+    preload: bool = field(default=False, metadata=_switch("Load every model before the server is ready."))
+    token_input: TokenInput = field(
+        default=TokenInput.REJECT, metadata=_text("Token ids: reject, model or cl100k.", "MODE", _token_input)
+    )
+    alias: tuple[str, ...] = field(default=(), metadata=_list("NAME or NAME=MODEL: another name for a model.", "NAME"))
+    api_key: tuple[str, ...] = field(
+        default=(),
+        repr=False,
+        metadata=_list("A key that clients must send; better in a file or the environment.", "KEY"),
+    )
+    api_key_file: Path | None = field(default=None, metadata=_file("A file with one key a line."))
+    cors_origin: tuple[str, ...] = field(default=(), metadata=_list("A web origin that may call the server.", "ORIGIN"))
+    max_inputs: int = field(default=2048, metadata=_number("Texts in a request."))
+    max_body_bytes: int = field(default=2_000_000, metadata=_number("Bytes of a request's body."))
+    max_in_flight: int = field(default=512, metadata=_number("Requests in flight before 429."))
+    max_queue_tokens: int = field(default=1_000_000, metadata=_number("Tokens waiting before 429."))
+    batch_tokens: int = field(default=2048, metadata=_number("Tokens that go through the engine together."))
+    memory_budget_mb: int = field(
+        default_factory=_half_of_memory_mb, metadata=_number("MiB for loaded models.", unset="half of the memory")
+    )
+    idle_unload_s: int | None = field(
+        default=None, metadata=_number("Seconds after which an unused model is unloaded.", unset="never")
+    )
+    cache_mb: int = field(default=0, metadata=_number("MiB of cached vectors; 0 for no cache.", low=0))
+    drain_s: int = field(default=30, metadata=_number("Seconds that SIGTERM leaves to requests in progress.", low=0))
 
     @property
     def aliases(self) -> dict[str, str]:
@@ -65,98 +180,91 @@ class ServeSettings:
         return {name: target or self.model[0] for name, _, target in pairs}
 
 
+_FIELDS: dict[str, Field[Any]] = {one.name: one for one in fields(ServeSettings)}
+SETTINGS: dict[str, Setting] = {name: one.metadata["setting"] for name, one in _FIELDS.items()}
+
+
+def flag(name: str) -> str:
+    """A setting's flag."""
+    return "--" + name.replace("_", "-")
+
+
+def variable(name: str) -> str:
+    """A setting's environment variable."""
+    return PREFIX + name.upper()
+
+
+def shown_default(name: str) -> str:
+    """A setting's default as help and documentation say it."""
+    default, setting = _FIELDS[name].default, SETTINGS[name]
+    if isinstance(default, tuple):
+        default = ", ".join(default) or None
+    if default is None or default is False or default is MISSING:
+        assert setting.unset, f"{name}: say what its absence means"
+        return setting.unset
+    return str(default)
+
+
+def markdown_table() -> str:
+    """The table of docs/server.md."""
+    rows = [f"| `{flag(name)}` | {shown_default(name)} | {one.help} |" for name, one in SETTINGS.items()]
+    return "\n".join(["| flag | default | |", "|---|---|---|", *rows])
+
+
 def read_settings(flags: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> ServeSettings:
-    """Settings from the flags that were given (None is not given) and the environment; UsageError for a bad value."""
-    given = {name: value for name, value in flags.items() if value is not None}
-    for name in _PARSERS:
-        if name not in given and (text := _variable(name, environ)) is not None:
-            given[name] = text
-    if unknown := given.keys() - _PARSERS.keys():
+    """Settings from the flags that were given (None is not given) and the environment.
+
+    Raises:
+        UsageError: A bad value, or a variable that looks like a misspelt one.
+    """
+    if unknown := flags.keys() - SETTINGS.keys():
         raise UsageError(f"no such setting: {', '.join(sorted(unknown))}")
-    values: dict[str, Any] = {name: _parsed(name, value) for name, value in given.items()}
+    _check_spelling(environ)
+    values: dict[str, Any] = {}
+    for name, setting in SETTINGS.items():
+        text = _variable(name, environ)
+        for source, value in ((flag(name), flags.get(name)), (variable(name), text)):
+            if value is not None:
+                values[name] = _read(setting, value, name, source)
+                break
     if path := values.get("api_key_file"):
         values["api_key"] = (*values.get("api_key", ()), *_keys_of(path))
     return ServeSettings(**values)
 
 
+def _read(setting: Setting, value: object, name: str, source: str) -> object:
+    try:
+        return setting.read(value)
+    except ValueError as error:
+        shown = "" if name == "api_key" else f"={value}"
+        raise UsageError(f"{source}{shown}: {error}", param=name) from None
+
+
 def _variable(name: str, environ: Mapping[str, str]) -> str | None:
-    text = environ.get(PREFIX + name.upper())
+    text = environ.get(variable(name))
     if name == "port" and text and text.startswith("tcp://"):
-        return None  # what Kubernetes sets for a service that is called nestling; not meant for us
+        return None  # Kubernetes', for a service called nestling
     return text or None
 
 
-def _parsed(name: str, value: object) -> object:
-    try:
-        return _PARSERS[name](value)
-    except ValueError as error:
-        raise UsageError(f"{name}: {error}", param=name) from None
+def _check_spelling(environ: Mapping[str, str]) -> None:
+    known = [name.upper() for name in SETTINGS]
+    for full in environ:
+        name = full.removeprefix(PREFIX)
+        if name == full or name in (*known, *OTHERS) or name.startswith(KUBERNETES):
+            continue
+        if near := _meant(name, known, PREFIX):
+            raise UsageError(f"{full}: no such variable{near}")
+
+
+def _meant(word: str, known: Sequence[str], prefix: str = "") -> str:
+    near = get_close_matches(word, known, 1, NEAR)
+    return f"; did you mean {prefix}{near[0]}?" if near else ""
 
 
 def _keys_of(path: Path) -> tuple[str, ...]:
-    content = read_text(path, error=lambda reason: UsageError(f"api_key_file: {reason}", param="api_key_file"))
+    content = read_text(path, error=lambda reason: UsageError(f"--api-key-file: {reason}", param="api_key_file"))
     keys = tuple(line.strip() for line in content.split("\n") if line.strip())
     if not keys:
-        raise UsageError(f"api_key_file: {path} holds no key; one a line is expected", param="api_key_file")
+        raise UsageError(f"--api-key-file: {path} holds no key; expected one a line", param="api_key_file")
     return keys
-
-
-def _whole(low: int, high: int = 1 << 40) -> Callable[[Any], int]:
-    def parse(value: Any) -> int:  # noqa: ANN401 - a flag's int or a variable's text
-        try:
-            number = int(value)
-        except (TypeError, ValueError):
-            number = low - 1
-        if not low <= number <= high:
-            raise ValueError(f"{value!r}: a whole number from {low} to {high} is expected")
-        return number
-
-    return parse
-
-
-def _several(value: Any) -> tuple[str, ...]:  # noqa: ANN401 - a flag's list or a variable's text
-    parts = value.split(",") if isinstance(value, str) else [str(part) for part in value]
-    kept = tuple(part.strip() for part in parts if part.strip())
-    if not kept:
-        raise ValueError("at least one value is expected")
-    return kept
-
-
-def _yes(value: Any) -> bool:  # noqa: ANN401 - a flag's bool or a variable's text
-    known = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
-    if str(value).lower() not in known:
-        raise ValueError(f"{value!r}: 1 or 0 is expected")
-    return known[str(value).lower()]
-
-
-def _token_input(value: Any) -> TokenInput:  # noqa: ANN401 - a flag's or a variable's text
-    if value not in set(TokenInput):
-        raise ValueError(f"{value!r}: one of {', '.join(TokenInput)} is expected")
-    return TokenInput(value)
-
-
-_PARSERS: dict[str, Callable[[Any], Any]] = {
-    "model": _several,
-    "adapters": _yes,
-    "spec": Path,
-    "host": str,
-    "port": _whole(0, 65_535),
-    "engine": lambda value: EngineName.parse(str(value)).value,
-    "threads": _whole(1, 1024),
-    "preload": _yes,
-    "token_input": _token_input,
-    "alias": _several,
-    "api_key": _several,
-    "api_key_file": Path,
-    "cors_origin": _several,
-    "max_inputs": _whole(1),
-    "max_body_bytes": _whole(1),
-    "max_in_flight": _whole(1),
-    "max_queue_tokens": _whole(1),
-    "batch_tokens": _whole(1),
-    "memory_budget_mb": _whole(1),
-    "idle_unload_s": _whole(1),
-    "cache_mb": _whole(0),
-    "drain_s": _whole(0),
-}
-assert set(_PARSERS) == {one.name for one in fields(ServeSettings)}, "every setting has its parser"

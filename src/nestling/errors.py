@@ -2,7 +2,10 @@
 
     NestlingError                 catch this to catch them all
     ├── UsageError                a parameter that cannot be honoured (exit code 2, HTTP 400)
-    │   └── TextError             one text of a list cannot be embedded; `index` says which
+    │   └── InputError            one item of a list cannot be embedded; `index` says which
+    │       ├── TextError         a text
+    │       └── ImageError        an image
+    │           └── ImageSizeError    an image over a limit of size (HTTP 413)
     ├── FileFormatError           a file that is not what it should be; names file and field
     │   ├── CheckpointError       safetensors, configuration or adapters of a checkpoint
     │   └── GGUFError             a GGUF file
@@ -26,20 +29,36 @@ class UsageError(NestlingError):
         self.param = param
 
 
-class TextError(UsageError):
-    """One text of a list cannot be embedded; `index` is its place in the list, `reason` the message without it."""
+class InputError(UsageError):
+    """One item of a list cannot be embedded; `index` is its place in the list, `reason` the message without it."""
 
     def __init__(self, message: str, *, index: int) -> None:
         super().__init__(f"input {index}: {message}", param="input")
         self.index, self.reason = index, message
 
+    def at(self, index: int) -> "InputError":
+        """The same error of another place in the list."""
+        return type(self)(self.reason, index=index)
+
     def __reduce__(self) -> tuple[object, ...]:
         """How it goes from process to process: pickle knows no parameters by name."""
-        return _text_error, (self.reason, self.index)
+        return _rebuilt, (type(self), self.reason, self.index)
 
 
-def _text_error(message: str, index: int) -> TextError:
-    return TextError(message, index=index)
+def _rebuilt(kind: type[InputError], message: str, index: int) -> InputError:
+    return kind(message, index=index)
+
+
+class TextError(InputError):
+    """One text of a list cannot be embedded."""
+
+
+class ImageError(InputError):
+    """One image of a list cannot be embedded."""
+
+
+class ImageSizeError(ImageError):
+    """An image with more pixels or bytes than the limit."""
 
 
 class FileFormatError(NestlingError):

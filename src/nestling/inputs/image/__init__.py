@@ -1,0 +1,47 @@
+"""Images: from what a caller gives to resized pixels, patches and places among tokens, as the original's processor.
+
+    image = read("page.png", spec)      # Image: resized pixels, grid, tokens
+    image.patches(spec)                 # what the vision tower takes
+    placed(image.grid, spec)            # ids and M-RoPE positions
+
+Importing it does not import Pillow, which decodes and nothing else.
+"""
+
+from nestling.formats.tower_shape import ImageSpec
+from nestling.inputs.image.patches import Image, Placed, placed
+from nestling.inputs.image.resize import resized, smart_size
+from nestling.inputs.image.source import LIMITS, Limits, Source, open_any, open_base64, open_bytes
+
+__all__ = [
+    "LIMITS",
+    "Image",
+    "Limits",
+    "Placed",
+    "Source",
+    "decode",
+    "open_any",
+    "open_base64",
+    "open_bytes",
+    "placed",
+    "read",
+    "smart_size",
+]
+PUBLISHED = ImageSpec()
+"""That of jina-embeddings-v4, without the ids of its prompt."""
+
+
+def decode(source: Source, spec: ImageSpec = PUBLISHED, *, max_pixels: int | None = None) -> Image:
+    """Decode and resize to at most `max_pixels`, the spec's by default.
+
+    ImageError for damaged pixels, or for one side more than 200 times the other.
+    """
+    most = max_pixels or spec.max_pixels
+    to = smart_size(source.height, source.width, min_pixels=spec.min_pixels, max_pixels=most)
+    return Image.of(resized(source.strips(), (source.height, source.width), to))
+
+
+def read(
+    value: object, spec: ImageSpec = PUBLISHED, *, limits: Limits = LIMITS, max_pixels: int | None = None
+) -> Image:
+    """A path, a file's bytes, a data URI, a PIL image or an array of bytes -> an Image; else ImageError."""
+    return decode(open_any(value, limits=limits), spec, max_pixels=max_pixels)

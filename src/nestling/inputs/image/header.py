@@ -1,0 +1,157 @@
+"""What an image file says of itself before a pixel is decoded: format and size, for PNG, JPEG, WebP, GIF and BMP.
+
+Reads bytes by the formats' specifications, without Pillow, so that a file is refused for its size before a decoder
+sees it. Goes by the bytes alone: names and declared types say nothing. Whether the pixels are sound it does not know.
+"""
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from nestling.errors import ImageError
+from nestling.inputs.image import jpeg, png
+
+MOST_BLOCKS = 100_000
+"""Blocks that a GIF's first picture is looked for behind."""
+
+
+class Format(StrEnum):
+    """The formats that are opened, by Pillow's names."""
+
+    PNG = "PNG"
+    JPEG = "JPEG"
+    WEBP = "WEBP"
+    GIF = "GIF"
+    BMP = "BMP"
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """A file's format and size in pixels; `pixel_bytes` is what a decoder holds for each at its peak."""
+
+    format: Format
+    width: int
+    height: int
+    pixel_bytes: int = 4
+
+
+def read_header(data: bytes) -> Header:
+    """The header of an image file; ImageError for what is none of the five formats, is cut off or has no pixels."""
+    kind = next((kind for kind, is_it in _SIGNATURES.items() if is_it(data)), None)
+    if kind is None:
+        raise ImageError(f"{_looks_like(data)}; expected one of {', '.join(Format)}", index=0)
+    try:
+        header = _READERS[kind](data)
+    except (struct.error, IndexError):
+        raise unreadable(kind) from None
+    if header.width < 1 or header.height < 1:
+        raise ImageError(f"{header.width}x{header.height} pixels: at least 1x1 is expected", index=0)
+    return header
+
+
+def unreadable(kind: Format) -> ImageError:
+    """What is said of a file whose pixels cannot be decoded; never a library's own words."""
+    return ImageError(f"cannot be read as an image: the {kind} is damaged or cut off", index=0)
+
+
+def _looks_like(data: bytes) -> str:
+    if not data:
+        return "empty"
+    known = next((name for start, name in _OTHERS.items() if data.startswith(start)), None)
+    return f"cannot be read as an image: this is {known}" if known else "cannot be read as an image"
+
+
+_OTHERS = {
+    b"%PDF": "a PDF (render its pages first: pdftoppm -png)",
+    b"%!PS": "PostScript",
+    b"<svg": "SVG",
+    b"<?xml": "XML or SVG",
+    b"<!DOCTYPE": "HTML",
+    b"<!doctype": "HTML",
+    b"<html": "HTML",
+    b"PK\x03\x04": "a zip archive",
+    b"II*\x00": "a TIFF",
+    b"MM\x00*": "a TIFF",
+    b"8BPS": "a PSD",
+    b"SIMPLE": "a FITS file",
+    b"\x00\x00\x01\x00": "an icon",
+    b"\x00\x00\x00\x0cjP": "a JPEG 2000",
+    b"\xff\x4f\xff\x51": "a JPEG 2000",
+}
+_SIGNATURES: dict[Format, Callable[[bytes], bool]] = {
+    Format.PNG: lambda data: data.startswith(b"\x89PNG\r\n\x1a\n"),
+    Format.JPEG: lambda data: data.startswith(b"\xff\xd8\xff"),
+    Format.WEBP: lambda data: data.startswith(b"RIFF") and data[8:12] == b"WEBP",
+    Format.GIF: lambda data: data.startswith((b"GIF87a", b"GIF89a")),
+    Format.BMP: lambda data: data.startswith(b"BM"),
+}
+
+
+def _png(data: bytes) -> Header:
+    try:
+        return Header(Format.PNG, *png.read_size(data))
+    except ValueError:
+        raise unreadable(Format.PNG) from None
+
+
+def _jpeg(data: bytes) -> Header:
+    try:
+        frame = jpeg.read_frame(data)
+    except ValueError:
+        raise unreadable(Format.JPEG) from None
+    return Header(Format.JPEG, frame.width, frame.height, 4 + frame.held_bytes)
+
+
+def _webp(data: bytes) -> Header:
+    """WebP (RFC 9649): lossy, lossless or extended, each with its size in a place of its own."""
+    kind = data[12:16]
+    if kind == b"VP8X":
+        width, height = (int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27))
+    elif kind == b"VP8L":
+        bits = struct.unpack_from("<I", data, 21)[0]
+        width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    elif kind == b"VP8 ":
+        width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", data, 26))
+    else:
+        raise unreadable(Format.WEBP)
+    return Header(Format.WEBP, width, height, 16)
+
+
+def _gif(data: bytes) -> Header:
+    """GIF89a: the screen, enlarged by a first picture that sticks out of it, as decoders do."""
+    width, height, flags = struct.unpack_from("<HHB", data, 6)
+    at = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
+    for _ in range(MOST_BLOCKS):
+        if data[at] == 0x2C:  # noqa: PLR2004 - a picture
+            left, top, wide, high = struct.unpack_from("<HHHH", data, at + 1)
+            return Header(Format.GIF, max(width, left + wide), max(height, top + high))
+        if data[at] != 0x21:  # noqa: PLR2004 - an extension
+            break
+        at = _after_blocks(data, at + 2)
+    raise unreadable(Format.GIF)
+
+
+def _after_blocks(data: bytes, at: int) -> int:
+    for _ in range(MOST_BLOCKS):
+        if not data[at]:
+            return at + 1
+        at += 1 + data[at]
+    raise unreadable(Format.GIF)
+
+
+def _bmp(data: bytes) -> Header:
+    """Windows bitmaps: a header of 12 bytes or one of the longer ones; a negative height is a picture from the top."""
+    if struct.unpack_from("<I", data, 14)[0] == 12:  # noqa: PLR2004 - OS/2's header
+        return Header(Format.BMP, *struct.unpack_from("<HH", data, 18))
+    width, height = struct.unpack_from("<ii", data, 18)
+    return Header(Format.BMP, width, abs(height))
+
+
+_READERS: dict[Format, Callable[[bytes], Header]] = {
+    Format.PNG: _png,
+    Format.JPEG: _jpeg,
+    Format.WEBP: _webp,
+    Format.GIF: _gif,
+    Format.BMP: _bmp,
+}

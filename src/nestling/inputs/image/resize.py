@@ -1,0 +1,136 @@
+"""The resize of the original's image processor: torchvision's bicubic antialias kernel on bytes, byte for byte.
+
+Pure numpy: pixels in, pixels out. Does not know where pixels come from. The kernel is Pillow's algorithm with weights
+of 16 bits (torchvision 0.29, `upsample_bicubic2d_aa` on uint8): width first, then height, rounded to bytes after each.
+Pillow's own resize is not used: its weights have 22 bits and the order of its passes depends on its version.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nestling.errors import ImageError
+from nestling.formats.tower_shape import MAX_PIXELS, MIN_PIXELS
+
+Pixels = NDArray[np.uint8]
+FACTOR = 28
+"""Both sides are multiples of it: a patch of 14 pixels, two patches a token."""
+MOST_ELONGATED = 200
+"""How many times the shorter side the longer one may be."""
+BLOCK = 16
+"""Output columns or rows that one matrix product makes: their inputs overlap, so a few more numbers than needed."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Outputs [start, stop) as a product with inputs [first, last): weights (stop - start, last - first)."""
+
+    start: int
+    stop: int
+    first: int
+    last: int
+    weights: NDArray[np.float64]
+
+
+def smart_size(
+    height: int, width: int, *, min_pixels: int = MIN_PIXELS, max_pixels: int = MAX_PIXELS
+) -> tuple[int, int]:
+    """The size that an image is resized to: (h, w) -> (h, w), multiples of 28, `max_pixels` at most, or 28x28.
+
+    Qwen2-VL's `smart_resize`, in float64 with Python's round (half to even). ImageError for a side of 0, or one more
+    than 200 times the other.
+    """
+    if min(height, width) < 1:
+        raise ImageError(f"{width}x{height} pixels: at least 1x1 is expected", index=0)
+    if max(height, width) > MOST_ELONGATED * min(height, width):
+        raise ImageError(f"{width}x{height} pixels: one side is more than {MOST_ELONGATED} times the other", index=0)
+    high, wide = (round(side / FACTOR) * FACTOR for side in (height, width))
+    if high * wide > max_pixels:
+        shrink = math.sqrt(height * width / max_pixels)
+        high, wide = (max(FACTOR, math.floor(side / shrink / FACTOR) * FACTOR) for side in (height, width))
+    elif high * wide < min_pixels:
+        grow = math.sqrt(min_pixels / (height * width))
+        high, wide = (math.ceil(side * grow / FACTOR) * FACTOR for side in (height, width))
+    return high, wide
+
+
+def resized(strips: Iterable[Pixels], size: tuple[int, int], to: tuple[int, int]) -> Pixels:
+    """Resize an image that comes in strips of rows: (h, W, 3) each, `size` (H, W) in all -> `to` and 3.
+
+    A strip is done with before the next is asked for, so an image is never held whole.
+    """
+    columns = list(_blocks(size[1], to[1]))
+    narrow = np.empty((size[0], to[1], 3), np.uint8)
+    done = 0
+    for strip in strips:
+        narrow[done : done + len(strip)] = _across(strip, columns) if size[1] != to[1] else strip
+        done += len(strip)
+    assert done == size[0], "the strips are the image"
+    return _down(narrow, to[0]) if size[0] != to[0] else narrow
+
+
+def _across(strip: Pixels, columns: list[_Block]) -> Pixels:
+    """Each row by itself: (H, W, 3) -> (H, w, 3)."""
+    out = np.empty((len(strip), columns[-1].stop, 3), np.uint8)
+    for one in columns:
+        slab = strip[:, one.first : one.last].transpose(0, 2, 1).astype(np.float64)
+        mixed = _bytes(slab.reshape(-1, slab.shape[2]) @ one.weights.T)
+        out[:, one.start : one.stop] = mixed.reshape(len(strip), 3, -1).transpose(0, 2, 1)
+    return out
+
+
+def _down(image: Pixels, height: int) -> Pixels:
+    """Each column by itself: (H, w, 3) -> (h, w, 3)."""
+    flat, out = image.reshape(len(image), -1), np.empty((height, image.shape[1] * 3), np.uint8)
+    for one in _blocks(len(image), height):
+        out[one.start : one.stop] = _bytes(one.weights @ flat[one.first : one.last].astype(np.float64))
+    return out.reshape(height, -1, 3)
+
+
+def _bytes(sums: NDArray[np.float64]) -> Pixels:
+    """Rounded half up and clipped, in place; the sums are exact, since every weight is a multiple of 2 ** -22."""
+    sums += 0.5
+    return np.clip(sums, 0, 255, out=sums).astype(np.uint8)
+
+
+def _blocks(inputs: int, outputs: int) -> Iterator[_Block]:
+    first, weights = _weights(inputs, outputs)
+    taps = np.arange(weights.shape[1])
+    for start in range(0, outputs, BLOCK):
+        stop = min(outputs, start + BLOCK)
+        low, high = int(first[start]), min(inputs, int(first[stop - 1]) + len(taps))
+        places = first[start:stop, None] + taps - low
+        real = places < high - low
+        rows = np.broadcast_to(np.arange(stop - start)[:, None], places.shape)
+        matrix = np.zeros((stop - start, high - low))
+        matrix[rows[real], places[real]] = weights[start:stop][real]
+        yield _Block(start, stop, low, high, matrix)
+
+
+def _weights(inputs: int, outputs: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Where each output's inputs begin, (N,), and their weights, (N, taps): whole numbers over a power of two.
+
+    Keys' cubic with a = -0.5, widened by the scale when it shrinks. The power is the largest, up to 2 ** 22, for which
+    the largest weight still fits 16 bits with a sign.
+    """
+    scale = inputs / outputs
+    wide = max(scale, 1.0)
+    centre = scale * (np.arange(outputs) + 0.5)
+    first = np.maximum((centre - 2 * wide + 0.5).astype(np.int64), 0)
+    last = np.minimum((centre + 2 * wide + 0.5).astype(np.int64), inputs)
+    places = first[:, None] + np.arange(int((last - first).max()))
+    exact = _cubic((places - centre[:, None] + 0.5) / wide) * (places < last[:, None])
+    exact /= exact.sum(1, keepdims=True)
+    most, bits = float(exact.max()), 0
+    while bits < 22 and int(0.5 + most * 2 ** (bits + 1)) < 1 << 15:  # noqa: PLR2004 - 22 and 15 are the kernel's
+        bits += 1
+    return first, np.trunc(exact * 2**bits + np.copysign(0.5, exact)) / 2**bits
+
+
+def _cubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    x = np.abs(x)
+    near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return np.where(x < 1, near, np.where(x < 2, far, 0.0))  # noqa: PLR2004 - where the cubic ends

@@ -1,0 +1,185 @@
+"""An image as a caller gives it to strips of RGB bytes: path, file's bytes, data URI, PIL image, numpy array.
+
+The size is read from the header and held against the limits before a pixel is decoded. Errors are in our words, never
+a library's, and of index 0. Knows nothing of models, and opens no connection: a URL is an error that says so.
+"""
+
+import base64
+import binascii
+import os
+import re
+import stat
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nestling._util.extras import need
+from nestling.errors import ImageError, ImageSizeError
+from nestling.inputs.image.header import Header, read_header
+from nestling.inputs.image.resize import Pixels
+
+MIB = 1 << 20
+_DATA_URI = re.compile(r"data:([^;,]*)((?:;[^;,]*)*),", re.IGNORECASE)
+_BLANKS = str.maketrans("", "", "\r\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What an image may take: bytes of its file, pixels, and bytes of memory at the peak of decoding."""
+
+    file_bytes: int = 64 * MIB
+    pixels: int = 50_000_000
+    memory_bytes: int = 200 * MIB
+
+
+LIMITS = Limits()
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """An image within its limits, not yet decoded: size in pixels, memory that decoding takes, and the way to it."""
+
+    height: int
+    width: int
+    memory_bytes: int
+    strips: Callable[[], Iterable[Pixels]]
+
+
+def open_any(value: object, *, limits: Limits = LIMITS) -> Source:
+    """Whatever Python and the command line take: path, data URI, bytes, PIL image, array. ImageError for the rest."""
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return open_bytes(bytes(value), limits=limits)
+    if isinstance(value, np.ndarray):
+        return open_array(value, limits=limits)
+    if isinstance(value, (str, Path)):
+        return _open_named(value, limits=limits)
+    if "PIL.Image" in sys.modules and _pillow().is_image(value):
+        return _open_pil(value, limits=limits)
+    raise ImageError(
+        f"a path, bytes, a PIL image or a numpy array is expected, this is {type(value).__name__}", index=0
+    )
+
+
+def open_bytes(data: bytes, *, limits: Limits = LIMITS) -> Source:
+    """A file's bytes; ImageError for what is no image, ImageSizeError beyond the limits."""
+    if len(data) > limits.file_bytes:
+        raise ImageSizeError(f"{len(data)} bytes: at most {limits.file_bytes} are read", index=0)
+    header = read_header(data)
+    check_size(header, limits)
+    pillow = _pillow()
+    image = pillow.opened(data, header.format)
+    found = replace(header, width=image.size[0], height=image.size[1])
+    check_size(found, limits)  # of a header that says two things
+    if image.mode not in pillow.MODES:
+        raise ImageError("16 or 32 bits a channel: convert it to 8 bits", index=0)
+    return Source(
+        found.height,
+        found.width,
+        found.width * found.height * found.pixel_bytes,
+        lambda: pillow.strips(pillow.loaded(image, data, header.format)),
+    )
+
+
+def open_base64(text: str, *, limits: Limits = LIMITS) -> Source:
+    """A file in base64, with line breaks in it or not, or a data URI. ImageError for anything else."""
+    return open_bytes(decoded_base64(text, limits=limits), limits=limits)
+
+
+def decoded_base64(text: str, *, limits: Limits = LIMITS) -> bytes:
+    """The bytes of a data URI or of bare base64; its declared type is only asked to be an image's."""
+    if match := _DATA_URI.match(text):
+        kind, options = match[1].lower(), match[2].lower()
+        if not kind.startswith("image/") or kind == "image/svg+xml":
+            raise ImageError(
+                f"data URI of {kind[:40] or 'no type'}: image/png, image/jpeg or the like is expected", index=0
+            )
+        if not options.endswith(";base64"):
+            raise ImageError("data URI: ;base64 is expected before the comma", index=0)
+        text = text[match.end() :]
+    elif text[:5].lower() == "data:":
+        raise ImageError("data URI: data:image/png;base64, and base64 are expected", index=0)
+    if len(text) * 3 // 4 > limits.file_bytes + len(text) // 32:
+        raise ImageSizeError(f"{len(text) * 3 // 4} bytes: at most {limits.file_bytes} are read", index=0)
+    text = text.translate(_BLANKS)
+    with suppress(ValueError, binascii.Error):
+        if len(text) % 4 == 0:
+            return base64.b64decode(text, validate=True)
+    raise ImageError("not base64: A-Z a-z 0-9 + / with = at the end is expected", index=0)
+
+
+def open_array(array: NDArray[Any], *, limits: Limits = LIMITS) -> Source:
+    """An array of bytes: (H, W) grey, (H, W, 3) RGB or (H, W, 4), whose alpha is dropped."""
+    if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))):  # noqa: PLR2004 - axes and channels
+        raise ImageError(
+            f"array of {array.dtype} and shape {array.shape}: uint8 and (H, W), (H, W, 3) or (H, W, 4) are expected",
+            index=0,
+        )
+    height, width = array.shape[:2]
+    _check_sides(height, width, limits)
+    rgb = np.repeat(array[:, :, None], 3, axis=2) if array.ndim == 2 else array[:, :, :3]  # noqa: PLR2004 - grey
+    return Source(height, width, 0, lambda: [np.ascontiguousarray(rgb)])
+
+
+def check_size(header: Header, limits: Limits) -> None:
+    """ImageSizeError for more pixels than the limit, or for pixels that take more memory to decode."""
+    _check_sides(header.height, header.width, limits)
+    if (wanted := header.width * header.height * header.pixel_bytes) > limits.memory_bytes:
+        raise ImageSizeError(
+            f"{header.width}x{header.height} pixels take {wanted // MIB} MiB to decode as this {header.format}; at"
+            f" most {limits.memory_bytes // MIB} MiB are given: make it smaller",
+            index=0,
+        )
+
+
+def _check_sides(height: int, width: int, limits: Limits) -> None:
+    if width * height > limits.pixels:
+        raise ImageSizeError(f"{width}x{height} pixels: at most {limits.pixels} are decoded; make it smaller", index=0)
+
+
+def _open_named(name: str | Path, *, limits: Limits) -> Source:
+    text = str(name)
+    if isinstance(name, str) and text[:5].lower() == "data:":
+        return open_base64(text, limits=limits)
+    if isinstance(name, str) and re.match(r"[a-z][a-z0-9+.-]*://", text, re.IGNORECASE):
+        raise ImageError("a URL is not fetched here: download it and give the path or the bytes", index=0)
+    return open_bytes(read_file(Path(name), limits=limits), limits=limits)
+
+
+def read_file(path: Path, *, limits: Limits = LIMITS) -> bytes:
+    """A regular file's bytes; ImageError naming the path for what is missing, a folder, a pipe or a device."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not a path"
+        raise ImageError(f"{path}: cannot be read: {reason}", index=0) from None
+    found = os.fstat(handle)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(handle)
+        raise ImageError(f"{path}: not a regular file", index=0)
+    with os.fdopen(handle, "rb") as file:
+        data = file.read(limits.file_bytes + 1)
+    if len(data) > limits.file_bytes:
+        raise ImageSizeError(f"{path}: {found.st_size} bytes; at most {limits.file_bytes} are read", index=0)
+    return data
+
+
+def _open_pil(image: Any, *, limits: Limits) -> Source:  # noqa: ANN401 - a PIL image
+    pillow = _pillow()
+    width, height = image.size
+    if min(width, height) < 1:
+        raise ImageError(f"{width}x{height} pixels: at least 1x1 is expected", index=0)
+    _check_sides(height, width, limits)
+    return Source(height, width, 0, lambda: pillow.strips(pillow.checked(image)))
+
+
+def _pillow() -> Any:  # noqa: ANN401 - a module
+    need("PIL.Image", wanted_for="an image", extra="images")
+    from nestling.inputs.image import pillow
+
+    return pillow

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from tests.golden.images import gradient
+from tests.golden.patterns import gradient
 
 from nestling.inputs.image.resize import Pixels
 

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image as PillowImage
 from PIL import ImageFile, features
-from tests.golden.images import gradient, noise
+from tests.golden.patterns import gradient, noise
 from tests.picture_files import chunk, frames, png, raw_png, saved, with_frame_size
 
 from nestling.errors import ImageError, ImageSizeError
@@ -293,11 +293,13 @@ def test_paths_that_lead_to_no_file_are_named(tmp_path: Path) -> None:
     assert "not a path" in _refusal("a\0b.png")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_without_permission_is_named(tmp_path: Path) -> None:
+def test_a_file_without_permission_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise PermissionError(13, "Permission denied")
+
     path = tmp_path / "secret.png"
     path.write_bytes(png())
-    path.chmod(0)
+    monkeypatch.setattr(os, "open", refuse)
     assert f"{path}: cannot be read: Permission denied" in _refusal(path)
 
 

@@ -15,7 +15,12 @@ SOURCE = ROOT / "src" / "nestling"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 HOMES = {"server": ("serve",), "bulk": ("bulk",), "evaluation": ("eval",)}
 """Package -> the extras without which none of it can be imported."""
-OWN_HOMES = {"bulk/lance.py": ("lance",), "bulk/ray.py": ("ray",), "evaluation/mteb_model.py": ("mteb",)}
+OWN_HOMES = {
+    "bulk/lance.py": ("lance",),
+    "bulk/ray.py": ("ray",),
+    "evaluation/mteb_model.py": ("mteb",),
+    "inputs/image/pillow.py": ("images",),
+}
 NOT_INSTALLED = {"mteb": "mteb"}
 """Module -> distribution, of what the development environment leaves out."""
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image as PillowImage
-from tests.golden.images import gradient, noise
+from tests.golden.patterns import gradient, noise
 from tests.picture_files import frames, png, saved
 
 from nestling.errors import ImageError

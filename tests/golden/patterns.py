@@ -1,6 +1,6 @@
 """Pictures made by numbers alone: the same bytes on every machine, whatever drew or decoded them.
 
-Shared by `record_images.py`, which runs where torch and torchvision are, and by the tests.
+Shared by `record_pixels.py`, which runs where torch and torchvision are, and by the tests.
 """
 
 from collections.abc import Callable

@@ -7,6 +7,7 @@ Knows nothing of files or engines. The prefixes are those of the jina-embeddings
 import json
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from numbers import Integral
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -114,9 +115,9 @@ class ModelSpec:
         """The vector size to answer with: `wanted` if it was trained, the full width for None; else UsageError."""
         if wanted is None:
             return self.dimensions[-1]
-        if wanted not in self.dimensions or isinstance(wanted, bool):
+        if not isinstance(wanted, Integral) or isinstance(wanted, bool) or wanted not in self.dimensions:
             sizes = ", ".join(map(str, self.dimensions))
-            raise UsageError(f"dimensions={wanted}: this model is trained for {sizes}", param="dimensions")
+            raise UsageError(f"dimensions={wanted!r}: this model is trained for {sizes}", param="dimensions")
         return int(wanted)
 
     def to_json(self) -> str:

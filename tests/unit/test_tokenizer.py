@@ -87,7 +87,7 @@ class TestEncode:
 
     @pytest.mark.parametrize("text", [None, 5, b"bytes", ("a", "pair"), ["nested"]])
     def test_other_things_are_refused_by_index(self, tokenizer: Tokenizer, text: Any) -> None:
-        with pytest.raises(TextError, match="input 0: a text is expected, not") as caught:
+        with pytest.raises(TextError, match="input 0: a text is expected, this is") as caught:
             tokenizer.encode([text])
         assert caught.value.index == 0
 

@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Any, Self
 
 from nestling._util.cpu import usable_threads
+from nestling._util.numbers import whole_number
 from nestling.engine.adapted import OneAdapter
 from nestling.engine.lora import Adapter, beside
 from nestling.engine.protocol import AdaptedEngine, Engine, Profiled
@@ -71,9 +72,7 @@ def load_whole(
 
 
 def _threads(wanted: int | None) -> int:
-    if wanted is not None and wanted < 1:
-        raise UsageError(f"threads={wanted}: at least 1", param="threads")
-    return wanted or usable_threads()
+    return usable_threads() if wanted is None else whole_number(wanted, param="threads")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ cover a document without overlap own each of its tokens once. Knows nothing of m
 """
 
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tokenizers import Regex, pre_tokenizers
 
 from nestling._util.extras import need
+from nestling._util.numbers import whole_number
 from nestling.errors import TextError, UsageError
 from nestling.inputs.tokenizer import Tokenizer
 from nestling.vectors import Floats
@@ -65,19 +66,18 @@ def chunk(document: str, cut: Cut, *, tokenizer: Tokenizer, prefix: str, limit: 
     """Tokenize and cut a document; UsageError for a cut that cannot be made, TextError for more than `limit` tokens."""
     if (cut.spans is None) == (cut.chunk_tokens is None):
         raise UsageError("spans, chunk_tokens: one of them says what the chunks are", param="spans")
-    if cut.overlap < 0:
-        raise UsageError(f"overlap={cut.overlap}: at least 0", param="overlap")
+    overlap = whole_number(cut.overlap, param="overlap", least=0)
     ids, offsets = tokenizer.encode_with_places(prefix + document)
     if len(ids) > limit:
         raise TextError(f"{len(ids)} tokens, this model sees {limit} at once; late chunking never cuts a text", index=0)
     if cut.spans is not None:
-        spans = check_spans(document, cut.spans, overlapping=cut.overlap > 0)
+        spans = check_spans(document, cut.spans, overlapping=overlap > 0)
         places = owned(offsets, spans, prefix=len(prefix))
-        _check_owned(spans, places, overlap=cut.overlap)
+        _check_owned(spans, places, overlap=overlap)
     else:
         assert cut.chunk_tokens is not None
         count = _counter(tokenizer)
-        spans = split(document, chunk_tokens=cut.chunk_tokens, overlap=cut.overlap, count=count)
+        spans = split(document, chunk_tokens=cut.chunk_tokens, overlap=overlap, count=count)
         spans = _merge_unowned(spans, owned(offsets, spans, prefix=len(prefix)))
         places = owned(offsets, spans, prefix=len(prefix))
     return ChunkedIds(ids, spans, tuple(places))
@@ -89,6 +89,8 @@ def _counter(tokenizer: Tokenizer) -> Callable[[str], int]:
 
 def check_spans(document: str, spans: Sequence[Span], *, overlapping: bool) -> tuple[Span, ...]:
     """The spans: not empty, in order, apart unless `overlapping`; UsageError naming one that is not so."""
+    if not isinstance(spans, Iterable) or isinstance(spans, str | bytes):
+        raise _refused(f"a list of pairs of whole numbers is expected, this is {type(spans).__name__}")
     checked = tuple(_span(document, index, span) for index, span in enumerate(spans))
     if not checked:
         raise _refused("none given; at least one is needed")
@@ -161,8 +163,7 @@ def split(document: str, *, chunk_tokens: int, overlap: int, count: Callable[[st
     They end where paragraphs do, else sentences (Unicode's annex 29), else words. `count` tells a text's tokens: a
     chunk's are counted as if it stood alone. By the package semantic-text-splitter, the extra `chunks`.
     """
-    if chunk_tokens < 1:
-        raise UsageError(f"chunk_tokens={chunk_tokens}: at least 1", param="chunk_tokens")
+    chunk_tokens = whole_number(chunk_tokens, param="chunk_tokens")
     if not 0 <= overlap < chunk_tokens:
         raise UsageError(f"overlap={overlap}: from 0 to less than chunk_tokens={chunk_tokens}", param="overlap")
     library = need("semantic_text_splitter", wanted_for="chunk_tokens", extra="chunks", param="chunk_tokens")

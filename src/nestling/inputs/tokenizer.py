@@ -73,7 +73,7 @@ class Tokenizer:
         A text that is not a str, or that holds a lone surrogate and so has no UTF-8 form, is a TextError.
         """
         for index, text in enumerate(texts):
-            _check_text(text, index)
+            check_text(text, index)
         found = self._inner.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, np.int32) for encoding in found]
 
@@ -92,7 +92,7 @@ class Tokenizer:
         The places are those of the text as it is, before NFC. Several tokens may share the place of one character; the
         ending lies behind the last one.
         """
-        _check_text(text, 0)
+        check_text(text, 0)
         found = self._inner.encode(text, add_special_tokens=False)
         places = [*found.offsets, *[(len(text), len(text))] * len(self.ending)]
         return self.close(np.array(found.ids, np.int32)), np.array(places, np.int64).reshape(-1, 2)
@@ -146,9 +146,10 @@ def checkpoint_ids(tokenizer_json: Path, text: str) -> tuple[int, ...]:
     return tuple(inner.encode(text, add_special_tokens=False).ids)
 
 
-def _check_text(text: object, index: int) -> None:
+def check_text(text: object, index: int) -> None:
+    """TextError for what is no text: another type, or a str with a lone surrogate, which has no UTF-8 form."""
     if not isinstance(text, str):
-        raise TextError(f"a text is expected, not {type(text).__name__}", index=index)
+        raise TextError(f"a text is expected, this is {type(text).__name__}", index=index)
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

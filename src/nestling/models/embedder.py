@@ -5,12 +5,13 @@ model's file and the prompt, never on the other texts of the call. What cannot b
 text; nothing is cut unless asked.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nestling import vectors
 from nestling.engine.adapted import OneAdapter
@@ -22,7 +23,7 @@ from nestling.formats.gguf import GGUFFile
 from nestling.formats.multivector_head import Projector, is_head
 from nestling.inputs import late_chunking
 from nestling.inputs.late_chunking import ChunkedIds, Chunks, Cut, Places, Span
-from nestling.inputs.tokenizer import Tokenizer
+from nestling.inputs.tokenizer import Tokenizer, check_text
 from nestling.models import families, local
 from nestling.models.reranking import Ranked, Scoring, check_top_n, ranked, token_scores, vector_scores
 from nestling.spec import BASE_FIELD, ModelSpec, Role, Task
@@ -125,10 +126,8 @@ class Embedder:
 
     def tokenize(self, texts: Sequence[str], *, prompt_name: str = "query", truncate: bool = False) -> list[TokenIds]:
         """Prefix and tokenize: B texts -> B arrays of ids, each of 1 to `spec.max_tokens`."""
-        if isinstance(texts, str):
-            raise UsageError("texts: a list of texts is expected, this is a single one", param="input")
         prefix = self.spec.prefix(Role.parse(prompt_name))
-        rows = list(texts)  # also what can be gone through only once
+        rows = _listed(texts, "texts", "a list of texts")
         for index, text in enumerate(rows):
             _check_text(text, index)
         ids = self.tokenizer.encode([prefix + text for text in rows])
@@ -140,11 +139,10 @@ class Embedder:
         No ids, more than `spec.max_tokens` or ids outside the vocabulary are a TextError.
         """
         size = self.spec.dimension(dimension)
-        for index, one in enumerate(ids):
-            self._check_ids(one, index)
-        if not len(ids):
+        rows = self._checked_ids(ids)
+        if not rows:
             return np.empty((0, size), np.float32)
-        return vectors.finish(self.engine.pool(ids), size)
+        return vectors.finish(self.engine.pool(rows), size)
 
     @cached_property
     def projector(self) -> Projector:
@@ -170,11 +168,10 @@ class Embedder:
 
     def embed_tokens(self, ids: Sequence[TokenIds]) -> list[Floats]:
         """Multi-vectors of token ids as they are: -> B arrays of (T, width) float32, unit rows. Errors: `embed_ids`."""
+        rows = self._checked_ids(ids)
         project = self.projector.project
-        for index, one in enumerate(ids):
-            self._check_ids(one, index)
-        found = {index: project(states) for index, states in self.engine.token_states(ids)}
-        return [found[index] for index in range(len(ids))]
+        found = {index: project(states) for index, states in self.engine.token_states(rows)}
+        return [found[index] for index in range(len(rows))]
 
     def encode_chunks(
         self,
@@ -225,10 +222,13 @@ class Embedder:
         `maxsim` is a UsageError.
         """
         way, most = Scoring.parse(scoring), check_top_n(top_n)
-        if not query.strip():
-            raise UsageError("query: the text is empty", param="query")
-        asked = self.tokenize([query], prompt_name=Role.QUERY, truncate=truncate)
-        ids = self.tokenize(documents, prompt_name=Role.PASSAGE, truncate=truncate)
+        ids = self.tokenize(
+            _listed(documents, "documents", "a list of texts"), prompt_name=Role.PASSAGE, truncate=truncate
+        )
+        try:
+            asked = self.tokenize([query], prompt_name=Role.QUERY, truncate=truncate)
+        except TextError as error:
+            raise UsageError(f"query: {error.reason}", param="query") from None
         if way is Scoring.COSINE:
             scores = vector_scores(self.embed_ids(asked)[0], self.embed_ids(ids))
         else:
@@ -247,18 +247,42 @@ class Embedder:
             raise TextError(f"{len(ids)} tokens, this model takes {limit}; truncate=True cuts the text", index=index)
         return self.tokenizer.cut(ids, limit)
 
-    def _check_ids(self, ids: TokenIds, index: int) -> None:
+    def _checked_ids(self, ids: Sequence[TokenIds]) -> list[TokenIds]:
+        rows = [_whole_numbers(one, index) for index, one in enumerate(_listed(ids, "ids", "a list of token ids"))]
+        for index, one in enumerate(rows):
+            self._check_ids(one, index)
+        return [one.astype(np.int32, copy=False) for one in rows]
+
+    def _check_ids(self, ids: NDArray[Any], index: int) -> None:
         if not 1 <= len(ids) <= self.spec.max_tokens:
             raise TextError(f"{len(ids)} tokens, this model takes 1 to {self.spec.max_tokens}", index=index)
         if ids.min() < 0 or ids.max() >= self.tokenizer.size:
             raise TextError(f"token ids go from 0 to {self.tokenizer.size - 1}", index=index)
 
 
+def _listed(values: object, param: str, expected: str) -> list[Any]:
+    """The values as a list; UsageError for what is none: null, a number, one text."""
+    if isinstance(values, str | bytes | bytearray) or not isinstance(values, Iterable):
+        kind = "None" if values is None else "a single text" if isinstance(values, str) else type(values).__name__
+        raise UsageError(f"{param}: {expected} is expected, this is {kind}", param="input")
+    return list(values)  # also of what can be gone through only once
+
+
+def _whole_numbers(ids: object, index: int) -> NDArray[Any]:
+    """Token ids as an array of any type of whole numbers; TextError for anything else."""
+    try:
+        found = np.asarray(ids)
+    except ValueError:  # lists of unequal lengths
+        found = np.empty((), object)
+    if found.ndim != 1 or (found.size and not np.issubdtype(found.dtype, np.integer)):
+        raise TextError("a list of token ids, whole numbers, is expected", index=index)
+    return found
+
+
 def _check_text(text: object, index: int) -> None:
-    if not isinstance(text, str):
-        raise TextError(f"a text is expected, this is {type(text).__name__}", index=index)
-    if not text.strip():
+    if isinstance(text, str) and not text.strip():
         raise TextError("the text is empty", index=index)
+    check_text(text, index)
 
 
 def specs_of(file: GGUFFile, given: ModelSpec | None = None) -> list[ModelSpec]:

@@ -95,6 +95,9 @@ def looks_like_path(reference: str | Path) -> bool:
 
 def resolve(reference: str | Path, *, steps: Steps = silent) -> Path:
     """The file that a reference means. The starter's is built if need be (`steps` is told); else ModelNotFoundError."""
+    if not isinstance(reference, str | Path):
+        kind = type(reference).__name__
+        raise UsageError(f"model: a model reference or a path is expected, this is {kind}", param="model")
     if looks_like_path(reference):
         path = Path(reference)
         return path if path.is_file() else _from_hub(str(reference))

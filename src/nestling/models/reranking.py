@@ -11,6 +11,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from nestling._util.numbers import whole_number
 from nestling.errors import UsageError
 from nestling.vectors import Floats, cosine, maxsim
 
@@ -49,10 +50,8 @@ def vector_scores(query: Floats, documents: Floats) -> NDArray[np.float64]:
 
 
 def check_top_n(top_n: int | None) -> int | None:
-    """The same; UsageError for less than 1."""
-    if top_n is not None and top_n < 1:
-        raise UsageError(f"top_n={top_n}: at least 1", param="top_n")
-    return top_n
+    """The same; UsageError for what is no whole number from 1."""
+    return None if top_n is None else whole_number(top_n, param="top_n")
 
 
 def ranked(scores: NDArray[np.float64], top_n: int | None = None) -> list[Ranked]:

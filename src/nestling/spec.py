@@ -7,7 +7,7 @@ Knows nothing of files or engines. The prefixes are those of the jina-embeddings
 import json
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from numbers import Integral
+from numbers import Real
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -115,7 +115,7 @@ class ModelSpec:
         """The vector size to answer with: `wanted` if it was trained, the full width for None; else UsageError."""
         if wanted is None:
             return self.dimensions[-1]
-        if not isinstance(wanted, Integral) or isinstance(wanted, bool) or wanted not in self.dimensions:
+        if not isinstance(wanted, Real) or isinstance(wanted, bool) or wanted not in self.dimensions:
             sizes = ", ".join(map(str, self.dimensions))
             raise UsageError(f"dimensions={wanted!r}: this model is trained for {sizes}", param="dimensions")
         return int(wanted)

@@ -128,7 +128,7 @@ def test_the_cache_answers_what_the_engine_did_and_is_off_by_default() -> None:
         again = vectors(embed(server, input=["b", "c", "a"], dimensions=64))
         assert np.array_equal(again[[2, 0]], first)
         assert sum(map(len, engine.batches)) == 1
-        assert server.service.metrics.cache_hits.value() == 2
+        assert server.service.metrics.value("nestling_cache_hits_total") == 2
     with running(loader(lambda: engine)) as server:
         engine.batches.clear()
         for _ in range(2):

@@ -279,7 +279,7 @@ def test_work_of_a_client_that_left_is_dropped_and_its_place_freed() -> None:
         gate.set()
         assert ask(server, {"input": "stays"}).status_code == 200
         assert sum(map(len, engine.batches)) < 10
-        assert server.service.metrics.dropped.value() > 90
+        assert server.service.metrics.value("nestling_dropped_texts_total") > 90
 
 
 def test_slow_and_idle_connections_are_reaped_while_others_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,7 +307,10 @@ def test_a_client_that_does_not_take_its_answer_is_let_go(monkeypatch: pytest.Mo
         body = json.dumps({"input": ["a"] * 20_000}).encode()
         lazy = socket.create_connection(("127.0.0.1", server.port))
         lazy.sendall(b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
-        assert _until(lambda: server.service.metrics.requests.value("/v1/embeddings", "200") == 1, 20)
+        assert _until(
+            lambda: server.service.metrics.value("nestling_requests_total", path="/v1/embeddings", status="200") == 1,
+            20,
+        )
         assert lazy.recv(9) == b"HTTP/1.1 "
         lazy.close()
 

@@ -16,7 +16,7 @@ from nestling.engine.adapted import OneAdapter
 from nestling.errors import EngineError
 from nestling.models.embedder import Embedder
 from nestling.server.core.fair_queue import Batch, Job, Queue
-from nestling.server.core.metrics import Registry
+from nestling.server.core.metrics import Metrics
 from nestling.server.core.model_pool import Model
 from nestling.server.core.refusals import BusyError
 from nestling.server.core.scheduler import Scheduler, pooled
@@ -122,7 +122,7 @@ def test_every_text_is_taken_once_within_the_budget(requests: list[list[int]], b
 
 def scheduler(reset: Any = None, *, max_tokens: int = 10_000, largest: int = 512) -> Scheduler:
     return Scheduler(
-        reset=reset or (lambda _model: None), metrics=Registry(), max_tokens=max_tokens, largest_batch=largest
+        reset=reset or (lambda _model: None), metrics=Metrics(), max_tokens=max_tokens, largest_batch=largest
     )
 
 
@@ -240,7 +240,7 @@ def test_each_text_of_a_mixed_batch_takes_its_own_adapter() -> None:
     adapted = Model("m", embedders[Task.RETRIEVAL])
 
     async def ask() -> list[Any]:
-        scheduler = Scheduler(reset=lambda _model: None, metrics=Registry(), max_tokens=1000, largest_batch=1000)
+        scheduler = Scheduler(reset=lambda _model: None, metrics=Metrics(), max_tokens=1000, largest_batch=1000)
         asks = [scheduler.pool(adapted, [ids(5)], task=task) for task in Task]
         answers = await asyncio.gather(*asks)
         await asyncio.to_thread(scheduler.stop)

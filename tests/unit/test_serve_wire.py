@@ -15,7 +15,7 @@ from nestling.server.api.bodies import texts_or_ids
 from nestling.server.api.jina import RerankRequest
 from nestling.server.api.openai import EmbeddingRequest
 from nestling.server.core import cl100k
-from nestling.server.core.metrics import Counter, Histogram, Registry
+from nestling.server.core.metrics import Metrics
 from nestling.server.core.refusals import BusyError, InvalidError, NotServedError, TooLargeError, UnavailableError
 from nestling.server.core.requests import Embedded, Output
 from nestling.server.core.result_cache import OVERHEAD_BYTES, ResultCache
@@ -184,26 +184,20 @@ def test_every_exception_has_its_answer(error: Exception, status: int, code: str
     assert "secret" not in inner["message"]
 
 
-def test_metrics_in_prometheus_text() -> None:
-    counter = Counter("c_total", "Counted", ["path"])
-    counter.add('a"b\\c\n')
-    counter.add("z", amount=2)
-    assert list(counter.lines()) == ['c_total{path="a\\"b\\\\c\\n"} 1', 'c_total{path="z"} 2']
-    histogram = Histogram("h", "Seen", bounds=[1, 2], label="stage")
-    for value in (0.5, 1, 1.5, 9):
-        histogram.observe(value, "x")
-    assert list(histogram.lines()) == [
-        'h_bucket{stage="x",le="1"} 2',
-        'h_bucket{stage="x",le="2"} 3',
-        'h_bucket{stage="x",le="+Inf"} 4',
-        'h_sum{stage="x"} 12',
-        'h_count{stage="x"} 4',
-    ]
-    registry = Registry()
-    registry.gauge("g", "Read", lambda: 1.5)
-    lines = registry.render().splitlines()
-    assert "# TYPE nestling_stage_seconds histogram" in lines
-    assert lines[-1] == "g 1.5"
+def test_metrics_in_prometheus_text_belong_to_one_server() -> None:
+    one, other = Metrics(), Metrics()
+    one.requests.labels('a"b\\c\n', "200").inc()
+    for seconds in (0.0005, 0.001, 0.0015, 60):
+        one.stage.labels("queue").observe(seconds)
+    one.gauge("nestling_g", "Read", lambda: 1.5)
+    lines = one.render().decode().splitlines()
+    assert 'nestling_requests_total{path="a\\"b\\\\c\\n",status="200"} 1.0' in lines
+    assert 'nestling_stage_seconds_bucket{le="0.001",stage="queue"} 2.0' in lines
+    assert 'nestling_stage_seconds_bucket{le="+Inf",stage="queue"} 4.0' in lines
+    assert {"# TYPE nestling_stage_seconds histogram", "nestling_g 1.5", "nestling_dropped_texts_total 0.0"} <= {*lines}
+    assert not [line for line in lines if "_created" in line]
+    assert one.value("nestling_requests_total", path='a"b\\c\n', status="200") == 1
+    assert other.value("nestling_requests_total", path='a"b\\c\n', status="200") == 0
 
 
 def test_the_cache_is_bounded_in_bytes_and_lets_the_oldest_go() -> None:

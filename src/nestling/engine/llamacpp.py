@@ -9,10 +9,8 @@ Its server always listens: here on a socket in a folder that only this user can 
 machine. Pooled vectors are asked for in the process; token states have no other way out than that socket.
 """
 
-import http.client
 import json
 import shutil
-import socket
 import tempfile
 import threading
 import weakref
@@ -20,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import xllamacpp
 
@@ -158,27 +157,13 @@ class _Server:
         return params
 
     def _ask(self, question: dict[str, Any]) -> Any:  # noqa: ANN401 - JSON
-        connection = _SocketConnection(self._socket)
+        over_socket = httpx.HTTPTransport(uds=self._socket, verify=False)  # plain HTTP over a file
         try:
-            connection.request("POST", "/embeddings", json.dumps(question), {"Content-Type": "application/json"})
-            return json.loads(connection.getresponse().read())
-        except (OSError, http.client.HTTPException, ValueError) as error:
+            with httpx.Client(transport=over_socket, timeout=None, trust_env=False) as client:  # noqa: S113 - a batch takes as long as it takes
+                return client.post("http://localhost/embeddings", json=question).json()
+        except (httpx.HTTPError, ValueError) as error:
             raise EngineError(f"{self._path}: llama.cpp does not answer ({error})") from error
-        finally:
-            connection.close()
 
 
 def _nothing() -> None:
     """Tidies up when there is nothing to tidy."""
-
-
-class _SocketConnection(http.client.HTTPConnection):
-    """HTTP over a socket in the file system."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost")
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.connect(self._path)

@@ -6,14 +6,13 @@ Busy servers (429, 503) are asked again after the time that they name. A key, if
 
 import base64
 import binascii
-import http.client
 import json
 import os
 import re
 import time
 from typing import Any
-from urllib.parse import urlsplit
 
+import httpx
 import numpy as np
 
 from nestling.errors import EngineError, UsageError
@@ -31,13 +30,11 @@ class Connection:
     """A server by its base URL, `http://host:port/v1`; use one in one thread."""
 
     def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UsageError(f"url={url!r}: http://host:port/v1 is expected", param="url")
-        self.url, self._path = url, (parts.path.rstrip("/") or "/v1") + "/embeddings"
-        self._stages_path = parts.path.rstrip("/").removesuffix("/v1") + "/metrics"
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        self._inner = kind(parts.hostname, parts.port, timeout=TIMEOUT_S)
+        base = _base(url)
+        path = base.path.rstrip("/")
+        self.url, self._path = url, base.copy_with(path=(path or "/v1") + "/embeddings")
+        self._stages_path = base.copy_with(path=path.removesuffix("/v1") + "/metrics")
+        self._inner = httpx.Client(timeout=TIMEOUT_S, trust_env=False)
 
     def embed(self, body: dict[str, Any]) -> Floats:
         """Post an embeddings request: -> (B, D) float32 in the order of its input."""
@@ -58,10 +55,8 @@ class Connection:
     def stages(self) -> dict[str, float]:
         """Seconds that all requests so far spent in each stage, from nestling's `/metrics`; empty elsewhere."""
         try:
-            self._inner.request("GET", self._stages_path)
-            text = self._inner.getresponse().read().decode("utf-8", "replace")
-        except (OSError, http.client.HTTPException):
-            self._inner.close()
+            text = self._inner.get(self._stages_path).text
+        except httpx.HTTPError:
             return {}
         return {stage: float(value) for stage, value in _STAGE.findall(text)}
 
@@ -82,12 +77,20 @@ class Connection:
         if key := os.environ.get(KEY_VARIABLE):
             headers["Authorization"] = f"Bearer {key}"
         try:
-            self._inner.request("POST", self._path, body, headers)
-            response = self._inner.getresponse()
-            return response.status, _wait(response.getheader("Retry-After")), response.read()
-        except (OSError, http.client.HTTPException) as error:
-            self._inner.close()
+            response = self._inner.post(self._path, content=body, headers=headers)
+        except (httpx.HTTPError, UnicodeEncodeError) as error:
             raise EngineError(f"{self.url}: no answer ({error or type(error).__name__})") from None
+        return response.status_code, _wait(response.headers.get("Retry-After")), response.content
+
+
+def _base(url: str) -> httpx.URL:
+    try:
+        base = httpx.URL(url)
+    except httpx.InvalidURL:
+        base = httpx.URL("")
+    if base.scheme not in ("http", "https") or not base.host:
+        raise UsageError(f"url={url!r}: expected http://host:port/v1", param="url")
+    return base
 
 
 def _wait(header: str | None) -> float:

@@ -67,7 +67,7 @@ class Endpoint:
             piece, following = following, await anext(pieces, None)
             spent += time.perf_counter()
         await send({"type": "http.response.body", "body": piece})
-        self._service.metrics.stage.observe(spent, "serialize")
+        self._service.metrics.stage.labels("serialize").observe(spent)
 
 
 async def _unless(gone: asyncio.Future[Any], pieces: AsyncGenerator[bytes, None]) -> bytes | None:

@@ -19,7 +19,7 @@ from nestling.engine.protocol import TokenIds
 from nestling.errors import EngineError
 from nestling.models.embedder import Embedder
 from nestling.server.core.fair_queue import Batch, Job, Queue, Work
-from nestling.server.core.metrics import Registry
+from nestling.server.core.metrics import Metrics
 from nestling.server.core.model_pool import Model
 from nestling.server.core.refusals import BusyError
 from nestling.spec import Task
@@ -36,7 +36,7 @@ class Scheduler:
     """The queue, its bound, and the thread in which engines run."""
 
     def __init__(
-        self, *, reset: Callable[[Model], None], metrics: Registry, max_tokens: int, largest_batch: int
+        self, *, reset: Callable[[Model], None], metrics: Metrics, max_tokens: int, largest_batch: int
     ) -> None:
         self._reset, self._metrics, self._max_tokens, self._largest = reset, metrics, max_tokens, largest_batch
         self._queue, self._ready, self._stopping = Queue(), threading.Condition(), False
@@ -73,7 +73,7 @@ class Scheduler:
             return await job.future
         except asyncio.CancelledError:
             job.cancelled = True
-            self._metrics.dropped.add(amount=len(job.waiting))
+            self._metrics.dropped.inc(len(job.waiting))
             raise
 
     def stop(self) -> None:
@@ -87,7 +87,7 @@ class Scheduler:
         tokens = job.tokens()
         with self._ready:
             if self._queue.tokens and self._queue.tokens + tokens > self._max_tokens:
-                self._metrics.rejected.add("queue")
+                self._metrics.rejected.labels("queue").inc()
                 raise BusyError("the queue is full", retry_after_s=self._drain_time_s(job.model))
             self._queue.add(job)
             self._ready.notify()
@@ -121,7 +121,7 @@ class Scheduler:
         start = time.perf_counter()
         for job in batch.live():
             if not job.started:
-                self._metrics.stage.observe(start - job.queued_at, "queue")
+                self._metrics.stage.labels("queue").observe(start - job.queued_at)
                 job.started = True
         try:
             rows = _checked(batch, batch.parts)
@@ -135,7 +135,7 @@ class Scheduler:
         _deliver(batch.parts, rows)
 
     def _learn(self, batch: Batch, seconds: float) -> None:
-        self._metrics.stage.observe(seconds, "inference")
+        self._metrics.stage.labels("inference").observe(seconds)
         self._metrics.batch_tokens.observe(batch.tokens)
         self._metrics.batch_fill.observe(batch.tokens / batch.budget)
         if batch.tokens >= TELLING:
@@ -149,7 +149,7 @@ class Scheduler:
             parts = [(one, index) for one, index in batch.parts if one is job]
             try:
                 if broken:
-                    self._metrics.resets.add()
+                    self._metrics.resets.inc()
                     self._reset(batch.model)
                 rows, broken = _checked(batch, parts), False
             except Exception as error:  # noqa: BLE001 - as in _run
@@ -162,7 +162,7 @@ class Scheduler:
 
     def _reset_quietly(self, model: Model) -> None:
         try:
-            self._metrics.resets.add()
+            self._metrics.resets.inc()
             self._reset(model)
         except Exception:  # noqa: BLE001 - the next request tries again
             LOG.warning("engine reset failed", extra={"fields": {"model": model.reference}})

@@ -27,7 +27,7 @@ from nestling.pipeline import self_test
 from nestling.server.core import token_vectors as of_tokens
 from nestling.server.core.catalog import Catalog, Served, Target
 from nestling.server.core.inputs import Reader, limit_of
-from nestling.server.core.metrics import Registry
+from nestling.server.core.metrics import Metrics
 from nestling.server.core.model_pool import Load, ModelPool, Use
 from nestling.server.core.requests import Embedded, Embedding, Inputs, Output, RankedDocuments, Ranking, are_texts
 from nestling.server.core.result_cache import ResultCache
@@ -61,7 +61,7 @@ class Service:
     """Everything behind the routes. Made before the event loop runs; `start` and `stop` within it."""
 
     def __init__(self, settings: ServeSettings, load: Load | None = None) -> None:
-        self.settings, self.metrics = settings, Registry()
+        self.settings, self.metrics = settings, Metrics()
         spec = read_spec(settings.spec) if settings.spec else None
         self.catalog = Catalog(
             settings.model,
@@ -199,7 +199,7 @@ class Service:
     async def _pooled(self, model: Use, ids: Sequence[TokenIds]) -> Floats:
         known = [self.cache.get(model.reference, one) for one in ids]
         missing = [index for index, row in enumerate(known) if row is None]
-        self.metrics.cache_hits.add(amount=len(ids) - len(missing))
+        self.metrics.cache_hits.inc(len(ids) - len(missing))
         if not missing:
             return np.stack([row for row in known if row is not None])
         fresh = await self.scheduler.pool(model.model, [ids[index] for index in missing], task=model.task)
@@ -224,15 +224,15 @@ class Service:
     def _counted(self, target: Target, *, texts: int, ids: Sequence[TokenIds]) -> int:
         """Tell the metrics what was embedded: -> the tokens."""
         count = sum(map(len, ids))
-        self.metrics.texts.add(target.reference, amount=texts)
-        self.metrics.tokens.add(target.reference, amount=count)
+        self.metrics.texts.labels(target.reference).inc(texts)
+        self.metrics.tokens.labels(target.reference).inc(count)
         return count
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        self.metrics.stage.observe(time.perf_counter() - start, stage)
+        self.metrics.stage.labels(stage).observe(time.perf_counter() - start)
 
     def _add_gauges(self) -> None:
         add = self.metrics.gauge

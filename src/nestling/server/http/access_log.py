@@ -51,8 +51,8 @@ class AccessLog:
 
     def _record(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
         path = getattr(scope.get("route"), "path", "other")
-        self._service.metrics.requests.add(path, str(status))
-        self._service.metrics.duration.observe(seconds, path)
+        self._service.metrics.requests.labels(path, str(status)).inc()
+        self._service.metrics.duration.labels(path).observe(seconds)
         if path not in UNLOGGED:
             facts = {
                 "id": request_id,

@@ -81,7 +81,7 @@ def admitted(service: Service) -> Iterator[None]:
     """Hold one of the places for requests in flight; BusyError when all are taken."""
     most = service.settings.max_in_flight
     if service.in_flight >= most:
-        service.metrics.rejected.add("in_flight")
+        service.metrics.rejected.labels("in_flight").inc()
         raise BusyError(f"{most} requests are in flight, which is this server's limit")
     service.in_flight += 1
     try:

@@ -22,6 +22,9 @@ MOST_ELONGATED = 200
 """How many times the shorter side the longer one may be."""
 BLOCK = 16
 """Output columns or rows that one matrix product makes: their inputs overlap, so a few more numbers than needed."""
+ONE_THREAD = 1 << 18
+"""Multiplications up to which OpenBLAS starts no other threads. They would wait, spinning, for processors that others
+use: on a busy machine a large image took 20 s, not one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +80,7 @@ def _across(strip: Pixels, columns: list[_Block]) -> Pixels:
     out = np.empty((len(strip), columns[-1].stop, 3), np.uint8)
     for one in columns:
         slab = strip[:, one.first : one.last].transpose(0, 2, 1).astype(np.float64)
-        mixed = _bytes(slab.reshape(-1, slab.shape[2]) @ one.weights.T)
+        mixed = _bytes(_product(slab.reshape(-1, slab.shape[2]), one.weights.T))
         out[:, one.start : one.stop] = mixed.reshape(len(strip), 3, -1).transpose(0, 2, 1)
     return out
 
@@ -86,8 +89,18 @@ def _down(image: Pixels, height: int) -> Pixels:
     """Each column by itself: (H, w, 3) -> (h, w, 3)."""
     flat, out = image.reshape(len(image), -1), np.empty((height, image.shape[1] * 3), np.uint8)
     for one in _blocks(len(image), height):
-        out[one.start : one.stop] = _bytes(one.weights @ flat[one.first : one.last].astype(np.float64))
+        slab = flat[one.first : one.last].T.astype(np.float64)
+        out[one.start : one.stop] = _bytes(_product(slab, one.weights.T)).T
     return out.reshape(height, -1, 3)
+
+
+def _product(left: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(M, K) @ (K, N), in pieces that a BLAS computes in the calling thread."""
+    out, step = np.empty((len(left), right.shape[1])), max(1, ONE_THREAD // right.size)
+    whole = len(left) // step * step
+    np.matmul(left[:whole].reshape(-1, step, left.shape[1]), right, out=out[:whole].reshape(-1, step, right.shape[1]))
+    np.matmul(left[whole:], right, out=out[whole:])
+    return out
 
 
 def _bytes(sums: NDArray[np.float64]) -> Pixels:

@@ -16,10 +16,11 @@ SPARE_PAIRS = 1 << 17
 some 12 tokens in the matrix products, which is about what one more batch costs."""
 
 
-def plan(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+def plan(lengths: Sequence[int], token_budget: int, *, spare_pairs: int = SPARE_PAIRS) -> list[list[int]]:
     """Split texts into batches: (B,) token counts -> lists of indices, longest texts first.
 
-    Every index appears once. A batch holds at most `token_budget` tokens, or a single text that alone has more.
+    Every index appears once. A batch holds at most `token_budget` tokens, or a single text that alone has more;
+    `spare_pairs` is the padding that it may have.
     """
     order = np.argsort(-np.asarray(lengths, np.int64), kind="stable")
     batches: list[list[int]] = []
@@ -27,7 +28,7 @@ def plan(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
     for index in order.tolist():
         length = lengths[index]
         more = longest**2 - length**2
-        if batches and tokens + length <= token_budget and padding + more <= SPARE_PAIRS:
+        if batches and tokens + length <= token_budget and padding + more <= spare_pairs:
             batches[-1].append(index)
             tokens, padding = tokens + length, padding + more
         else:

@@ -35,10 +35,6 @@ class ReferenceTower:
             refuse_not_finite(finite=bool(np.isfinite(rows).all()), image=image)
         return found
 
-    def close(self) -> None:
-        """Forget the weights."""
-        self._weights.clear()
-
     def _image(self, patches: Floats, layout: Layout) -> Floats:
         frames = [self._weights[name].reshape(self._shape.hidden, 3, -1) for name in _PATCH]
         x = patches[layout.patches] @ np.stack(frames, 2).reshape(self._shape.hidden, -1).T

@@ -7,16 +7,21 @@ it. Engines know nothing of pixels and of text.
 from collections.abc import Sequence
 from typing import Protocol
 
-from nestling.errors import EngineError
+from nestling.errors import EngineError, UsageError
 from nestling.formats.tower_shape import MERGE, TowerShape
 from nestling.vectors import Floats
 
 Grid = tuple[int, int]
 """Rows and columns of an image's patches, both even."""
+MOST_PATCHES = 16384
+"""Patches of an image that an engine takes: attention over a whole image cannot be cut, and memory grows with it."""
 
 
 class VisionEngine(Protocol):
-    """One loaded tower, for all tasks of its checkpoint. Calls from several threads are served one after another."""
+    """One loaded tower, for all tasks of its checkpoint. Calls from several threads are served one after another.
+
+    Its users share it (`towers.load_tower`), so there is nothing to close: whoever drops it last frees its memory.
+    """
 
     name: str
 
@@ -28,10 +33,6 @@ class VisionEngine(Protocol):
         """
         ...
 
-    def close(self) -> None:
-        """Give the memory back; the engine cannot be used afterwards."""
-        ...
-
 
 def tokens_of(grid: Grid) -> int:
     """Rows that an image of this grid gets."""
@@ -39,8 +40,12 @@ def tokens_of(grid: Grid) -> int:
 
 
 def check_patches(patches: Sequence[Floats], grids: Sequence[Grid], shape: TowerShape) -> None:
-    """Our own callers hand over what fits."""
+    """UsageError for an image of more than `MOST_PATCHES`; all else our own callers get right."""
     for one, (rows, columns) in zip(patches, grids, strict=True):
+        if rows * columns > MOST_PATCHES:
+            most = MOST_PATCHES * shape.patch**2
+            size = rows * columns * shape.patch**2
+            raise UsageError(f"max_pixels: an image of {size} pixels; at most {most} are taken", param="max_pixels")
         assert rows % MERGE == columns % MERGE == 0, f"a grid of {rows} x {columns} patches"
         assert one.shape == (rows * columns, shape.patch_values), f"{one.shape} for {rows} x {columns} patches"
 

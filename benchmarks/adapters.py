@@ -28,9 +28,9 @@ from tests.golden.texts import LONG_TEXTS, TEXTS
 
 from benchmarks import measuring
 from nestling._util.cpu import usable_threads
-from nestling.engine.adapted import OneAdapter
 from nestling.engine.lora import Adapter
-from nestling.engine.registry import EngineName, load_adapted, load_engine
+from nestling.engine.protocol import plain
+from nestling.engine.registry import EngineName, load_engine
 from nestling.formats.gguf import GGUFFile
 from nestling.models.embedder import Embedder
 from nestling.models.local import starter_checkpoint
@@ -99,8 +99,8 @@ def _race(merged: Embedder, adapted: Embedder, lengths: Sequence[int]) -> dict[s
     tasks = [list(Task)[place % 3] for place in range(len(ids))]
     seconds: dict[str, list[float]] = {"merged": [], "adapters": []}
     runs: dict[str, Callable[[], object]] = {
-        "merged": lambda: merged.engine.pool(ids),
-        "adapters": lambda: adapted.pool_mixed(ids, tasks),
+        "merged": lambda: merged.pool(plain(ids)),
+        "adapters": lambda: adapted.pool(plain(ids), tasks=tasks),
     }
     for _ in range(ROUNDS + 1):
         for how, run in runs.items():
@@ -141,10 +141,10 @@ def memory_step(model: str, adapters: str) -> None:
     if adapters:
         opened = [GGUFFile.open(adapter_path(Path(adapters), task)) for task in Task]
         every = [Adapter(one, ModelSpec.from_json(str(one.value("nestling.spec")))) for one in opened]
-        engine: Any = OneAdapter(load_adapted(file, every, name=EngineName.OPENVINO), 0)
+        engine = load_engine(file, adapters=every, name=EngineName.OPENVINO)
     else:
         engine = load_engine(file, name=EngineName.OPENVINO)
-    engine.pool(ids)
+    engine.pool(plain(ids), adapters=[0] if adapters else ())
     print(json.dumps({"added_bytes": {name: size - before[name] for name, size in _resident().items()}}))
     engine.close()  # not before it was measured
 

@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks import measuring
+from nestling.engine.hyperparameters import LAYER_MATRICES
 from nestling.engine.openvino.runtime import Node, op, ov
-from nestling.engine.protocol import LAYER_MATRICES
 from nestling.formats.gguf import GGUFFile
 
 ROUNDS = 5

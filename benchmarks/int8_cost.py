@@ -12,6 +12,7 @@ that engine too, on rounded numbers, the last group of a row being shorter. For 
 
 import argparse
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -22,11 +23,13 @@ import tokenizers
 
 from benchmarks import measuring
 from nestling._util.cpu import usable_threads
-from nestling.engine.lora import Adapter
-from nestling.engine.numpy_reference import ReferenceEngine
+from nestling.engine import batching
+from nestling.engine.hyperparameters import Hyperparameters
+from nestling.engine.numpy_reference import rms_norm, run_layer, turn
 from nestling.engine.openvino import int8_groups
-from nestling.engine.protocol import TokenIds
+from nestling.engine.protocol import Item, TokenIds, plain
 from nestling.engine.registry import EngineName, load_engine
+from nestling.engine.weights import input_rows, tensor
 from nestling.evaluation import data, quality
 from nestling.evaluation.results import Scores
 from nestling.formats.gguf import GGUFFile
@@ -91,28 +94,45 @@ def _retrieval(name: str) -> data.RetrievalSet:
 
 
 def _pooled(path: Path, ids: list[TokenIds], engine: EngineName) -> Floats:
-    return load_engine(GGUFFile.open(path), name=engine).pool(ids)
+    loaded, items = load_engine(GGUFFile.open(path), name=engine), plain(ids)
+    rows: dict[int, Floats] = {}
+    for places in batching.plan([len(item) for item in items], loaded.token_budget):
+        rows.update(zip(places, loaded.pool([items[place] for place in places]), strict=True))
+    return np.stack([rows[place] for place in range(len(items))])
 
 
 def _in_groups(path: Path, ids: list[TokenIds], group: int) -> Floats:
     file = GGUFFile.open(path)
     if any(info.shape[-1] % group for info in int8_groups.matrices(file)):
-        return Rounded(file, group).pool(ids)
+        return Rounded(file, group).pool(plain(ids))
     with patch.object(int8_groups, "group_of", lambda _: group):
         return _pooled(path, ids, EngineName.OPENVINO)
 
 
-class Rounded(ReferenceEngine):
-    """The numpy engine with the factors of its products rounded as the int8 path rounds them."""
+class Rounded:
+    """Weights for the numpy engine's layers, the factors of every product rounded as the int8 path rounds them."""
 
     def __init__(self, file: GGUFFile, group: int) -> None:
-        super().__init__(file)
-        self._group = group
-        for info in int8_groups.matrices(file):
-            self._weights[info.name] = rounded(self._weights[info.name], group)
+        self._file, self._group, self._shape = file, group, Hyperparameters.of(file)
+        self._matrices = {info.name: rounded(tensor(file, info.name), group) for info in int8_groups.matrices(file)}
 
-    def _times(self, x: Floats, name: str, *, change: Adapter | None) -> Floats:
-        return super()._times(rounded(x, self._group), name, change=change)
+    def vector(self, name: str) -> Floats:
+        """A norm or bias."""
+        return tensor(self._file, name)
+
+    def times(self, x: Floats, name: str) -> Floats:
+        """A product."""
+        return rounded(x, self._group) @ self._matrices[name].T
+
+    def pool(self, items: Sequence[Item]) -> Floats:
+        """Mean states of texts: B -> (B, D)."""
+        return np.stack([self._states(item).mean(0) for item in items])
+
+    def _states(self, item: Item) -> Floats:
+        x = input_rows(self._file, [item])
+        for layer in range(self._shape.layers):
+            x = run_layer(x, layer, weights=self, shape=self._shape, turns=[turn(item, self._shape)])
+        return rms_norm(x, self.vector("output_norm.weight"), self._shape.rms_eps)
 
 
 def rounded(rows: Floats, group: int) -> Floats:
@@ -158,10 +178,10 @@ def rewritten(path: Path, out: Path) -> Path:
     writer = gguf.GGUFWriter(out, "qwen2")
     _write_fields(writer, fields)
     width = fields["llama.embedding_length"]
-    for tensor in source.tensors:
-        rows = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
-        turned = {"attn_q": heads, "attn_k": groups}.get(tensor.name.split(".")[-2])
-        writer.add_tensor(tensor.name, rows if turned is None else _halves(rows, turned, width // heads))
+    for one in source.tensors:
+        rows = gguf.quants.dequantize(one.data, one.tensor_type).astype(np.float32)
+        turned = {"attn_q": heads, "attn_k": groups}.get(one.name.split(".")[-2])
+        writer.add_tensor(one.name, rows if turned is None else _halves(rows, turned, width // heads))
     for layer in range(fields["llama.block_count"]):
         for side, count in (("q", heads), ("k", groups), ("v", groups)):
             zeros = np.zeros(count * width // heads, np.float32)

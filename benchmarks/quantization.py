@@ -24,6 +24,7 @@ from benchmarks.judging import Judge, Judged, embed, rankings
 from nestling._util.cpu import usable_threads
 from nestling._util.files import Progress, no_progress
 from nestling.engine.openvino.engine import Observer, OpenVINOEngine
+from nestling.engine.protocol import Item
 from nestling.evaluation import data
 from nestling.formats.gguf import GGUFFile
 from nestling.formats.quant_types import FILE_TYPES, QuantType
@@ -243,7 +244,7 @@ def _collection(folder: Path, task: Task) -> dict[str, float]:
     times: dict[str, list[float]] = {"plain": [], "observed": []}
     for _ in range(6):
         for name, run in (
-            ("plain", lambda: plain.pool(chunks)),
+            ("plain", lambda: plain.pool([Item(one) for one in chunks])),
             ("observed", lambda: observed.collect([one.tolist() for one in chunks])),
         ):
             began = time.perf_counter()

@@ -28,6 +28,7 @@ import numpy as np
 from benchmarks import measuring
 from nestling._util.cpu import usable_threads
 from nestling.engine.openvino.engine import Observer, OpenVINOEngine
+from nestling.engine.protocol import Item
 from nestling.formats.ggml import quantize_rows
 from nestling.formats.gguf import Field, GGUFFile, TensorPlan, write_gguf
 from nestling.formats.quant_types import QuantType
@@ -207,7 +208,7 @@ def _share(path: Path) -> dict[str, Any]:
     chunks = [rng.integers(0, vocabulary, calibration.CHUNK_TOKENS).astype(np.int32) for _ in range(calibration.BATCH)]
     plain, observed = OpenVINOEngine(file, threads=threads), Observer(file, threads=threads)
     work: dict[str, Callable[[], object]] = {
-        "plain": lambda: plain.pool(chunks),
+        "plain": lambda: plain.pool([Item(one) for one in chunks]),
         "observed": lambda: observed.collect([one.tolist() for one in chunks]),
     }
     seconds: dict[str, list[float]] = {name: [] for name in work}

@@ -1,10 +1,11 @@
 """Stand-ins for an engine, so that a test says what the engine answers."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from nestling.engine.protocol import TokenIds
+from nestling.engine import batching
+from nestling.engine.protocol import Engine, Item, TokenIds, plain
 from nestling.vectors import Floats
 
 
@@ -18,23 +19,35 @@ class FakeEngine:
     """Answers with `answer` of each text's ids, and remembers what it was asked."""
 
     name = "fake"
+    token_budget = batching.TOKEN_BUDGET
 
     def __init__(self, width: int, answer: Callable[[TokenIds, int], Floats] = distinct) -> None:
         self._width, self._answer = width, answer
         self.asked: list[TokenIds] = []
         self.closed = False
 
-    def pool(self, sequences: Sequence[TokenIds]) -> Floats:
-        """The answers: B sequences -> (B, width)."""
-        self.asked += sequences
-        return np.stack([self._answer(ids, self._width) for ids in sequences])
+    def pool(self, items: Sequence[Item], *, adapters: Sequence[int] = ()) -> Floats:
+        """The answers: B items -> (B, width)."""
+        assert not adapters
+        self.asked += [item.ids for item in items]
+        return np.stack([self._answer(item.ids, self._width) for item in items])
 
-    def token_states(self, sequences: Sequence[TokenIds]) -> Iterator[tuple[int, Floats]]:
-        """A state of each token that depends on the ids up to it: yields (place, (T, width)), the last text first."""
-        self.asked += sequences
-        for index, ids in reversed(list(enumerate(sequences))):
-            yield index, np.stack([self._answer(ids[: end + 1], self._width) for end in range(len(ids))])
+    def token_states(self, items: Sequence[Item], *, adapters: Sequence[int] = ()) -> list[Floats]:
+        """A state of each token that depends on the ids up to it: B items -> B arrays of (T, width)."""
+        assert not adapters
+        self.asked += [item.ids for item in items]
+        return [
+            np.stack([self._answer(item.ids[: end + 1], self._width) for end in range(len(item))]) for item in items
+        ]
 
     def close(self) -> None:
         """Be closed."""
         self.closed = True
+
+
+def pool(engine: Engine, texts: Sequence[TokenIds]) -> Floats:
+    """Pooled states of texts that need several batches, as an embedder asks for them: B -> (B, D)."""
+    found: dict[int, Floats] = {}
+    for places in batching.plan([len(ids) for ids in texts], engine.token_budget):
+        found.update(zip(places, engine.pool(plain([texts[place] for place in places])), strict=True))
+    return np.stack([found[place] for place in range(len(texts))])

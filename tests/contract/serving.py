@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nestling.engine.protocol import Item
 from nestling.errors import TextError, UsageError
 from nestling.models.embedder import Embedder
 from nestling.models.local import ModelReference
@@ -63,6 +64,7 @@ class FakeEngine:
     """Counts its batches, waits for `gate` and `delay_s`, and answers with NaN while a batch holds `poison`."""
 
     name: str = "fake"
+    token_budget: int = 1 << 20
     delay_s: float = 0.0
     poison: bytes | None = None
     gate: threading.Event | None = None
@@ -70,20 +72,22 @@ class FakeEngine:
     entered: threading.Event = field(default_factory=threading.Event)
     closed: bool = False
 
-    def pool(self, sequences: Sequence[Ids]) -> Floats:
+    def pool(self, items: Sequence[Item], *, adapters: Sequence[int] = ()) -> Floats:
+        assert not adapters
         self.entered.set()
         if self.gate:
             assert self.gate.wait(20)
         time.sleep(self.delay_s)
-        self.batches.append([len(ids) for ids in sequences])
-        rows = np.stack([ROWS[ids].mean(0) for ids in sequences])
-        if self.poison and any(self.poison in bytes(ids.tolist()) for ids in sequences):
+        self.batches.append([len(item) for item in items])
+        rows = np.stack([ROWS[item.ids].mean(0) for item in items])
+        if self.poison and any(self.poison in bytes(item.ids.tolist()) for item in items):
             rows[:] = np.nan
         return rows
 
-    def token_states(self, sequences: Sequence[Ids]) -> Iterator[tuple[int, Floats]]:
-        self.batches.append([len(ids) for ids in sequences])
-        return ((index, ROWS[ids]) for index, ids in enumerate(sequences))
+    def token_states(self, items: Sequence[Item], *, adapters: Sequence[int] = ()) -> list[Floats]:
+        assert not adapters
+        self.batches.append([len(item) for item in items])
+        return [ROWS[item.ids] for item in items]
 
     def close(self) -> None:
         self.closed = True

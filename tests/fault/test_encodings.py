@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from nestling.pipeline.fidelity import RECORD, Nearness, Record
 from tests import evaluation_samples, tiny_gguf
 from tests.command_line import nestling
 
@@ -32,7 +33,6 @@ from nestling.inputs.tokenizer import tokenizer_fields
 from nestling.models.families import read_spec
 from nestling.pipeline.conversion.checkpoint import Checkpoint
 from nestling.pipeline.conversion.snapshot import Folder
-from nestling.pipeline.fidelity import RECORD, Nearness, Record
 from nestling.pipeline.quantization.calibration import collect
 from nestling.pipeline.quantization.search.recipe_file import MixRecipe
 from nestling.server.settings import read_settings

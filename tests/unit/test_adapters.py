@@ -14,12 +14,13 @@ from tests.tiny import ALPHA, HIDDEN, RANK, SMALL_VOCAB, write_tiny_checkpoint
 from nestling._util import files
 from nestling.engine.lora import beside
 from nestling.engine.openvino.lora_lanes import LANES, SideBySide
-from nestling.engine.protocol import Profiled
+from nestling.engine.protocol import Item, Profiled, plain
 from nestling.errors import FileFormatError, GGUFError, ModelNotFoundError, UsageError
 from nestling.formats.card import Card
 from nestling.formats.gguf import Field, GGUFFile, TensorPlan, write_gguf
 from nestling.models import local
-from nestling.models.embedder import Embedder, spec_of
+from nestling.models.embedder import Embedder
+from nestling.models.file_spec import spec_of
 from nestling.models.local import ModelReference
 from nestling.pipeline.conversion.checkpoint import Checkpoint
 from nestling.pipeline.pipeline import Pipeline, model_path
@@ -65,7 +66,7 @@ def texts(vocabulary: int = SMALL_VOCAB - 16) -> list[Any]:
 
 def merged(folder: Path, kind: str, task: Task) -> Floats:
     model = Embedder.load(model_path(folder, family="small", task=task, file_type=kind), engine="reference")
-    return model.engine.pool(texts())
+    return model.pool(plain(texts()))
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -74,7 +75,7 @@ def test_adapters_are_the_merged_models(folder: Path, engine: str) -> None:
     base = Embedder.load(base_path(folder), engine=engine, threads=1)
     assert base.tasks == tuple(Task)
     for task in Task:
-        found = base.for_task(task).engine.pool(texts())
+        found = base.for_task(task).pool(plain(texts()))
         assert paired_cosine(found, merged(folder, "F32", task)).min() >= EXACT, task
     base.close()
 
@@ -92,7 +93,7 @@ def loss(files: list[tuple[Path, Task]], engine: str) -> float:
     found = []
     for path, task in files:
         both = [Embedder.load(path, engine=name, threads=1).for_task(task) for name in (engine, "reference")]
-        found.append(1 - paired_cosine(*(model.engine.pool(texts()) for model in both)).mean())
+        found.append(1 - paired_cosine(*(model.pool(plain(texts())) for model in both)).mean())
     return float(np.mean(found))
 
 
@@ -108,25 +109,25 @@ def test_a_batch_of_mixed_tasks_is_as_each_alone(folder: Path, engine: str, kind
     """Sums may be taken in another order: llama.cpp chooses its kernels by the size of the batch."""
     base = Embedder.load(base_path(folder, kind), engine=engine, threads=1)
     tasks = [Task.CODE, Task.RETRIEVAL, Task.TEXT_MATCHING, Task.CODE, Task.RETRIEVAL]
-    alone = [base.for_task(task).engine.pool([ids]) for task, ids in zip(tasks, texts(), strict=True)]
-    assert paired_cosine(base.pool_mixed(texts(), tasks), np.concatenate(alone)).min() >= EXACT
+    alone = [base.for_task(task).pool([Item(ids)]) for task, ids in zip(tasks, texts(), strict=True)]
+    assert paired_cosine(base.pool(plain(texts()), tasks=tasks), np.concatenate(alone)).min() >= EXACT
     base.close()
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_token_states_take_the_adapter_too(folder: Path, engine: str) -> None:
     model = Embedder.load(base_path(folder), engine=engine, threads=1).for_task(Task.CODE)
-    states = dict(model.engine.token_states(texts()))
+    states = dict(model.token_states(plain(texts())))
     means = np.stack([states[place].mean(0) for place in range(len(LENGTHS))])
     assert paired_cosine(means, merged(folder, "F32", Task.CODE)).min() >= EXACT
     model.close()
 
 
 def test_a_long_text_in_pieces(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nestling.engine.openvino.engine.TOKEN_BUDGET", 32)
+    monkeypatch.setattr("nestling.engine.openvino.engine.OpenVINOEngine.token_budget", 32)
     monkeypatch.setattr("nestling.engine.openvino.engine.PAST_BYTES", 1)
     model = Embedder.load(base_path(folder), engine="openvino", threads=1).for_task(Task.CODE)
-    assert paired_cosine(model.engine.pool(texts()), merged(folder, "F32", Task.CODE)).min() >= EXACT
+    assert paired_cosine(model.pool(plain(texts())), merged(folder, "F32", Task.CODE)).min() >= EXACT
 
 
 def test_where_the_time_went_is_known_of_a_base_too(folder: Path) -> None:

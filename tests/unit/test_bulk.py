@@ -21,7 +21,8 @@ from nestling.bulk.manifest import Log
 from nestling.errors import BuildError, FileFormatError, UsageError
 from nestling.formats.gguf import GGUFFile
 from nestling.inputs.tokenizer import Tokenizer
-from nestling.models.embedder import Embedder, spec_of
+from nestling.models.embedder import Embedder
+from nestling.models.file_spec import spec_of
 
 Make = Callable[..., bulk.Outcome]
 

@@ -6,8 +6,10 @@ import pytest
 from tests import tiny_gguf
 
 from nestling._util.files import sha256_file
-from nestling.engine.numpy_reference import ReferenceEngine
+from nestling.engine.hyperparameters import Hyperparameters
+from nestling.engine.numpy_reference import rms_norm
 from nestling.engine.protocol import TokenIds
+from nestling.engine.weights import tensor
 from nestling.errors import BuildError
 from nestling.evaluation import data
 from nestling.formats.gguf import GGUFFile
@@ -64,8 +66,8 @@ def test_the_matrix_is_the_mean_square_of_what_the_reference_engine_multiplies(
     matrix = collect(tiny_models["F32"], spec=tiny_gguf.spec(), text=text, threads=1)
     file = GGUFFile.open(tiny_models["F32"])
     chunks = calibration(tiny_models["F32"], text).chunks()
-    engine = ReferenceEngine(file)
-    rows = np.concatenate([engine._norm(_embedded(file, ids), "blk.0.attn_norm.weight") for ids in chunks])
+    shape, norm = Hyperparameters.of(file), tensor(file, "blk.0.attn_norm.weight")
+    rows = np.concatenate([rms_norm(_embedded(file, ids), norm, shape.rms_eps) for ids in chunks])
     entry = matrix.entries["blk.0.attn_q.weight"]
     assert entry.count == len(rows) == sum(map(len, chunks))
     np.testing.assert_allclose(entry.mean_square, (rows.astype(np.float64) ** 2).mean(0), rtol=1e-4)  # float32 sums

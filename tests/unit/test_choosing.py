@@ -5,6 +5,7 @@ import pytest
 from tests import tiny_gguf
 
 from nestling.engine.numpy_reference import ReferenceEngine
+from nestling.engine.protocol import plain
 from nestling.errors import BuildError, UsageError
 from nestling.formats.gguf import GGUFFile
 from nestling.formats.quant_types import QuantType
@@ -56,7 +57,7 @@ def chooser(source: Path, matrix: ImportanceMatrix, tmp_path_factory: pytest.Tem
 
 def test_the_tower_is_the_reference_engine(source: Path) -> None:
     file = GGUFFile.open(source)
-    np.testing.assert_allclose(Tower(file, TEXTS).original, ReferenceEngine(file).pool(TEXTS), atol=1e-5)
+    np.testing.assert_allclose(Tower(file, TEXTS).original, ReferenceEngine(file).pool(plain(TEXTS)), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -69,8 +70,8 @@ def test_an_exchange_is_what_a_file_with_those_types_does(names: list[str], sour
     changes = {name: requantized(tower.weights(name), T.Q2_K, None) for name in names}
     patterns = tuple((f"^{name}$", T.Q2_K) for name in names)
     quantize(source, out=tmp_path / "x.gguf", mix=Mix("F32", patterns))
-    real = ReferenceEngine(GGUFFile.open(tmp_path / "x.gguf")).pool(TEXTS)
-    wanted = 1 - paired_cosine(real, ReferenceEngine(file).pool(TEXTS)).mean()
+    real = ReferenceEngine(GGUFFile.open(tmp_path / "x.gguf")).pool(plain(TEXTS))
+    wanted = 1 - paired_cosine(real, ReferenceEngine(file).pool(plain(TEXTS))).mean()
     assert wanted > 1e-4
     assert tower.error(changes) == pytest.approx(wanted, rel=1e-2)
     assert tower.settle(changes) == pytest.approx(wanted, rel=1e-2)

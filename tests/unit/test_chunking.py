@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests import tiny_gguf
 
+from nestling.engine.protocol import plain
 from nestling.errors import TextError, UsageError
 from nestling.formats.gguf import GGUFFile
 from nestling.inputs import late_chunking
@@ -56,7 +57,7 @@ def test_the_weighted_mean_of_two_chunks_is_the_documents(model: Embedder, place
     pooled = model.pool_chunks(found.ids, found.places)
     counts = np.array(found.counts)
     mean = (pooled * counts[:, None]).sum(0) / counts.sum()
-    np.testing.assert_allclose(mean, model.engine.pool([found.ids])[0], atol=SAME)
+    np.testing.assert_allclose(mean, model.pool(plain([found.ids]))[0], atol=SAME)
 
 
 def test_a_chunk_is_seen_in_its_context(model: Embedder) -> None:

@@ -170,7 +170,7 @@ def test_an_output_file(model: Path, expected: Floats, tmp_path: Path) -> None:
 
 def test_more_texts_than_a_chunk_come_back_in_their_order(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [("word " * (7 * place % 5 + 1)).strip() + str(place) for place in range(11)]
-    monkeypatch.setattr("nestling.cli.embed.CHUNK_TEXTS", 3)
+    monkeypatch.setattr("nestling.engine.numpy_reference.ReferenceEngine.token_budget", 24)
     found = read(embed(model, *texts, "--format", "npy").raw, "npy")
     np.testing.assert_allclose(found, Embedder.load(model, engine="reference").encode(texts), atol=1e-6)
 

@@ -16,15 +16,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests import tiny_gguf
+from tests.fakes import pool
 
 from nestling._util.cpu import usable_threads
 from nestling.engine import registry
 from nestling.engine.batching import TOKEN_BUDGET
+from nestling.engine.hyperparameters import Hyperparameters
 from nestling.engine.llamacpp import SMALLEST_BATCH
 from nestling.engine.numpy_reference import ReferenceEngine
 from nestling.engine.openvino import engine as openvino_engine
 from nestling.engine.openvino import int8_groups
-from nestling.engine.protocol import Engine, Shape, TokenIds
+from nestling.engine.protocol import Engine, Item, TokenIds
 from nestling.engine.registry import EngineName, load_engine
 from nestling.engine.weights import embedding_rows, tensor
 from nestling.errors import EngineError, GGUFError, UsageError
@@ -59,7 +61,7 @@ TEXTS = [random_ids(length, length) for length in LENGTHS]
 def pooled(path: Path, name: EngineName, texts: Sequence[TokenIds]) -> Floats:
     engine = load_engine(GGUFFile.open(path), name=name, threads=THREADS[name])
     try:
-        return engine.pool(texts)
+        return pool(engine, texts)
     finally:
         engine.close()
 
@@ -82,7 +84,7 @@ def engine_of(tiny_models: dict[str, Path]) -> Iterator[Loaded]:
 
 @pytest.fixture(scope="module")
 def oracle(engine_of: Loaded) -> dict[str, Floats]:
-    return {kind: engine_of(EngineName.REFERENCE, kind).pool(TEXTS) for kind in FILE_TYPES}
+    return {kind: pool(engine_of(EngineName.REFERENCE, kind), TEXTS) for kind in FILE_TYPES}
 
 
 @pytest.mark.parametrize("file_type", FILE_TYPES)
@@ -90,7 +92,7 @@ def oracle(engine_of: Loaded) -> dict[str, Floats]:
 def test_every_file_type_agrees_with_the_oracle(
     engine_of: Loaded, oracle: dict[str, Floats], name: EngineName, file_type: str
 ) -> None:
-    found = engine_of(name, file_type).pool(TEXTS)
+    found = pool(engine_of(name, file_type), TEXTS)
     assert (found.dtype.name, found.shape) == ("float32", (len(TEXTS), tiny_gguf.HIDDEN))
     assert paired_cosine(found, oracle[file_type]).min() >= needed(file_type)
 
@@ -114,9 +116,9 @@ def test_quantizing_changes_the_oracle_a_little(oracle: dict[str, Floats]) -> No
 def test_two_thousand_tokens(engine_of: Loaded, file_type: str) -> None:
     """Longer than a micro-batch of either engine, and than the oracle's blocks of rows."""
     texts = [random_ids(TOKEN_BUDGET + 52), random_ids(3)]
-    expected = engine_of(EngineName.REFERENCE, file_type).pool(texts)
+    expected = pool(engine_of(EngineName.REFERENCE, file_type), texts)
     for name in FAST:
-        cosines = paired_cosine(engine_of(name, file_type).pool(texts), expected)
+        cosines = paired_cosine(pool(engine_of(name, file_type), texts), expected)
         assert cosines.min() >= needed(file_type), name
 
 
@@ -126,24 +128,24 @@ def test_a_text_in_pieces_is_the_text_in_one(
 ) -> None:
     """Cut by tokens, by the memory for scores, and (shorter than the budget) not at all."""
     texts = [random_ids(length, length) for length in (131, 16, 17, 1)]
-    expected = engine_of(EngineName.REFERENCE, file_type).pool(texts)
+    expected = pool(engine_of(EngineName.REFERENCE, file_type), texts)
     engine = engine_of(EngineName.OPENVINO, file_type)
     for budget, score_bytes in ((16, 1 << 28), (64, 4 * tiny_gguf.HEADS * 64 * 70), (1 << 20, 1)):
-        monkeypatch.setattr(openvino_engine, "TOKEN_BUDGET", budget)
+        monkeypatch.setattr(engine, "token_budget", budget)
         monkeypatch.setattr(openvino_engine, "SCORE_BYTES", score_bytes)
-        assert paired_cosine(engine.pool(texts), expected).min() >= needed(file_type), budget
+        assert paired_cosine(pool(engine, texts), expected).min() >= needed(file_type), budget
 
 
 @pytest.mark.parametrize("name", [*FAST, EngineName.REFERENCE])
 def test_the_last_tokens_state_where_that_is_the_pooling(
     tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, name: EngineName
 ) -> None:
-    monkeypatch.setattr(openvino_engine, "TOKEN_BUDGET", 48)
+    monkeypatch.setattr(openvino_engine.OpenVINOEngine, "token_budget", 48)
     file, texts = GGUFFile.open(tiny_models["F32"]), [random_ids(length, length) for length in (3, 100, 17)]
     oracle = ReferenceEngine(file)
-    expected = np.stack([oracle.states(ids)[-1] for ids in texts])
+    expected = np.stack([oracle.states(Item(ids))[-1] for ids in texts])
     engine = load_engine(file, name=name, threads=1, pooling=Pooling.LAST)
-    assert paired_cosine(engine.pool(texts), expected).min() >= FLOAT
+    assert paired_cosine(pool(engine, texts), expected).min() >= FLOAT
     engine.close()
 
 
@@ -173,12 +175,12 @@ def engine(request: pytest.FixtureRequest, engine_of: Loaded) -> Engine:
 def test_a_vector_does_not_depend_on_its_company(engine: Engine) -> None:
     """Any texts, in any order, any number of times: the vector is the one that the text has alone."""
     texts = [random_ids(length, length) for length in (1, 1, 2, 3, 8, 20, 21, 60, 130)]
-    alone = np.concatenate([engine.pool([ids]) for ids in texts])
+    alone = np.concatenate([engine.pool([Item(ids)]) for ids in texts])
 
     @settings(max_examples=12)
     @given(st.lists(st.integers(0, len(texts) - 1), min_size=1, max_size=24))
     def check(places: list[int]) -> None:
-        together = engine.pool([texts[place] for place in places])
+        together = pool(engine, [texts[place] for place in places])
         assert paired_cosine(together, alone[places]).min() >= SAME
 
     check()
@@ -186,24 +188,24 @@ def test_a_vector_does_not_depend_on_its_company(engine: Engine) -> None:
 
 def test_a_batch_larger_than_the_budget(engine: Engine) -> None:
     texts = [random_ids(90, seed) for seed in range(TOKEN_BUDGET // 90 + 2)]
-    alone = np.concatenate([engine.pool([ids]) for ids in texts[::8]])
-    assert paired_cosine(engine.pool(texts)[::8], alone).min() >= SAME
+    alone = np.concatenate([engine.pool([Item(ids)]) for ids in texts[::8]])
+    assert paired_cosine(pool(engine, texts)[::8], alone).min() >= SAME
 
 
 def test_calls_from_several_threads(engine: Engine) -> None:
     texts = [random_ids(length, length) for length in (4, 17, 40)]
-    alone = [engine.pool([ids]) for ids in texts]
-    with ThreadPoolExecutor(3) as pool:
-        found = list(pool.map(engine.pool, [[ids] for ids in texts * 3]))
+    alone = [engine.pool([Item(ids)]) for ids in texts]
+    with ThreadPoolExecutor(3) as threads:
+        found = list(threads.map(engine.pool, [[Item(ids)] for ids in texts * 3]))
     assert min(paired_cosine(one, alone[place % 3]).min() for place, one in enumerate(found)) >= SAME
 
 
 def test_no_token_sees_what_follows(tiny_models: dict[str, Path]) -> None:
     oracle = ReferenceEngine(GGUFFile.open(tiny_models["F32"]))
     ids = random_ids(40)
-    whole, part = oracle.states(ids), oracle.states(ids[:25])
+    whole, part = oracle.states(Item(ids)), oracle.states(Item(ids[:25]))
     np.testing.assert_allclose(whole[:25], part, atol=1e-4)  # float32 sums over rows of other lengths
-    assert paired_cosine(oracle.states(ids[::-1])[-1:], whole[:1])[0] < 0.999, "the last token sees the others"
+    assert paired_cosine(oracle.states(Item(ids[::-1]))[-1:], whole[:1])[0] < 0.999, "the last token sees the others"
 
 
 # Loading.
@@ -265,7 +267,7 @@ def test_a_closed_engine_says_so(tiny_models: dict[str, Path]) -> None:
     engine = load_engine(GGUFFile.open(tiny_models["F32"]), name=EngineName.OPENVINO, threads=1)
     engine.close()
     with pytest.raises(EngineError, match="closed"):
-        engine.pool([random_ids(3)])
+        engine.pool([Item(random_ids(3))])
 
 
 def test_what_llama_cpp_does_not_load_is_an_engine_error(tmp_path: Path) -> None:
@@ -278,14 +280,14 @@ def test_what_llama_cpp_does_not_load_is_an_engine_error(tmp_path: Path) -> None
     engine = load_engine(GGUFFile.open(tmp_path / "x.gguf"), name=EngineName.LLAMACPP, threads=1)
     for _ in range(2):
         with pytest.raises(EngineError, match=r"x\.gguf: llama\.cpp does not load this file"):
-            engine.pool([random_ids(3)])
+            engine.pool([Item(random_ids(3))])
 
 
 # The shape.
 
 
 def test_the_shape_is_read(tiny_models: dict[str, Path]) -> None:
-    shape = Shape.of(GGUFFile.open(tiny_models["Q8_0"]))
+    shape = Hyperparameters.of(GGUFFile.open(tiny_models["Q8_0"]))
     assert (shape.layers, shape.hidden, shape.heads, shape.kv_heads, shape.head_dim) == (2, 256, 4, 2, 64)
     assert (shape.context, shape.vocabulary) == (tiny_gguf.CONTEXT, len(tiny_gguf.tokens()))
     assert shape.rms_eps == np.float32(1e-6)
@@ -313,7 +315,7 @@ def test_a_shape_that_does_not_fit_the_tensors_is_refused(
     file = GGUFFile.open(tiny_models["F32"])
     file.metadata[f"qwen2vl.{key}"] = field
     with pytest.raises(GGUFError, match=message) as caught:
-        Shape.of(file)
+        Hyperparameters.of(file)
     assert str(caught.value).startswith(str(file.path))
 
 
@@ -321,7 +323,7 @@ def test_a_missing_embedding_is_refused(tiny_models: dict[str, Path]) -> None:
     file = GGUFFile.open(tiny_models["F32"])
     del file.tensors["token_embd.weight"]
     with pytest.raises(GGUFError, match="token_embd"):
-        Shape.of(file)
+        Hyperparameters.of(file)
 
 
 # Weights and index arithmetic.

@@ -11,6 +11,7 @@ import pytest
 
 from nestling._util import files
 from nestling.engine.openvino import int8_groups, weight_cache
+from nestling.engine.protocol import plain
 from nestling.engine.registry import EngineName, load_engine
 from nestling.formats.gguf import GGUFFile
 from nestling.models import local
@@ -30,7 +31,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def vectors(path: Path) -> np.ndarray:
     engine = load_engine(GGUFFile.open(path), name=EngineName.OPENVINO, threads=1)
     try:
-        return engine.pool(IDS)
+        return engine.pool(plain(IDS))
     finally:
         engine.close()
 

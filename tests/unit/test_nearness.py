@@ -7,14 +7,14 @@ import pytest
 from nestling._util.files import Progress
 from nestling.formats.card import Card
 from nestling.models.embedder import Embedder
-from nestling.pipeline.fidelity import RECORD, Nearness, Record, nearness
+from nestling.models.fidelity import RECORD, Nearness, Record, nearness
 from nestling.vectors import paired_cosine
 
 
 def test_nearness_falls_with_the_bits_and_is_that_of_the_vectors(
     tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nestling.pipeline.fidelity.TEXTS", 6)
+    monkeypatch.setattr("nestling.models.fidelity.TEXTS", 6)
     told: list[tuple[int, int]] = []
     files = [tiny_models[kind] for kind in ("F32", "Q8_0", "Q3_K_M")]
     found = nearness(files, tiny_models["F32"], threads=1, progress=lambda *counts: told.append(counts))
@@ -30,8 +30,8 @@ def test_nearness_is_over_calibration_paragraphs_with_their_prefixes(
 ) -> None:
     text = tmp_path / "words.txt"
     text.write_text("A folder is locked.\n\nA killed holder loses its lock.")
-    monkeypatch.setattr("nestling.pipeline.fidelity.TEXTS", 2)
-    monkeypatch.setattr("nestling.pipeline.fidelity.default_text", lambda: text)
+    monkeypatch.setattr("nestling.models.fidelity.TEXTS", 2)
+    monkeypatch.setattr("nestling.models.fidelity.default_text", lambda: text)
     found = nearness([tiny_models["Q3_K_M"]], tiny_models["F32"], threads=1)[tiny_models["Q3_K_M"]]
     vectors = []
     for kind in ("Q3_K_M", "F32"):
@@ -57,7 +57,7 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path, monkeypatch: py
         asked.append([path.name for path in files])
         return {path: Nearness(0.99, 0.5) for path in files}
 
-    monkeypatch.setattr("nestling.pipeline.fidelity.nearness", measured)
+    monkeypatch.setattr("nestling.models.fidelity.nearness", measured)
     cards = [replace(CARD, file=f"{name}.gguf", sha256=name * 64) for name in "ab"]
 
     def complete() -> dict[Path, Nearness]:

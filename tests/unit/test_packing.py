@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.fakes import pool
 
 from nestling.engine import batching
 from nestling.engine.numpy_reference import ReferenceEngine
@@ -18,7 +19,6 @@ from nestling.vectors import paired_cosine
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=12), st.integers(1, 3))
 def test_side_by_side_puts_every_row_in_its_place(lengths: list[int], heads: int) -> None:
     packed = packing.side_by_side(lengths, heads=heads)
-    np.testing.assert_array_equal(packed.positions, np.concatenate([np.arange(length) for length in lengths]))
     there_and_back = packed.queries.reshape(-1)[packed.rows]
     np.testing.assert_array_equal(there_and_back.reshape(-1), np.arange(sum(lengths) * heads))
     assert packed.queries.shape == packed.keys.shape == (len(lengths) * heads, packing.room(max(lengths)))
@@ -53,7 +53,7 @@ def test_a_piece_is_handed_all_earlier_tokens_and_few_more(start: int) -> None:
 def test_rows_of_padding_come_last_and_are_in_no_text(lengths: list[int], more: int) -> None:
     packed = packing.side_by_side(lengths, heads=2)
     padded = packed.in_room(sum(lengths) + more)
-    assert len(padded.positions) == len(padded.rows) == sum(lengths) + more
+    assert len(padded.rows) == sum(lengths) + more
     np.testing.assert_array_equal(padded.rows[: sum(lengths)], packed.rows)
     np.testing.assert_array_equal(padded.queries, packed.queries)
 
@@ -78,7 +78,7 @@ def test_a_piece_sees_itself_and_what_was_before_it_alone(start: int, length: in
     assert packed.keys.shape == (heads, packing.handed(start) + length) == (heads, len(packed.key_places))
     seen = packed.key_places[None] <= packed.query_places[:, None]
     np.testing.assert_array_equal(seen.sum(1), np.arange(start + 1, start + length + 1))
-    places = np.concatenate((np.arange(packing.handed(start)), packed.positions))
+    places = np.concatenate((np.arange(packing.handed(start)), np.arange(start, start + length)))
     np.testing.assert_array_equal(places[seen[-1]], np.arange(start + length))
 
 
@@ -100,10 +100,10 @@ def test_a_text_in_pieces_has_the_vector_of_the_whole(
     """Layers in one group, and each in its own. Tolerance: float32 sums in another order; the reference takes the text
     whole.
     """
-    monkeypatch.setattr(engine, "TOKEN_BUDGET", 64)
+    monkeypatch.setattr(engine.OpenVINOEngine, "token_budget", 64)
     monkeypatch.setattr(engine, "PAST_BYTES", past_bytes)
     monkeypatch.setattr(packing, "PAST_STEP", 48)
     file = GGUFFile.open(tiny_models["F32"])
     ids = [np.random.default_rng(length).integers(0, 50, length).astype(np.int32) for length in (300, 7, 129, 64)]
-    cosines = paired_cosine(engine.OpenVINOEngine(file, threads=2).pool(ids), ReferenceEngine(file).pool(ids))
+    cosines = paired_cosine(pool(engine.OpenVINOEngine(file, threads=2), ids), pool(ReferenceEngine(file), ids))
     assert cosines.min() >= 0.99999, cosines

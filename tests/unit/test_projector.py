@@ -9,6 +9,7 @@ import pytest
 from tests import tiny, tiny_gguf
 
 from nestling._util import files
+from nestling.engine.protocol import plain
 from nestling.errors import CheckpointError, FileFormatError, GGUFError, NestlingError, UsageError
 from nestling.evaluation.verify import verify
 from nestling.formats.card import Card
@@ -91,7 +92,7 @@ def test_token_vectors_are_the_formula(tmp_path: Path) -> None:
     head = Projector.open(write_head(tmp_path))
     (rows,) = model.encode_tokens(["a the beach"], prompt_name="passage")
     (ids,) = model.tokenize(["a the beach"], prompt_name="passage")
-    [(_, states)] = model.engine.token_states([ids])
+    [states] = model.engine.token_states(plain([ids]))
     expected = states.astype(np.float64) @ head.weight.T.astype(np.float64) + head.bias
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     assert rows.shape == (len(ids), WIDTH)
@@ -104,13 +105,13 @@ def test_every_engine_gives_the_oracles_token_states(tiny_models: dict[str, Path
     """0.9999 for a float file, as for pooled vectors; one text longer than the smallest batch of either engine."""
     model, oracle = (Embedder.load(tiny_models["F32"], engine=name) for name in (engine, "reference"))
     ids = model.tokenize(["a", "the beach " * 5, "in an other the " * 200])
-    found, expected = dict(model.engine.token_states(ids)), dict(oracle.engine.token_states(ids))
+    found, expected = (dict(one.token_states(plain(ids))) for one in (model, oracle))
     assert sorted(found) == [0, 1, 2]
     for index, states in expected.items():
         assert found[index].shape == states.shape == (len(ids[index]), tiny_gguf.HIDDEN)
         cosines = (found[index] * states).sum(1) / np.linalg.norm(states, axis=1) / np.linalg.norm(found[index], axis=1)
         assert cosines.min() > 0.9999, index
-    pooled = model.engine.pool(ids)
+    pooled = model.pool(plain(ids))
     np.testing.assert_allclose(np.stack([found[index].mean(0) for index in range(3)]), pooled, atol=2e-3)
     model.close()
 

@@ -4,10 +4,11 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+from tests.fakes import pool
 
+from nestling.engine.hyperparameters import Hyperparameters
 from nestling.engine.numpy_reference import ReferenceEngine
 from nestling.engine.openvino.engine import OpenVINOEngine
-from nestling.engine.protocol import Shape
 from nestling.engine.rotary import Rotary
 from nestling.formats.gguf import GGUFFile
 from nestling.pipeline.quantization.plan import Mix
@@ -35,13 +36,13 @@ def test_places_far_into_a_text_are_told_apart(tiny_models: dict[str, Path], tmp
     """0.999 is what a quantized file promises; positions rounded to bfloat16's 8 bits fall far below it."""
     file = GGUFFile.open(strongly_placed(tiny_models["F32"], tmp_path))
     ids = [np.random.default_rng(length).integers(0, 50, length).astype(np.int32) for length in (300, 900, 2000)]
-    cosines = paired_cosine(OpenVINOEngine(file, threads=1).pool(ids), ReferenceEngine(file).pool(ids))
+    cosines = paired_cosine(pool(OpenVINOEngine(file, threads=1), ids), pool(ReferenceEngine(file), ids))
     assert cosines.min() >= 0.999, cosines
 
 
 def test_angles_are_those_of_float64_at_every_position(tiny_models: dict[str, Path]) -> None:
     """Tolerance: half a step of float32 at one."""
-    shape = Shape.of(GGUFFile.open(tiny_models["F32"]))
+    shape = Hyperparameters.of(GGUFFile.open(tiny_models["F32"]))
     rotary, positions = Rotary(shape), np.array([3, 0, 255, 257, 32_767, 4])
     speeds = shape.rope_theta ** (-2 * np.arange(shape.head_dim // 2) / shape.head_dim)
     angles = positions[:, None] * speeds

@@ -19,6 +19,7 @@ from tests import tiny_gguf
 from tests.command_line import nestling
 
 from nestling.engine.numpy_reference import ReferenceEngine
+from nestling.engine.protocol import Item
 from nestling.engine.registry import EngineName
 from nestling.errors import GGUFError
 from nestling.formats.gguf import Field, GGUFFile, TensorPlan, write_gguf
@@ -131,7 +132,7 @@ def wanted(path: Path, family: Family) -> Floats:
     tokenizer, oracle = Tokenizer.from_gguf(GGUFFile.open(path)), ReferenceEngine(GGUFFile.open(path))
     ending = [tiny_gguf.tokens().index(family.ending)] if family.ending else []
     ids = tokenizer.encode([family.spec.prefixes["query"] + text for text in TEXTS])
-    return np.stack([oracle.states(np.array([*one, *ending], np.int32))[-1] for one in ids])
+    return np.stack([oracle.states(Item(np.array([*one, *ending], np.int32)))[-1] for one in ids])
 
 
 def test_every_engine_gives_the_last_tokens_state(model: tuple[Family, Path]) -> None:

@@ -106,16 +106,16 @@ def test_a_load_that_failed_is_tried_again() -> None:
 class Constant(FakeEngine):
     """The same for every text."""
 
-    def pool(self, sequences: Any) -> Any:
-        return np.ones((len(sequences), 64), np.float32)
+    def pool(self, items: Any, *, adapters: Any = ()) -> Any:
+        return np.ones((len(items), 64), np.float32)
 
 
 class Neighbourly(FakeEngine):
     """Another vector in company."""
 
-    def pool(self, sequences: Any) -> Any:
-        rows = super().pool(sequences)
-        return rows + rows.sum(0, keepdims=True) * (len(sequences) > 1)
+    def pool(self, items: Any, *, adapters: Any = ()) -> Any:
+        rows = super().pool(items, adapters=adapters)
+        return rows + rows.sum(0, keepdims=True) * (len(items) > 1)
 
 
 @pytest.mark.parametrize(("engine", "named"), [(Constant(), "same vector"), (Neighbourly(), "cosine")])

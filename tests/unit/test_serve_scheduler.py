@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.contract.serving import ROWS, ByteTokenizer, FakeEngine, fake_embedder, fake_spec
+from tests.contract.serving import ROWS, WIDTH, ByteTokenizer, FakeEngine, fake_embedder, fake_spec
 
-from nestling.engine.adapted import OneAdapter
+from nestling.engine.protocol import Item
 from nestling.errors import EngineError
 from nestling.models.embedder import Embedder
 from nestling.server.core.fair_queue import Batch, Job, Queue
@@ -24,7 +24,7 @@ from nestling.spec import Task
 
 
 def ids(length: int, fill: int = 97) -> Any:
-    return np.full(length, fill, np.int32)
+    return Item(np.full(length, fill, np.int32))
 
 
 def job(model: Model, *lengths: int) -> Job:
@@ -139,7 +139,7 @@ def test_rows_come_back_in_the_order_of_the_texts() -> None:
         running.stop()
         return rows
 
-    assert np.allclose(run(work()), [ROWS[text[0]] for text in texts], atol=1e-6)
+    assert np.allclose(run(work()), [ROWS[text.ids[0]] for text in texts], atol=1e-6)
 
 
 def test_a_failure_of_one_request_is_not_another_ones() -> None:
@@ -164,7 +164,7 @@ def test_a_failure_of_one_request_is_not_another_ones() -> None:
 
 
 class Broken(FakeEngine):
-    def pool(self, sequences: Sequence[Any]) -> Any:
+    def pool(self, items: Sequence[Any], *, adapters: Sequence[int] = ()) -> Any:
         raise RuntimeError("secret")
 
 
@@ -234,10 +234,8 @@ def test_other_work_keeps_its_task_to_itself() -> None:
 
 def test_each_text_of_a_mixed_batch_takes_its_own_adapter() -> None:
     shared = FakeAdapted()
-    embedders = {task: Embedder(fake_spec(task), ByteTokenizer(), OneAdapter(shared, n)) for n, task in enumerate(Task)}  # type: ignore[arg-type]
-    for one in embedders.values():
-        one._by_task = embedders
-    adapted = Model("m", embedders[Task.RETRIEVAL])
+    specs = [fake_spec(task) for task in Task]
+    adapted = Model("m", Embedder(specs[0], ByteTokenizer(), shared, adapters=specs))  # type: ignore[arg-type]
 
     async def ask() -> list[Any]:
         scheduler = Scheduler(reset=lambda _model: None, metrics=Metrics(), max_tokens=1000, largest_batch=1000)
@@ -254,12 +252,13 @@ class FakeAdapted:
     """Answers with the number of the adapter that a text takes, counted from one."""
 
     name = "fake"
+    token_budget = 1000
 
-    def pool(self, sequences: Sequence[Any], *, adapters: Sequence[int]) -> Any:
-        assert len(adapters) == len(sequences)
-        return np.array([[place + 1.0, 1.0] for place in adapters], np.float32)
+    def pool(self, items: Sequence[Item], *, adapters: Sequence[int] = ()) -> Any:
+        assert len(adapters) == len(items)
+        return np.repeat(np.array(adapters, np.float32)[:, None] + 1, WIDTH, 1)
 
-    def token_states(self, sequences: Sequence[Any], *, adapters: Sequence[int]) -> Any:
+    def token_states(self, items: Sequence[Item], *, adapters: Sequence[int] = ()) -> Any:
         raise NotImplementedError
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ from nestling.evaluation.verify import Check, verify
 from nestling.formats.gguf import GGUFFile
 from nestling.pipeline.conversion.checkpoint import Checkpoint
 from nestling.pipeline.pipeline import Pipeline
-from nestling.spec import Pooling, Task
+from nestling.spec import ModelSpec, Task
 from nestling.vectors import Floats
 
 ENGINES = ["alone = in a batch", "openvino = llamacpp"]
@@ -88,8 +88,8 @@ def test_engines_that_differ_are_found(with_card: Path, monkeypatch: pytest.Monk
 def test_a_vector_that_depends_on_its_company_is_found(with_card: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = module._together_and_alone
 
-    def shuffled(file: GGUFFile, ids: list[TokenIds], pooling: Pooling) -> tuple[Floats, Floats]:
-        together, alone = run(file, ids, pooling)
+    def shuffled(path: Path, ids: list[TokenIds], spec: ModelSpec | None) -> tuple[Floats, Floats]:
+        together, alone = run(path, ids, spec)
         return together, alone[::-1]
 
     monkeypatch.setattr(module, "_together_and_alone", shuffled)

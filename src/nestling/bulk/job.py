@@ -17,7 +17,7 @@ from nestling.bulk.worker import Setup, Ticked
 from nestling.errors import BuildError
 from nestling.formats.gguf import GGUFFile
 from nestling.models import local as models
-from nestling.models.embedder import spec_of
+from nestling.models.file_spec import spec_of
 
 
 def run(source: Sequence[str], out: Path, what: What, how: How | None = None, *, told: Told = tell_nobody) -> Outcome:

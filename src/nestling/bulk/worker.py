@@ -24,8 +24,7 @@ from nestling.bulk.plan import Shard, open_reader
 from nestling.bulk.rows import Reader, Rows, sound, typed
 from nestling.bulk.settings import VectorType
 from nestling.bulk.sources import Found
-from nestling.engine import batching
-from nestling.engine.protocol import TokenIds
+from nestling.engine.protocol import TokenIds, plain
 from nestling.errors import BuildError, FileFormatError, TextError
 from nestling.models import local
 from nestling.models.embedder import Embedder
@@ -178,10 +177,9 @@ class Worker:
         """Vectors in the order of the rows, packed: B texts -> (B, width)."""
         packing, size = PACKINGS[VectorType(self._job.what.embedding_type)], self._job.model.dimensions
         rows = np.empty((len(ids), size), np.float32)
-        lengths = [len(one) for one in ids]
-        for batch in batching.plan(lengths, batching.TOKEN_BUDGET):
-            rows[batch] = self._embedder.embed_ids([ids[place] for place in batch], dimension=size)
-            ticked(len(batch), sum(lengths[place] for place in batch))
+        for places, found in self._embedder.embed_iter(plain(ids), dimension=size):
+            rows[places] = found
+            ticked(len(places), sum(len(ids[place]) for place in places))
         return packing.pack(rows) if len(rows) else np.empty((0, packing.width(size)), packing.kind.to_pandas_dtype())
 
     def _columns(self, rows: Rows, shard: Shard, bad: dict[int, str]) -> dict[str, pa.Array]:

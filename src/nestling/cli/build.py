@@ -20,8 +20,8 @@ from nestling.spec import BASE_STEM, Task
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from nestling.models.fidelity import Nearness
     from nestling.pipeline.eta import Whole
-    from nestling.pipeline.fidelity import Nearness
     from nestling.pipeline.pipeline import BuiltFile
 
 EVERY = tuple(name for name in FILE_TYPES if name != "Q2_K_S")
@@ -105,7 +105,7 @@ def _nearness(
     built: "Sequence[BuiltFile]", folder: Path, threads: int, bars: Bars, whole: "Whole"
 ) -> "dict[Path, Nearness]":
     """The nearness to F16 of every quantized file: measured, or what an earlier run found for the same bytes."""
-    from nestling.pipeline.fidelity import Record
+    from nestling.models.fidelity import Record
 
     record, found = Record.read(folder), dict[Path, "Nearness"]()
     quantized = [file.card for file in built if file.card.file_type not in FLOAT_FILE_TYPES]

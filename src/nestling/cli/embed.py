@@ -23,15 +23,13 @@ from nestling.cli.options import (
 )
 from nestling.cli.output import Embedded, Format, render
 from nestling.cli.profile import Watch
-from nestling.engine.protocol import Profiled, TokenIds
+from nestling.engine.protocol import Profiled, TokenIds, plain
 from nestling.errors import UsageError
 from nestling.models import local
 from nestling.models.embedder import Embedder
 from nestling.models.families import read_spec
 from nestling.spec import Task
 from nestling.vectors import Floats, cosine
-
-CHUNK_TEXTS = 256
 
 TextsArgument = Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts to embed.")]
 
@@ -100,18 +98,13 @@ def _write(content: bytes, out: Path | None) -> None:
 def _vectors(
     embedder: Embedder, ids: list[TokenIds], dimensions: int | None, told: Progress, *, multivector: bool
 ) -> Floats | list[Floats]:
-    return embedder.embed_tokens(ids) if multivector else _in_chunks(embedder, ids, dimensions, told)
-
-
-def _in_chunks(embedder: Embedder, ids: list[TokenIds], dimensions: int | None, told: Progress) -> Floats:
-    """Embed longest texts first, so that the texts of a chunk are of like length: -> (B, D) in the order of `ids`."""
-    order = sorted(range(len(ids)), key=lambda place: -len(ids[place]))
-    vectors = np.empty((len(ids), embedder.spec.dimension(dimensions)), np.float32)
-    for start in range(0, len(ids), CHUNK_TEXTS):
-        places = order[start : start + CHUNK_TEXTS]
-        vectors[places] = embedder.embed_ids([ids[place] for place in places], dimension=dimensions)
-        told(min(start + CHUNK_TEXTS, len(ids)), len(ids))
-    return vectors
+    if multivector:
+        return embedder.embed_tokens(ids)
+    rows, done = np.empty((len(ids), embedder.spec.dimension(dimensions)), np.float32), 0
+    for places, found in embedder.embed_iter(plain(ids), dimension=dimensions):
+        rows[places], done = found, done + len(places)
+        told(done, len(ids))
+    return rows
 
 
 def read_texts(texts: list[str] | None, file: Path | None) -> list[str]:

@@ -56,8 +56,8 @@ def show(
 def _facts(path: Path, spec: Path | None) -> dict[str, dict[str, Any]]:
     from nestling.formats.card import Card
     from nestling.formats.gguf import GGUFFile
-    from nestling.models.embedder import specs_of
     from nestling.models.families import read_spec
+    from nestling.models.file_spec import specs_of
 
     file, card = GGUFFile.open(path), Card.read(path)
     parameters = sum(prod(one.shape) for one in file.tensors.values())

@@ -197,8 +197,8 @@ def _needed(matrix: "ImportanceMatrix | None") -> "ImportanceMatrix":
 
 def _spec(model: Path, given: Path | None) -> "ModelSpec":
     from nestling.formats.gguf import GGUFFile
-    from nestling.models.embedder import spec_of
     from nestling.models.families import read_spec
+    from nestling.models.file_spec import spec_of
 
     return spec_of(GGUFFile.open(model), read_spec(given) if given else None)
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 TOKEN_BUDGET = 1024
-"""Tokens that go through an engine at once: twice as many were 2 % faster and took 0.3 GiB more at full size."""
+"""Most tokens of a CPU engine's batch: twice as many were 2 % faster and took 0.3 GiB more at full size."""
 SPARE_PAIRS = 1 << 17
 """Pairs of positions in a batch's attention that may be padding. At the full model's width so many take as long as
 some 12 tokens in the matrix products, which is about what one more batch costs."""

@@ -2,7 +2,7 @@
 
 Its traps are avoided here: it is handed token ids (its own Qwen2 tokenizer skips NFC), one unified key-value cache
 (with several slots and texts of different lengths its vectors are wrong otherwise), and a micro-batch that holds the
-longest text whole, because its mean pooling is wrong across micro-batches. When a text longer than the micro-batch
+longest text whole, because its mean pooling is wrong across micro-batches. When a batch larger than the micro-batch
 comes, the model is opened again with a larger one.
 
 Its server always listens: here on a socket in a folder that only this user can enter, and not on a port of the
@@ -22,9 +22,9 @@ import httpx
 import numpy as np
 import xllamacpp
 
-from nestling.engine import batching
+from nestling.engine.hyperparameters import Hyperparameters
 from nestling.engine.lora import Adapter
-from nestling.engine.protocol import Shape, TokenIds
+from nestling.engine.protocol import Item
 from nestling.errors import EngineError
 from nestling.formats.gguf import GGUFFile
 from nestling.spec import Pooling
@@ -43,34 +43,33 @@ class LlamaCppEngine:
     """
 
     name = "llamacpp"
+    token_budget = SMALLEST_BATCH
 
     def __init__(
         self, file: GGUFFile, *, threads: int, pooling: Pooling = Pooling.MEAN, adapters: Sequence[Adapter] = ()
     ) -> None:
-        self._shape, self._lock = Shape.of(file), threading.Lock()
+        self._hidden, self._lock = Hyperparameters.of(file).hidden, threading.Lock()
         files: list[Path | None] = [one.file.path for one in adapters]
         files = files or [None]
         self._pooled = [_Server(file.path, threads, pooling.gguf_value, adapter) for adapter in files]
         self._tokens = [_Server(file.path, threads, NO_POOLING, adapter) for adapter in files]
 
-    def pool(self, sequences: Sequence[TokenIds], *, adapters: Sequence[int] = ()) -> Floats:
-        """The final hidden states of each sequence, pooled: B sequences -> (B, D)."""
-        pooled = np.empty((len(sequences), self._shape.hidden), np.float32)
+    def pool(self, items: Sequence[Item], *, adapters: Sequence[int] = ()) -> Floats:
+        """Pooled hidden states of a batch: B items -> (B, D). EngineError for an image."""
+        pooled = np.empty((len(items), self._hidden), np.float32)
         with self._lock:
-            for server, batch in _planned(self._pooled, sequences, adapters):
-                pooled[batch] = server.embed([sequences[index].tolist() for index in batch])
+            for server, places in _shared_out(self._pooled, items, adapters):
+                pooled[places] = server.embed([items[place].ids.tolist() for place in places])
         return pooled
 
-    def token_states(
-        self, sequences: Sequence[TokenIds], *, adapters: Sequence[int] = ()
-    ) -> Iterator[tuple[int, Floats]]:
-        """The final hidden states of each sequence: yields (its place, (T, D)), an adapter's longest first."""
+    def token_states(self, items: Sequence[Item], *, adapters: Sequence[int] = ()) -> list[Floats]:
+        """Hidden states of a batch: B items -> B arrays of (T, D). EngineError for an image."""
+        states: dict[int, Floats] = {}
         with self._lock:
-            plan = list(_planned(self._tokens, sequences, adapters))
-        for server, batch in plan:
-            with self._lock:
-                states = server.states([sequences[index].tolist() for index in batch])
-            yield from zip(batch, states, strict=True)
+            for server, places in _shared_out(self._tokens, items, adapters):
+                found = server.states([items[place].ids.tolist() for place in places])
+                states.update(zip(places, found, strict=True))
+        return [states[place] for place in range(len(items))]
 
     def close(self) -> None:
         """Give the model back."""
@@ -79,31 +78,31 @@ class LlamaCppEngine:
                 server.close()
 
 
-def _planned(
-    servers: "Sequence[_Server]", sequences: Sequence[TokenIds], adapters: Sequence[int]
+def _shared_out(
+    servers: "Sequence[_Server]", items: Sequence[Item], adapters: Sequence[int]
 ) -> "Iterator[tuple[_Server, list[int]]]":
-    """Which sequences go through which server together; each server's are its own adapter's."""
-    chosen = np.array(adapters or [0] * len(sequences), np.int64)
+    """Which items of a batch go through which server, by their adapters; each is opened for what it gets."""
+    for item in items:
+        if item.rows is not None or item.positions is not None:
+            raise EngineError(
+                "the llamacpp engine takes token ids alone: llama.cpp's server has no way in for an image's rows and"
+                " positions; use engine=openvino"
+            )
+    chosen = np.array(adapters or [0] * len(items), np.int64)
     for place in np.unique(chosen):
         mine = np.flatnonzero(chosen == place).tolist()
-        for batch in servers[place].plan([sequences[index] for index in mine]):
-            yield servers[place], [mine[index] for index in batch]
+        servers[place].open(sum(len(items[index]) for index in mine))
+        yield servers[place], mine
 
 
 class _Server:
-    """The file opened with one way of pooling and at most one adapter, as soon as it is asked for something."""
+    """The file opened with one way of pooling and at most one adapter, as soon as it gets a batch."""
 
     def __init__(self, path: Path, threads: int, pooling: int, adapter: Path | None) -> None:
         self._path, self._threads, self._pooling, self._adapter = path, threads, pooling, adapter
         self._server: Any = None
         self._tidy: Callable[[], object] = _nothing
         self._batch_tokens, self._socket = 0, ""
-
-    def plan(self, sequences: Sequence[TokenIds]) -> list[list[int]]:
-        """Open it for the longest of these and say which go through it together."""
-        lengths = [len(ids) for ids in sequences]
-        self._open(max(lengths, default=1))
-        return batching.plan(lengths, self._batch_tokens)
 
     def embed(self, sequences: list[list[int]]) -> Floats:
         """One row each: (B, D)."""
@@ -126,11 +125,12 @@ class _Server:
             raise EngineError(f"{self._path}: llama.cpp answered {json.dumps(answer)[:200]}")
         return sorted(rows, key=lambda row: int(row["index"]))
 
-    def _open(self, longest: int) -> None:
-        if longest <= self._batch_tokens:
+    def open(self, tokens: int) -> None:
+        """See that it is open for a batch of so many tokens."""
+        if tokens <= self._batch_tokens:
             return
         self.close()  # the old one's memory goes first
-        self._batch_tokens = max(SMALLEST_BATCH, 1 << (longest - 1).bit_length())
+        self._batch_tokens = max(SMALLEST_BATCH, 1 << (tokens - 1).bit_length())
         folder = tempfile.mkdtemp(prefix="nestling-")
         self._socket, self._tidy = f"{folder}/llama.sock", weakref.finalize(self, shutil.rmtree, folder, True)  # noqa: FBT003 - no errors: the folder may be gone
         try:

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Self
 
-from nestling.engine.protocol import LAYER_MATRICES, Shape
+from nestling.engine.hyperparameters import LAYER_MATRICES, Hyperparameters
 from nestling.engine.weights import tensor
 from nestling.errors import FileFormatError, GGUFError, ModelNotFoundError
 from nestling.formats.gguf import GGUFFile
@@ -72,7 +72,7 @@ def _check_base(file: GGUFFile, base: GGUFFile) -> None:
         raise GGUFError(f"{file.path}: adapter.lora.alpha={alpha!r} is not a sensible number")
     first = file.tensors.get(f"blk.0.{LAYER_MATRICES[0]}.weight{A}")
     rank = first.shape[0] if first else 0
-    wanted = dict(_expected(Shape.of(base), rank))
+    wanted = dict(_expected(Hyperparameters.of(base), rank))
     for name, shape in wanted.items():
         info = file.tensors.get(name)
         if info is None or info.shape != shape or not info.kind.is_float:
@@ -84,7 +84,7 @@ def _check_base(file: GGUFFile, base: GGUFFile) -> None:
         raise FileFormatError(f"{file.path}: {surplus[0]}: the base {base.path} has no such matrix to change")
 
 
-def _expected(shape: Shape, rank: int) -> list[tuple[str, tuple[int, int]]]:
+def _expected(shape: Hyperparameters, rank: int) -> list[tuple[str, tuple[int, int]]]:
     sizes = shape.tensors()
     names = [f"blk.{layer}.{matrix}.weight" for layer in range(shape.layers) for matrix in LAYER_MATRICES]
     sides = [((name + A, (rank, sizes[name][1])), (name + B, (sizes[name][0], rank))) for name in names]

@@ -1,80 +1,111 @@
-"""The oracle: the text tower in plain numpy, one text at a time, every weight expanded to float32.
+"""The oracle: the text tower in plain numpy, one item at a time, every weight expanded to float32.
 
 Slow, small enough to be checked by eye, and the measure of the other engines. Formulas: RMSNorm (Zhang and Sennrich
-2019), rotary positions in the half-split layout (Su et al. 2021, as Qwen2 has them), grouped-query causal attention,
-SwiGLU.
+2019), rotary positions in the half-split layout (Su et al. 2021, as Qwen2 has them; in sections by time, height and
+width for images, as Qwen2-VL has them), grouped-query causal attention, SwiGLU.
+
+`run_layer` takes its weights through `Weights`, so that they can be changed or exchanged (LoRA, the recipe search).
 """
 
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
+from nestling.engine.batching import TOKEN_BUDGET
+from nestling.engine.hyperparameters import AXES, Hyperparameters
 from nestling.engine.lora import Adapter
-from nestling.engine.protocol import POOLS, Shape, TokenIds
-from nestling.engine.weights import embedding_rows, tensor
+from nestling.engine.protocol import POOLS, Item
+from nestling.engine.weights import input_rows, tensor
+from nestling.errors import EngineError
 from nestling.formats.gguf import GGUFFile
 from nestling.spec import Pooling
 from nestling.vectors import Floats
 
 QUERY_ROWS = 512
 """Query rows whose attention scores are held at once."""
+Turn = tuple[Floats, Floats]
+"""Cosines and sines of an item's rotary angles: two of (T, d / 2)."""
+
+
+class Weights(Protocol):
+    """The weights of a tower by the names that GGUF files have."""
+
+    def vector(self, name: str) -> Floats:
+        """A norm's weights or a bias: (W,)."""
+        ...
+
+    def times(self, x: Floats, name: str) -> Floats:
+        """Rows times a matrix: (N, in) -> (N, out)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Adapted:
+    """Expanded weights, with an adapter's change of each matrix if there is one."""
+
+    expanded: dict[str, Floats]
+    change: Adapter | None
+
+    def vector(self, name: str) -> Floats:
+        return self.expanded[name]
+
+    def times(self, x: Floats, name: str) -> Floats:
+        product = x @ self.expanded[name].T
+        if self.change is None:
+            return product
+        a, b = self.change.sides(name)
+        return np.asarray(product + np.float32(self.change.scaling) * (x @ a.T @ b.T))
 
 
 class ReferenceEngine:
     """A GGUF file run by numpy in float32."""
 
     name = "reference"
+    token_budget = TOKEN_BUDGET
 
     def __init__(self, file: GGUFFile, *, pooling: Pooling = Pooling.MEAN, adapters: Sequence[Adapter] = ()) -> None:
-        self._file, self._shape, self._pooled = file, Shape.of(file), POOLS[pooling]
+        self._file, self._shape, self._pooled = file, Hyperparameters.of(file), POOLS[pooling]
         self._weights = {name: tensor(file, name) for name in self._shape.tensors() if name != "token_embd.weight"}
         self._adapters = adapters
 
-    def pool(self, sequences: Sequence[TokenIds], *, adapters: Sequence[int] = ()) -> Floats:
-        """The final hidden states of each sequence, pooled: B sequences -> (B, D)."""
-        every = self.token_states(sequences, adapters=adapters)
-        return np.concatenate([self._pooled(states, np.array([len(states)])) for _, states in every])
+    def pool(self, items: Sequence[Item], *, adapters: Sequence[int] = ()) -> Floats:
+        """Pooled hidden states of a batch: B items -> (B, D)."""
+        every = self.token_states(items, adapters=adapters)
+        return np.concatenate([self._pooled(states, np.array([len(states)])) for states in every])
 
-    def token_states(
-        self, sequences: Sequence[TokenIds], *, adapters: Sequence[int] = ()
-    ) -> Iterator[tuple[int, Floats]]:
-        """The final hidden states of each sequence: yields (its place, (T, D))."""
-        chosen: Sequence[int | None] = adapters or [None] * len(sequences)
-        pairs = zip(sequences, chosen, strict=True)
-        return ((index, self.states(ids, one)) for index, (ids, one) in enumerate(pairs))
+    def token_states(self, items: Sequence[Item], *, adapters: Sequence[int] = ()) -> list[Floats]:
+        """Hidden states of a batch: B items -> B arrays of (T, D)."""
+        chosen: Sequence[int | None] = adapters or [None] * len(items)
+        return [self.states(item, one) for item, one in zip(items, chosen, strict=True)]
 
-    def states(self, ids: TokenIds, adapter: int | None = None) -> Floats:
-        """Final-norm hidden states of one text, with an adapter by its place: (T,) -> (T, D)."""
-        x, change = embedding_rows(self._file, ids), None if adapter is None else self._adapters[adapter]
+    def states(self, item: Item, adapter: int | None = None) -> Floats:
+        """Final-norm hidden states of one item, with an adapter by its place: T tokens -> (T, D)."""
+        weights = _Adapted(self._weights, None if adapter is None else self._adapters[adapter])
+        x, turns = input_rows(self._file, [item]), [turn(item, self._shape)]
         for layer in range(self._shape.layers):
-            x = self._layer(x, f"blk.{layer}.", change)
-        return self._norm(x, "output_norm.weight")
+            x = run_layer(x, layer, weights=weights, shape=self._shape, turns=turns)
+        return rms_norm(x, weights.vector("output_norm.weight"), self._shape.rms_eps)
 
     def close(self) -> None:
         """Forget the weights."""
         self._weights.clear()
 
-    def _layer(self, x: Floats, at: str, change: Adapter | None) -> Floats:
-        times, w = partial(self._times, change=change), self._weights
-        y = self._norm(x, at + "attn_norm.weight")
-        q, k, v = (times(y, f"{at}attn_{n}.weight") + w[f"{at}attn_{n}.bias"] for n in "qkv")
-        x = x + times(attention(q, k, v, shape=self._shape), at + "attn_output.weight")
-        y = self._norm(x, at + "ffn_norm.weight")
-        return x + times(
-            gated(times(y, at + "ffn_gate.weight"), times(y, at + "ffn_up.weight")), at + "ffn_down.weight"
-        )
 
-    def _times(self, x: Floats, name: str, *, change: Adapter | None) -> Floats:
-        """A product with a matrix and its change: (T, in) -> (T, out)."""
-        product = x @ self._weights[name].T
-        if change is None:
-            return product
-        a, b = change.sides(name)
-        return np.asarray(product + np.float32(change.scaling) * (x @ a.T @ b.T))
-
-    def _norm(self, x: Floats, name: str) -> Floats:
-        return rms_norm(x, self._weights[name], self._shape.rms_eps)
+def run_layer(x: Floats, layer: int, *, weights: Weights, shape: Hyperparameters, turns: Sequence[Turn]) -> Floats:
+    """One layer over the rows of several items, one after another: (N, D) -> (N, D). `turns`: each item's angles."""
+    at, w = f"blk.{layer}.", weights
+    y = rms_norm(x, w.vector(at + "attn_norm.weight"), shape.rms_eps)
+    projected = (w.times(y, f"{at}attn_{n}.weight") + w.vector(f"{at}attn_{n}.bias") for n in "qkv")
+    ends = np.cumsum([len(cos) for cos, _ in turns])[:-1]
+    items = zip(*(np.split(part, ends) for part in projected), turns, strict=True)
+    mixed = np.concatenate([attention(q, k, v, shape=shape, turned=turned) for q, k, v, turned in items])
+    x = np.asarray(x + w.times(mixed, at + "attn_output.weight"))
+    y = rms_norm(x, w.vector(at + "ffn_norm.weight"), shape.rms_eps)
+    return x + w.times(
+        gated(w.times(y, at + "ffn_gate.weight"), w.times(y, at + "ffn_up.weight")), at + "ffn_down.weight"
+    )
 
 
 def rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
@@ -87,10 +118,25 @@ def gated(gate: Floats, up: Floats) -> Floats:
     return np.asarray(gate / (1 + np.exp(-gate)) * up)
 
 
-def attention(q: Floats, k: Floats, v: Floats, *, shape: Shape) -> Floats:
-    """Causal attention of one text, positions turned in: (T, D) and two of (T, kv heads * d) -> (T, D)."""
-    q = _rope(_heads(q, shape.heads), shape.rope_theta)
-    k = _rope(_heads(k, shape.kv_heads), shape.rope_theta)
+def turn(item: Item, shape: Hyperparameters) -> Turn:
+    """An item's rotary angles: token t's frequency i turns by position theta ** (-2 i / d), from its section's axis."""
+    half = shape.head_dim // 2
+    speeds = shape.rope_theta ** (-np.arange(half) / half)
+    if item.positions is None:
+        angles = np.arange(len(item))[:, None] * speeds
+    else:
+        if len(shape.rope_sections) != AXES or sum(shape.rope_sections) != half:
+            raise EngineError(
+                f"rope.dimension_sections {list(shape.rope_sections)}: three that sum to {half} are needed"
+            )
+        parts = np.split(speeds, np.cumsum(shape.rope_sections)[:-1])
+        angles = np.concatenate([axis[:, None] * part for axis, part in zip(item.positions, parts, strict=True)], 1)
+    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+
+def attention(q: Floats, k: Floats, v: Floats, *, shape: Hyperparameters, turned: Turn) -> Floats:
+    """Causal attention of one item, positions turned in: (T, D) and two of (T, kv heads * d) -> (T, D)."""
+    q, k = _rope(_heads(q, shape.heads), turned), _rope(_heads(k, shape.kv_heads), turned)
     k, v = (np.repeat(part, shape.heads // shape.kv_heads, 0) for part in (k, _heads(v, shape.kv_heads)))
     rows = [_attend(q, k, v, start) for start in range(0, q.shape[1], QUERY_ROWS)]
     return np.concatenate(rows, 1).transpose(1, 0, 2).reshape(q.shape[1], -1)
@@ -101,11 +147,9 @@ def _heads(flat: Floats, heads: int) -> Floats:
     return flat.reshape(len(flat), heads, -1).transpose(1, 0, 2)
 
 
-def _rope(x: Floats, theta: float) -> Floats:
-    """Turn each pair (i, i + d/2) of a head by its position's angle: (H, T, d) -> (H, T, d)."""
-    half = x.shape[-1] // 2
-    angles = np.arange(x.shape[1])[:, None] * theta ** (-np.arange(half) / half)
-    cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+def _rope(x: Floats, turned: Turn) -> Floats:
+    """Turn each pair (i, i + d/2) of a head by its angle: (H, T, d) -> (H, T, d)."""
+    (cos, sin), half = turned, x.shape[-1] // 2
     a, b = x[..., :half], x[..., half:]
     return np.concatenate((a * cos - b * sin, b * cos + a * sin), -1)
 

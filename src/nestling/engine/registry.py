@@ -3,16 +3,15 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Self
+from typing import Self
 
 from nestling._util.cpu import usable_threads
 from nestling._util.numbers import whole_number
-from nestling.engine.adapted import OneAdapter
-from nestling.engine.lora import Adapter, beside
-from nestling.engine.protocol import AdaptedEngine, Engine, Profiled
+from nestling.engine.lora import Adapter
+from nestling.engine.protocol import Engine, Profiled
 from nestling.errors import EngineError, UsageError
 from nestling.formats.gguf import GGUFFile
-from nestling.spec import BASE_FIELD, Pooling
+from nestling.spec import Pooling
 
 
 class EngineName(StrEnum):
@@ -29,7 +28,7 @@ class EngineName(StrEnum):
         try:
             return cls(text)
         except ValueError:
-            raise UsageError(f"engine={text!r}: this is one of {', '.join(cls)}", param="engine") from None
+            raise UsageError(f"engine={text!r}: expected one of {', '.join(cls)}", param="engine") from None
 
 
 def load_engine(
@@ -38,37 +37,20 @@ def load_engine(
     name: EngineName,
     threads: int | None = None,
     pooling: Pooling = Pooling.MEAN,
+    adapters: Sequence[Adapter] = (),
     profile: bool = False,
 ) -> Engine:
-    """Load the file into an engine with so many threads (all usable processors by default).
+    """Load a file into an engine, with so many threads (all usable processors by default).
 
-    A UsageError if a `profile` is wanted and this engine keeps none.
+    A base is loaded with its `adapters`, which its items name by their place. UsageError for a `profile` that this
+    engine does not keep.
     """
-    engine: Engine = _loaded(name, _Wanted(file, _threads(threads), pooling, profile=profile))
+    wanted = _Wanted(file, _threads(threads), pooling, adapters, profile=profile)
+    engine = _LOADERS[name](wanted)
+    if profile and not isinstance(engine, Profiled):
+        engine.close()
+        raise UsageError(f"profile: known of the openvino engine, not of {engine.name}", param="profile")
     return engine
-
-
-def load_adapted(
-    file: GGUFFile,
-    adapters: Sequence[Adapter],
-    *,
-    name: EngineName,
-    threads: int | None = None,
-    pooling: Pooling = Pooling.MEAN,
-    profile: bool = False,
-) -> AdaptedEngine:
-    """Load a base with adapters, which its texts name by their place; see `load_engine`."""
-    engine: AdaptedEngine = _loaded(name, _Wanted(file, _threads(threads), pooling, adapters, profile=profile))
-    return engine
-
-
-def load_whole(
-    file: GGUFFile, *, name: EngineName, threads: int | None = None, pooling: Pooling = Pooling.MEAN
-) -> Engine:
-    """As `load_engine`; a base, which is nothing by itself, comes with the first of the adapters beside it."""
-    if BASE_FIELD not in file.metadata:
-        return load_engine(file, name=name, threads=threads, pooling=pooling)
-    return OneAdapter(load_adapted(file, beside(file), name=name, threads=threads, pooling=pooling), 0)
 
 
 def _threads(wanted: int | None) -> int:
@@ -84,15 +66,7 @@ class _Wanted:
     profile: bool = False
 
 
-def _loaded(name: EngineName, wanted: _Wanted) -> Any:  # noqa: ANN401 - as its callers know
-    engine = _LOADERS[name](wanted)
-    if wanted.profile and not isinstance(engine, Profiled):
-        engine.close()
-        raise UsageError(f"profile: known of the openvino engine, not of {engine.name}", param="profile")
-    return engine
-
-
-def _openvino(wanted: _Wanted) -> Any:  # noqa: ANN401 - an Engine, an AdaptedEngine where there are adapters
+def _openvino(wanted: _Wanted) -> Engine:
     from nestling.engine.openvino.engine import OpenVINOEngine
 
     return OpenVINOEngine(
@@ -104,19 +78,19 @@ def _openvino(wanted: _Wanted) -> Any:  # noqa: ANN401 - an Engine, an AdaptedEn
     )
 
 
-def _llamacpp(wanted: _Wanted) -> Any:  # noqa: ANN401 - as above
+def _llamacpp(wanted: _Wanted) -> Engine:
     from nestling.engine.llamacpp import LlamaCppEngine
 
     return LlamaCppEngine(wanted.file, threads=wanted.threads, pooling=wanted.pooling, adapters=wanted.adapters)
 
 
-def _reference(wanted: _Wanted) -> Any:  # noqa: ANN401 - as above
+def _reference(wanted: _Wanted) -> Engine:
     from nestling.engine.numpy_reference import ReferenceEngine
 
     return ReferenceEngine(wanted.file, pooling=wanted.pooling, adapters=wanted.adapters)
 
 
-def _auto(wanted: _Wanted) -> Any:  # noqa: ANN401 - as above
+def _auto(wanted: _Wanted) -> Engine:
     """OpenVINO, or llama.cpp where OpenVINO has no processor it can run on."""
     try:
         return _openvino(wanted)
@@ -129,7 +103,7 @@ def _auto(wanted: _Wanted) -> Any:  # noqa: ANN401 - as above
             ) from reason
 
 
-_LOADERS: dict[EngineName, Callable[[_Wanted], Any]] = {
+_LOADERS: dict[EngineName, Callable[[_Wanted], Engine]] = {
     EngineName.AUTO: _auto,
     EngineName.OPENVINO: _openvino,
     EngineName.LLAMACPP: _llamacpp,

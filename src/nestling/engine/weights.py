@@ -3,9 +3,13 @@
 Knows nothing of graphs. Quantized tensors are expanded by ggml's own code.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
+from nestling.engine.protocol import Item
+from nestling.errors import EngineError
 from nestling.formats import ggml
 from nestling.formats.gguf import GGUFFile
 from nestling.formats.quant_types import QuantType
@@ -34,3 +38,20 @@ def embedding_rows(file: GGUFFile, ids: NDArray[np.int32]) -> Floats:
     distinct, places = np.unique(ids, return_inverse=True)
     info = file.tensors["token_embd.weight"]
     return as_float32(np.ascontiguousarray(file.raw(info.name)[distinct]), info.kind)[places]
+
+
+def input_rows(file: GGUFFile, items: Sequence[Item]) -> Floats:
+    """What items enter the first layer with, one after another: embedding rows, or the rows that replace them.
+
+    B items of N tokens together -> (N, D) float32. EngineError for rows of another width than the model's.
+    """
+    states = embedding_rows(file, np.concatenate([item.ids for item in items]))
+    start = 0
+    for item in items:
+        own, start = states[start : start + len(item)], start + len(item)
+        if item.rows is None:
+            continue
+        if item.rows.values.shape[1:] != own.shape[1:]:
+            raise EngineError(f"rows of {item.rows.values.shape[1:]} numbers: this model has {own.shape[1]} dimensions")
+        own[item.rows.places] = item.rows.values
+    return states

@@ -27,7 +27,7 @@ from nestling.errors import FileFormatError, ModelNotFoundError
 from nestling.evaluation.metrics import Interval
 from nestling.formats.gguf import GGUFFile
 from nestling.formats.quant_types import FILE_TYPES
-from nestling.models.embedder import spec_of
+from nestling.models.file_spec import spec_of
 
 _PACKAGES = ("numpy", "openvino", "tokenizers", "xllamacpp")
 

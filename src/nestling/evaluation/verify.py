@@ -4,6 +4,7 @@ Every check is run and reported; none is assumed. Cosines are over `PROBES`: sev
 tokens.
 """
 
+from contextlib import closing
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -11,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from nestling._util.files import sha256_file
-from nestling.engine.protocol import Shape, TokenIds
-from nestling.engine.registry import EngineName, load_whole
+from nestling.engine.hyperparameters import Hyperparameters
+from nestling.engine.protocol import TokenIds, plain
+from nestling.engine.registry import EngineName
 from nestling.engine.weights import as_float32
 from nestling.errors import NestlingError, UsageError
 from nestling.formats import multivector_head
@@ -20,9 +22,10 @@ from nestling.formats.card import Card
 from nestling.formats.gguf import GGUFFile
 from nestling.inputs.tokenizer import Tokenizer
 from nestling.models import hub
-from nestling.models.embedder import specs_of
+from nestling.models.embedder import Embedder
+from nestling.models.file_spec import specs_of
 from nestling.pipeline.self_test import ENGINES_AGREE, needed_cosine
-from nestling.spec import ModelSpec, Pooling, Role
+from nestling.spec import ModelSpec, Role
 from nestling.vectors import Floats, paired_cosine
 
 PROBES = (
@@ -50,14 +53,14 @@ class Check:
 def verify(path: Path, *, against: Path | None = None, spec: ModelSpec | None = None) -> list[Check]:
     """Check a model file; `against` adds the cosine to another file's vectors (same task, same tokenizer).
 
-    `spec` says what a file is for that does not say so itself (`embedder.spec_of`); a base runs with its first adapter.
-    A file that cannot be read at all is one failed check; the other checks need a readable file.
+    `spec` says what a file is for that does not say so itself (`file_spec.spec_of`); a base runs with its retrieval
+    adapter. A file that cannot be read at all is one failed check; the other checks need a readable file.
     """
     try:
         file = GGUFFile.open(path)
         if multivector_head.is_head(file):
             return [_head(path), _hash(path)]
-        shape, found = Shape.of(file), specs_of(file, spec)[0]
+        shape, found = Hyperparameters.of(file), specs_of(file, spec)[0]
         tokenizer = Tokenizer.from_gguf(file)
     except NestlingError as error:
         return [Check("structure", passed=False, detail=str(error))]
@@ -66,8 +69,8 @@ def verify(path: Path, *, against: Path | None = None, spec: ModelSpec | None = 
     if not checks[-1].passed:
         return checks
     ids = tokenizer.encode([found.prefix(Role.QUERY) + text for text in PROBES])
-    ours, alone = _together_and_alone(file, ids, found.pooling)
-    theirs = _run(file, EngineName.LLAMACPP, ids, found.pooling)
+    ours, alone = _together_and_alone(path, ids, spec)
+    theirs = _run(path, EngineName.LLAMACPP, ids, spec)
     checks += [_position(ours, alone), _engines(file, ours, theirs)]
     return checks + ([_against(ours, against, found.name, ids)] if against else [])
 
@@ -97,20 +100,15 @@ def _finite(file: GGUFFile) -> Check:
     return Check("weights", passed=True, detail="all finite")
 
 
-def _run(file: GGUFFile, name: EngineName, ids: list[TokenIds], pooling: Pooling) -> Floats:
-    engine = load_whole(file, name=name, pooling=pooling)
-    try:
-        return engine.pool(ids)
-    finally:
-        engine.close()
+def _run(path: Path, engine: EngineName, ids: list[TokenIds], spec: ModelSpec | None) -> Floats:
+    with closing(Embedder.load(path, engine=engine, spec=spec)) as embedder:
+        return embedder.pool(plain(ids))
 
 
-def _together_and_alone(file: GGUFFile, ids: list[TokenIds], pooling: Pooling) -> tuple[Floats, Floats]:
-    engine = load_whole(file, name=EngineName.OPENVINO, pooling=pooling)
-    try:
-        return engine.pool(ids), np.concatenate([engine.pool([one]) for one in ids])
-    finally:
-        engine.close()
+def _together_and_alone(path: Path, ids: list[TokenIds], spec: ModelSpec | None) -> tuple[Floats, Floats]:
+    with closing(Embedder.load(path, engine=EngineName.OPENVINO, spec=spec)) as embedder:
+        items = plain(ids)
+        return embedder.pool(items), np.concatenate([embedder.pool([one]) for one in items])
 
 
 def _position(together: Floats, alone: Floats) -> Check:
@@ -132,6 +130,6 @@ def _against(ours: Floats, other: Path, name: str, ids: list[TokenIds]) -> Check
         raise UsageError(
             f"{other} is {spec.name}, this file is {name}: their vectors cannot be compared", param="against"
         )
-    cosines = paired_cosine(ours, _run(file, EngineName.OPENVINO, ids, spec.pooling))
+    cosines = paired_cosine(ours, _run(other, EngineName.OPENVINO, ids, None))
     detail = f"cosine mean {cosines.mean():.6f}, lowest {cosines.min():.6f}"
     return Check(f"nearness to {other.name}", passed=True, detail=detail)

@@ -1,11 +1,11 @@
-"""Text to vector, the only place: prefix -> tokens -> engine -> normalise -> truncate -> normalise.
+"""Text to vector, the only place: prefix -> tokens -> engine -> pool -> normalise -> truncate -> normalise.
 
-Does not know where files come from (`store`) nor how they are run (`engine`). A vector depends on the text, the
+Does not know where files come from (`local`) nor how they are run (`engine`). A vector depends on the text, the
 model's file and the prompt, never on the other texts of the call. What cannot be embedded is an error that names the
 text; nothing is cut unless asked.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -14,17 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nestling import vectors
-from nestling.engine.adapted import OneAdapter
+from nestling.engine import batching
 from nestling.engine.lora import beside
-from nestling.engine.protocol import POOLS, Engine, TokenIds
-from nestling.engine.registry import EngineName, load_adapted, load_engine
-from nestling.errors import FileFormatError, TextError, UsageError
+from nestling.engine.protocol import POOLS, Engine, Item, TokenIds, plain
+from nestling.engine.registry import EngineName, load_engine
+from nestling.errors import TextError, UsageError
 from nestling.formats.gguf import GGUFFile
-from nestling.formats.multivector_head import Projector, is_head
+from nestling.formats.multivector_head import Projector
 from nestling.inputs import late_chunking
 from nestling.inputs.late_chunking import ChunkedIds, Chunks, Cut, Places, Span
 from nestling.inputs.tokenizer import Tokenizer, check_text
-from nestling.models import families, local
+from nestling.models import local
+from nestling.models.file_spec import spec_of
 from nestling.models.reranking import Ranked, Scoring, check_top_n, ranked, token_scores, vector_scores
 from nestling.spec import BASE_FIELD, ModelSpec, Role, Task
 from nestling.vectors import Floats
@@ -36,9 +37,19 @@ RERANKED_TEXTS = 256
 class Embedder:
     """One task model, loaded. Safe to call from several threads; calls are served one after another."""
 
-    def __init__(self, spec: ModelSpec, tokenizer: Tokenizer, engine: Engine, *, path: Path | None = None) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        tokenizer: Tokenizer,
+        engine: Engine,
+        *,
+        path: Path | None = None,
+        adapters: Sequence[ModelSpec] = (),
+    ) -> None:
+        """`adapters`: what each of the engine's LoRA adapters is for, in the engine's order; `spec` is one of them."""
         self.spec, self.tokenizer, self.engine, self.path = spec, tokenizer, engine, path
-        self._by_task: dict[Task, Embedder] = {spec.task: self}
+        self._adapters = tuple(adapters)
+        self._of_other_tasks: dict[Task, Embedder] = {}
 
     @classmethod
     def load(
@@ -61,41 +72,32 @@ class Embedder:
         """
         name = EngineName.parse(engine)
         file = GGUFFile.open(local.resolve(reference))
-        if spec is None and BASE_FIELD in file.metadata:
-            return cls._with_adapters(file, name, threads, profile=profile)
-        found = spec_of(file, spec)
-        loaded = load_engine(file, name=name, threads=threads, pooling=found.pooling, profile=profile)
-        return cls(found, Tokenizer.from_gguf(file), loaded, path=file.path)
-
-    @classmethod
-    def _with_adapters(cls, file: GGUFFile, name: EngineName, threads: int | None, *, profile: bool) -> Self:
-        found, tokenizer = beside(file), Tokenizer.from_gguf(file)
-        pooling = found[0].spec.pooling
-        shared = load_adapted(file, found, name=name, threads=threads, pooling=pooling, profile=profile)
-        every = [cls(one.spec, tokenizer, OneAdapter(shared, place), path=file.path) for place, one in enumerate(found)]
-        for one in every:
-            one._by_task = {other.spec.task: other for other in every}
-        return next(one for one in every if one.spec.task is Task.RETRIEVAL)
+        adapters = beside(file) if spec is None and BASE_FIELD in file.metadata else []
+        specs = [one.spec for one in adapters] or [spec_of(file, spec)]
+        loaded = load_engine(
+            file, name=name, threads=threads, pooling=specs[0].pooling, adapters=adapters, profile=profile
+        )
+        found = next((one for one in specs if one.task is Task.RETRIEVAL), specs[0])
+        return cls(found, Tokenizer.from_gguf(file), loaded, path=file.path, adapters=specs if adapters else ())
 
     @property
     def tasks(self) -> tuple[Task, ...]:
         """The tasks that this model in memory is for: one, or with adapters all."""
-        return tuple(self._by_task)
+        return tuple(one.task for one in self._adapters) or (self.spec.task,)
 
     def for_task(self, task: str) -> "Embedder":
         """The same model in memory for another of its tasks; a UsageError names those that it has."""
-        found = self._by_task.get(Task.parse(task))
-        if found is None:
+        wanted = Task.parse(task)
+        if wanted is self.spec.task:
+            return self
+        spec = next((one for one in self._adapters if one.task is wanted), None)
+        if spec is None:
             raise UsageError(f"task={task!r}, but {self.path or 'this model'} is for {self.spec.task}", param="task")
-        return found
-
-    def pool_mixed(self, ids: Sequence[TokenIds], tasks: Sequence[Task]) -> Floats:
-        """Pool texts of several tasks in one batch: B arrays of ids, each one's task -> (B, D), not normalised."""
-        engines = [self.for_task(task).engine for task in tasks]
-        first = engines[0]
-        if not isinstance(first, OneAdapter):
-            return first.pool(ids)  # one task alone: there is nothing to mix
-        return first.shared.pool(ids, adapters=[one.place for one in engines if isinstance(one, OneAdapter)])
+        if wanted not in self._of_other_tasks:
+            self._of_other_tasks[wanted] = type(self)(
+                spec, self.tokenizer, self.engine, path=self.path, adapters=self._adapters
+            )
+        return self._of_other_tasks[wanted]
 
     def encode(
         self,
@@ -138,11 +140,46 @@ class Embedder:
 
         No ids, more than `spec.max_tokens` or ids outside the vocabulary are a TextError.
         """
+        return self.embed(plain(self._checked_ids(ids)), dimension=dimension)
+
+    def embed(self, items: Sequence[Item], *, dimension: int | None = None) -> Floats:
+        """Embed items: -> (B, dimension) float32, unit rows. Errors: as `embed_ids`."""
         size = self.spec.dimension(dimension)
-        rows = self._checked_ids(ids)
-        if not rows:
-            return np.empty((0, size), np.float32)
-        return vectors.finish(self.engine.pool(rows), size)
+        return vectors.finish(self.pool(items), size) if items else np.empty((0, size), np.float32)
+
+    def embed_iter(self, items: Sequence[Item], *, dimension: int | None = None) -> Iterator[tuple[list[int], Floats]]:
+        """The same a batch at a time, longest items first: yields (places of b items, (b, dimension) unit rows)."""
+        size = self.spec.dimension(dimension)
+        for places, pooled in self._pooled(items, ()):
+            yield places, vectors.finish(pooled, size)
+
+    def pool(self, items: Sequence[Item], *, tasks: Sequence[Task] = ()) -> Floats:
+        """Pooled hidden states: B items (of this task, or each of its own of `tasks`) -> (B, D), not normalised."""
+        rows = np.empty((len(items), self.spec.dimensions[-1]), np.float32)
+        for places, pooled in self._pooled(items, tasks):
+            rows[places] = pooled
+        return rows
+
+    def _pooled(self, items: Sequence[Item], tasks: Sequence[Task]) -> Iterator[tuple[list[int], Floats]]:
+        for places, batch, adapters in self._batches(items, tasks):
+            yield places, self.engine.pool(batch, adapters=adapters)
+
+    def token_states(self, items: Sequence[Item], *, tasks: Sequence[Task] = ()) -> Iterator[tuple[int, Floats]]:
+        """Every token's hidden state, a batch computed at a time: yields (place of the item, (T, D)), longest first."""
+        for places, batch, adapters in self._batches(items, tasks):
+            yield from zip(places, self.engine.token_states(batch, adapters=adapters), strict=True)
+
+    def _batches(
+        self, items: Sequence[Item], tasks: Sequence[Task]
+    ) -> Iterator[tuple[list[int], list[Item], list[int]]]:
+        """Plan, once, which items go through the engine together: yields their places, they, the adapter of each."""
+        for index, item in enumerate(items):
+            self._check_ids(item.ids, index)
+        order = {one.task: place for place, one in enumerate(self._adapters)}
+        wanted = tasks or [self.spec.task] * len(items)
+        for places in batching.plan([len(item) for item in items], self.engine.token_budget):
+            adapters = [order[wanted[place]] for place in places] if order else []
+            yield places, [items[place] for place in places], adapters
 
     @cached_property
     def projector(self) -> Projector:
@@ -170,7 +207,7 @@ class Embedder:
         """Multi-vectors of token ids as they are: -> B arrays of (T, width) float32, unit rows. Errors: `embed_ids`."""
         rows = self._checked_ids(ids)
         project = self.projector.project
-        found = {index: project(states) for index, states in self.engine.token_states(rows)}
+        found = {index: project(states) for index, states in self.token_states(plain(rows))}
         return [found[index] for index in range(len(rows))]
 
     def encode_chunks(
@@ -203,7 +240,7 @@ class Embedder:
     def pool_chunks(self, ids: TokenIds, places: Sequence[Places]) -> Floats:
         """Pool one text's states chunk by chunk: (T,) ids, C arrays of places -> (C, D), lengths not normalised."""
         pool = POOLS[self.spec.pooling]
-        [(_, states)] = self.engine.token_states([ids])
+        [(_, states)] = self.token_states([Item(ids)])
         return np.concatenate([pool(states[mine], np.array([len(mine)], np.int64)) for mine in places])
 
     def rerank(
@@ -283,44 +320,3 @@ def _check_text(text: object, index: int) -> None:
     if isinstance(text, str) and not text.strip():
         raise TextError("the text is empty", index=index)
     check_text(text, index)
-
-
-def specs_of(file: GGUFFile, given: ModelSpec | None = None) -> list[ModelSpec]:
-    """As `spec_of`; of a base, what each of its adapters beside it is for."""
-    if given is None and BASE_FIELD in file.metadata:
-        return [one.spec for one in beside(file)]
-    return [spec_of(file, given)]
-
-
-def _text(file: GGUFFile, key: str) -> str:
-    return str(file.metadata[key].value) if key in file.metadata else ""
-
-
-def spec_of(file: GGUFFile, given: ModelSpec | None = None) -> ModelSpec:
-    """What the file is for: as it says itself, as `given`, or as its published name, shape and architecture tell.
-
-    A file that says nothing and is not a known one is a FileFormatError with the reason.
-    """
-    if BASE_FIELD in file.metadata:
-        raise FileFormatError(
-            f"{file.path}: the base of all tasks, for none of them by itself: it runs with its adapters beside it"
-            " (nestling embed, nestling serve), and takes no --spec"
-        )
-    if _text(file, "general.type") == "adapter":
-        raise FileFormatError(
-            f"{file.path}: an adapter, not a model: name the base beside it, whose name has -text-base-"
-        )
-    if is_head(file):
-        raise FileFormatError(f"{file.path}: a multi-vector head, which goes beside a model; name the model's file")
-    if given is not None:
-        return families.with_spec(file, given)
-    if "nestling.spec" not in file.metadata:
-        return families.recognise(file)
-    try:
-        spec = ModelSpec.from_json(str(file.metadata["nestling.spec"].value))
-    except FileFormatError as error:
-        raise FileFormatError(f"{file.path}: {error}") from None
-    width = file.value(f"{file.value('general.architecture')}.embedding_length")
-    if spec.dimensions[-1] != width:
-        raise FileFormatError(f"{file.path}: nestling.spec says {spec.dimensions[-1]} dimensions, the weights {width}")
-    return spec

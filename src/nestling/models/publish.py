@@ -15,8 +15,8 @@ from nestling.formats.card import SUMS, Card, card_path
 from nestling.formats.gguf import GGUFFile
 from nestling.formats.multivector_head import Projector, projector_path
 from nestling.models import hub
-from nestling.models.embedder import spec_of
 from nestling.models.families import by_file_name
+from nestling.models.file_spec import spec_of
 from nestling.spec import ModelSpec, Role, Task
 
 README, LICENCE = "README.md", "LICENSE.md"

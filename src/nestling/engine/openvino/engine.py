@@ -9,7 +9,7 @@ a little more exact.
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,15 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nestling._util.memory import give_back_freed
-from nestling.engine import batching
+from nestling.engine import rotary
 from nestling.engine.batching import TOKEN_BUDGET
+from nestling.engine.hyperparameters import Hyperparameters
 from nestling.engine.lora import Adapter
 from nestling.engine.openvino import int8_groups, packing, text_graph, weight_cache
 from nestling.engine.openvino.lora_lanes import SideBySide
 from nestling.engine.openvino.runtime import ov
-from nestling.engine.protocol import POOLS, Shape, TokenIds
-from nestling.engine.rotary import Rotary
-from nestling.engine.weights import embedding_rows
+from nestling.engine.protocol import POOLS, Item, Positions, plain
+from nestling.engine.weights import embedding_rows, input_rows
 from nestling.errors import EngineError
 from nestling.formats.gguf import GGUFFile
 from nestling.spec import Pooling
@@ -48,6 +48,7 @@ class _Work:
     """One run of the graph: where its rows stand, the adapter of each, the groups that work, what they remember."""
 
     packed: packing.Packed
+    positions: Positions
     adapters: packing.Index
     groups: range
     past: Sequence[ov.Tensor]
@@ -57,6 +58,7 @@ class OpenVINOEngine:
     """A GGUF file compiled for this processor."""
 
     name = "openvino"
+    token_budget = TOKEN_BUDGET
 
     def __init__(
         self,
@@ -67,8 +69,8 @@ class OpenVINOEngine:
         adapters: Sequence[Adapter] = (),
         profile: bool = False,
     ) -> None:
-        self._file, self._shape, self._lock = file, Shape.of(file), threading.Lock()
-        self._rotary = Rotary(self._shape)
+        self._file, self._shape, self._lock = file, Hyperparameters.of(file), threading.Lock()
+        self._rotary = rotary.Rotary(self._shape)
         self._seconds: dict[str, float] = defaultdict(float)
         self._profiled = profile
         self._pooled, self._adapted = POOLS[pooling], bool(adapters)
@@ -88,18 +90,22 @@ class OpenVINOEngine:
         self._request = _compiled(model, file, threads, INFERENCE_PRECISION_HINT=between, **more)
         del model
         if isinstance(store, weight_cache.Mapped):
-            self.pool([np.zeros(1, np.int32)], adapters=[0][: len(adapters)])  # the plugin makes its own copy now
+            one = plain([np.zeros(1, np.int32)])
+            self.pool(one, adapters=[0][: len(adapters)])  # the plugin makes its own copy of the weights now
             store.release()
             self._seconds.clear()
 
-    def pool(self, sequences: Sequence[TokenIds], *, adapters: Sequence[int] = ()) -> Floats:
-        """The final hidden states of each sequence, pooled: B sequences -> (B, D)."""
-        pooled = np.empty((len(sequences), self._shape.hidden), np.float32)
-        for batch, states in self._batches(sequences, adapters):
-            began = time.perf_counter()
-            pooled[batch] = self._pooled(states, np.array([len(sequences[index]) for index in batch], np.int64))
-            self._seconds["pool"] += time.perf_counter() - began
+    def pool(self, items: Sequence[Item], *, adapters: Sequence[int] = ()) -> Floats:
+        """Pooled hidden states of a batch: B items -> (B, D)."""
+        states = self._run(items, adapters)
+        began = time.perf_counter()
+        pooled = self._pooled(states, np.array([len(item) for item in items], np.int64))
+        self._seconds["pool"] += time.perf_counter() - began
         return pooled
+
+    def token_states(self, items: Sequence[Item], *, adapters: Sequence[int] = ()) -> list[Floats]:
+        """Hidden states of a batch: B items -> B arrays of (T, D)."""
+        return np.split(self._run(items, adapters), np.cumsum([len(item) for item in items])[:-1])
 
     def profile(self) -> dict[str, float]:
         """Seconds by stage since loading; the graph's are shared out by what its nodes took.
@@ -114,59 +120,48 @@ class OpenVINOEngine:
         graph = {stage: self._seconds["graph"] * took / (sum(nodes.values()) or 1) for stage, took in nodes.items()}
         return {"embedding rows": self._seconds["embedding rows"], **graph, "pool": self._seconds["pool"]}
 
-    def token_states(
-        self, sequences: Sequence[TokenIds], *, adapters: Sequence[int] = ()
-    ) -> Iterator[tuple[int, Floats]]:
-        """The final hidden states of each sequence: yields (its place, (T, D)), longest first."""
-        for batch, states in self._batches(sequences, adapters):
-            ends = np.cumsum([len(sequences[index]) for index in batch])[:-1]
-            yield from zip(batch, np.split(states, ends), strict=True)
-
-    def _batches(self, sequences: Sequence[TokenIds], adapters: Sequence[int]) -> Iterator[tuple[list[int], Floats]]:
-        """Run everything, a batch at a time: yields places and their states, one text after another, (N, D)."""
-        for batch in batching.plan([len(ids) for ids in sequences], TOKEN_BUDGET):
-            group, chosen = [sequences[index] for index in batch], [adapters[index] for index in batch if adapters]
-            long = len(group[0]) > TOKEN_BUDGET
-            yield batch, self._long(group[0], chosen) if long else self._group(group, chosen)
-
     def close(self) -> None:
         """Give the compiled model back."""
         with self._lock:
             self._request = None
 
-    def _group(self, group: Sequence[TokenIds], adapters: Sequence[int]) -> Floats:
-        lengths = [len(ids) for ids in group]
+    def _run(self, items: Sequence[Item], adapters: Sequence[int]) -> Floats:
+        """The states of a batch, one item after another: -> (N, D)."""
+        if len(items) == 1 and len(items[0]) > self.token_budget:
+            return self._long(items[0], adapters)
+        lengths = [len(item) for item in items]
         packed = packing.side_by_side(lengths, heads=self._shape.kv_heads)
         rows = np.repeat(np.array(adapters, np.int64), lengths if adapters else 0)
-        work = _Work(packed, rows, range(len(self._groups)), self._nothing)
-        return self._infer(self._embedded(np.concatenate(group)), work)
+        work = _Work(packed, rotary.positions(items), rows, range(len(self._groups)), self._nothing)
+        return self._infer(self._embedded(items), work)
 
-    def _long(self, ids: TokenIds, adapters: Sequence[int]) -> Floats:
-        """One text in pieces, each of which sees the keys and values of those before it: (T,) -> (T, D).
+    def _long(self, item: Item, adapters: Sequence[int]) -> Floats:
+        """One item in pieces, each of which sees the keys and values of those before it: T tokens -> (T, D).
 
         All pieces go through a group of layers before the next, so that only one group's are held.
         """
-        states = self._embedded(ids)
+        states, positions = self._embedded([item]), rotary.positions([item])
         for place in range(len(self._groups)):
-            self._through(states, adapters, place)
+            self._through(states, positions, adapters, place)
             if len(self._groups) > 1:
                 self._shrink()
         return states
 
-    def _through(self, states: Floats, adapters: Sequence[int], place: int) -> None:
+    def _through(self, states: Floats, positions: Positions, adapters: Sequence[int], place: int) -> None:
         """All pieces of a long text through one group of layers, in place."""
         shape, layers = self._shape, self._groups[place]
         sides, before = slice(2 * layers.start, 2 * layers.stop), list(self._nothing)
         room = packing.handed(len(states)), shape.kv_heads, shape.head_dim
         kept = [np.zeros(room, self._kept.to_dtype()) for _ in self._nothing[sides]]
         for start, stop in packing.pieces(
-            len(states), heads=shape.heads, most_tokens=TOKEN_BUDGET, score_bytes=SCORE_BYTES
+            len(states), heads=shape.heads, most_tokens=self.token_budget, score_bytes=SCORE_BYTES
         ):
             if before[sides.start].shape[0] != packing.handed(start):
                 give_back_freed()  # the plugin's arrays grow with what is handed, and leave holes
             before[sides] = [self._past(one[: packing.handed(start)]) for one in kept]
             rows = np.repeat(np.array(adapters, np.int64), stop - start)
-            work = _Work(packing.piece(start, stop, heads=shape.kv_heads), rows, range(place, place + 1), before)
+            packed, own = packing.piece(start, stop, heads=shape.kv_heads), positions[..., start:stop]
+            work = _Work(packed, own, rows, range(place, place + 1), before)
             states[start:stop] = self._infer(states[start:stop], work, new=[one[start:stop] for one in kept])
 
     def _shrink(self) -> None:
@@ -182,9 +177,9 @@ class OpenVINOEngine:
         `new` takes the keys and values of the first group that works.
         """
         rows = packing.room(len(states))
-        packed = work.packed.in_room(rows)
         inputs: list[NDArray[Any]] = [np.pad(states, ((0, rows - len(states)), (0, 0)))]
-        inputs += [self._rotary.turns(packed.positions), *packed.inputs()]
+        turns = self._rotary.turns(work.positions)
+        inputs += [np.pad(turns, ((0, rows - len(turns)), (0, 0))), *work.packed.in_room(rows).inputs()]
         inputs += [np.pad(work.adapters, (0, rows - len(states)))] if self._adapted else []
         inputs += [np.isin(range(len(self._groups)), work.groups).astype(np.int64)] if len(self._groups) > 1 else []
         with self._lock:
@@ -198,9 +193,9 @@ class OpenVINOEngine:
                 one[...] = self._request.get_output_tensor(place).data[: len(one)]
             return np.array(self._request.get_output_tensor(0).data[: len(states)])
 
-    def _embedded(self, ids: TokenIds) -> Floats:
+    def _embedded(self, items: Sequence[Item]) -> Floats:
         began = time.perf_counter()
-        states = embedding_rows(self._file, ids)
+        states = input_rows(self._file, items)
         self._seconds["embedding rows"] += time.perf_counter() - began
         return states
 
@@ -217,7 +212,7 @@ class Observer:
     """
 
     def __init__(self, file: GGUFFile, *, threads: int, adapters: Sequence[Adapter] = ()) -> None:
-        self._file, self._shape, self._adapters = file, Shape.of(file), len(adapters)
+        self._file, self._shape, self._adapters = file, Hyperparameters.of(file), len(adapters)
         model, self._names = text_graph.build_observed(file, threads=threads, adapters=adapters)
         self._request = _compiled(model, file, threads, INFERENCE_PRECISION_HINT="f32")
 
@@ -230,7 +225,8 @@ class Observer:
         packed = packing.side_by_side([len(one) for one in sequences], heads=self._shape.kv_heads)
         rows = np.repeat(np.arange(len(sequences)) % max(self._adapters, 1), [len(one) for one in sequences])
         nothing = np.empty((0, self._shape.kv_heads, self._shape.head_dim), np.float32)
-        inputs = [embedding_rows(self._file, ids), Rotary(self._shape).turns(packed.positions), *packed.inputs()]
+        positions = np.concatenate([np.arange(len(one)) for one in sequences])
+        inputs = [embedding_rows(self._file, ids), rotary.Rotary(self._shape).turns(positions), *packed.inputs()]
         self._request.infer([*inputs, *([rows] if self._adapters else []), *[nothing] * (2 * self._shape.layers)])
         first = 1 + 2 * self._shape.layers
         sums = [np.array(self._request.get_output_tensor(first + place).data) for place in range(len(self._names))]

@@ -11,10 +11,10 @@ from itertools import pairwise
 
 import numpy as np
 
+from nestling.engine.hyperparameters import Hyperparameters
 from nestling.engine.openvino import int8_groups, weight_cache
 from nestling.engine.openvino.lora_lanes import SideBySide
 from nestling.engine.openvino.runtime import Node, op
-from nestling.engine.protocol import Shape
 from nestling.engine.weights import tensor
 from nestling.formats.gguf import GGUFFile
 from nestling.formats.quant_types import QuantType
@@ -26,7 +26,7 @@ class Products:
     """Makes nodes of one file. `squares` takes the sums of squares of every product's input, when it is there."""
 
     file: GGUFFile
-    shape: Shape
+    shape: Hyperparameters
     threads: int
     squares: dict[tuple[str, ...], Node] | None = None
     adapters: SideBySide | None = None

@@ -21,9 +21,8 @@ NEVER = np.iinfo(np.int32).max
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """Places in their texts of the rows, then the graph's index inputs, in its order."""
+    """The graph's index inputs, in its order."""
 
-    positions: Index
     queries: Index
     keys: Index
     query_places: Index
@@ -32,12 +31,11 @@ class Packed:
 
     def inputs(self) -> list[Index]:
         """The arrays, in the graph's order."""
-        return [getattr(self, one.name) for one in fields(self) if one.name != "positions"]
+        return [getattr(self, one.name) for one in fields(self)]
 
     def in_room(self, rows: int) -> Self:
         """The same with rows of padding at the end, which no text has and no row sees."""
-        missing = (0, rows - len(self.rows))
-        return replace(self, positions=np.pad(self.positions, missing), rows=np.pad(self.rows, (missing, (0, 0))))
+        return replace(self, rows=np.pad(self.rows, ((0, rows - len(self.rows)), (0, 0))))
 
 
 def room(rows: int) -> int:
@@ -60,8 +58,7 @@ def side_by_side(lengths: list[int], *, heads: int) -> Packed:
     places = np.arange(room(int(counts.max())))
     real = places[None] < counts[:, None]
     rectangle = _by_head(np.where(real, starts[:, None] + places[None], 0), heads)
-    positions = np.broadcast_to(places, real.shape)[real].copy()
-    return Packed(positions, rectangle, rectangle, places, places, _back(len(lengths), len(places), heads)[real])
+    return Packed(rectangle, rectangle, places, places, _back(len(lengths), len(places), heads)[real])
 
 
 def piece(start: int, stop: int, *, heads: int) -> Packed:
@@ -69,7 +66,7 @@ def piece(start: int, stop: int, *, heads: int) -> Packed:
     own, earlier = np.arange(stop - start), np.arange(handed(start))
     key_places = np.concatenate((np.where(earlier < start, earlier, NEVER), own + start))
     keys = _by_head(np.arange(len(key_places))[None], heads)
-    return Packed(own + start, _by_head(own[None], heads), keys, own + start, key_places, _back(1, len(own), heads)[0])
+    return Packed(_by_head(own[None], heads), keys, own + start, key_places, _back(1, len(own), heads)[0])
 
 
 def handed(start: int) -> int:

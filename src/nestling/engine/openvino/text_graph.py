@@ -14,12 +14,12 @@ from typing import Self
 
 import numpy as np
 
+from nestling.engine.hyperparameters import Hyperparameters
 from nestling.engine.lora import Adapter
 from nestling.engine.openvino import weight_cache
 from nestling.engine.openvino.layers import Products, integer, ints
 from nestling.engine.openvino.lora_lanes import SideBySide
 from nestling.engine.openvino.runtime import Node, op, ov
-from nestling.engine.protocol import Shape
 from nestling.engine.weights import tensor
 from nestling.formats.gguf import GGUFFile
 
@@ -53,7 +53,7 @@ class _Inputs:
     past: list[Node]
 
     @classmethod
-    def of(cls, shape: Shape, *, adapted: bool, grouped: bool, kept: ov.Type) -> Self:
+    def of(cls, shape: Hyperparameters, *, adapted: bool, grouped: bool, kept: ov.Type) -> Self:
         return cls(
             states=op.parameter([-1, shape.hidden], np.float32),
             turns=op.parameter([-1, shape.head_dim], np.float32),
@@ -77,7 +77,7 @@ class _Share:
     """What one group of layers takes of the inputs: all, or no row when it rests."""
 
     inputs: _Inputs
-    shape: Shape
+    shape: Hyperparameters
     place: int
 
     @cached_property
@@ -155,7 +155,7 @@ def build(
     values as `kept`, each (N, kv heads, d), without rows for one that rests.
     """
     side = SideBySide(adapters) if adapters else None
-    products = Products(file, Shape.of(file), threads, adapters=side, store=store or weight_cache.InMemory())
+    products = Products(file, Hyperparameters.of(file), threads, adapters=side, store=store or weight_cache.InMemory())
     return _tower(products, groups, kept)
 
 
@@ -167,7 +167,7 @@ def build_observed(
     Also answers with the names of the matrices that share each of those outputs, in the outputs' order.
     """
     squares: dict[tuple[str, ...], Node] = {}
-    shape, side = Shape.of(file), SideBySide(adapters) if adapters else None
+    shape, side = Hyperparameters.of(file), SideBySide(adapters) if adapters else None
     model = _tower(Products(file, shape, threads, squares, side), [range(shape.layers)], ov.Type.f32)
     model.add_outputs([node.output(0) for node in squares.values()])
     return model, list(squares)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from nestling.engine import batching
-from nestling.engine.protocol import TokenIds
+from nestling.engine.protocol import Item
 from nestling.models.embedder import Embedder
 from nestling.server.core.model_pool import Model
 from nestling.spec import Task
@@ -22,7 +22,7 @@ WINDOW = 32
 """Batches' worth of waiting texts among which those of like length are sought."""
 
 
-Work = Callable[[Embedder, Sequence[TokenIds]], Sequence[Floats]]
+Work = Callable[[Embedder, Sequence[Item]], Sequence[Floats]]
 """What is done with token sequences: B -> B arrays, none of them dependent on the others. Equal works share batches."""
 
 
@@ -34,7 +34,7 @@ class Job:
     """
 
     model: Model
-    sequences: Sequence[TokenIds]
+    sequences: Sequence[Item]
     future: asyncio.Future[list[Floats]]
     work: Work
     task: Task | None = None

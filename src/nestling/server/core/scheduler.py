@@ -15,7 +15,7 @@ from functools import partial
 import numpy as np
 
 from nestling.engine.batching import TOKEN_BUDGET
-from nestling.engine.protocol import TokenIds
+from nestling.engine.protocol import Item
 from nestling.errors import EngineError
 from nestling.models.embedder import Embedder
 from nestling.server.core.fair_queue import Batch, Job, Queue, Work
@@ -54,12 +54,12 @@ class Scheduler:
         """Tokens in the queue."""
         return self._queue.tokens
 
-    async def pool(self, model: Model, sequences: Sequence[TokenIds], *, task: Task | None = None) -> Floats:
-        """Pooled hidden states of token sequences: B -> (B, D), not normalised; see `run`."""
+    async def pool(self, model: Model, sequences: Sequence[Item], *, task: Task | None = None) -> Floats:
+        """Pooled hidden states of B items: B -> (B, D), not normalised; see `run`."""
         return np.stack(await self.run(model, sequences, pooled, task=task))
 
     async def run(
-        self, model: Model, sequences: Sequence[TokenIds], work: Work, *, task: Task | None = None
+        self, model: Model, sequences: Sequence[Item], work: Work, *, task: Task | None = None
     ) -> list[Floats]:
         """What a work gives for each of B token sequences: arrays whose rows are finite and never zero.
 
@@ -168,22 +168,21 @@ class Scheduler:
             LOG.warning("engine reset failed", extra={"fields": {"model": model.reference}})
 
 
-def pooled(embedder: Embedder, sequences: Sequence[TokenIds]) -> Sequence[Floats]:
+def pooled(embedder: Embedder, sequences: Sequence[Item]) -> Sequence[Floats]:
     """The work that makes one vector a text: B -> (B, D), not normalised."""
-    rows: Floats = embedder.engine.pool(sequences)
-    return list(rows)
+    return list(embedder.pool(sequences))
 
 
-def token_vectors(embedder: Embedder, sequences: Sequence[TokenIds]) -> Sequence[Floats]:
+def token_vectors(embedder: Embedder, sequences: Sequence[Item]) -> Sequence[Floats]:
     """The work that makes a vector a token: B -> B arrays of (T, P), unit rows."""
-    return embedder.embed_tokens(sequences)
+    return embedder.embed_tokens([item.ids for item in sequences])
 
 
 def _checked(batch: Batch, parts: Sequence[tuple[Job, int]]) -> Sequence[Floats]:
     embedder, sequences = batch.model.embedder, [job.sequences[index] for job, index in parts]
     tasks = [job.task or embedder.spec.task for job, _ in parts]
     if len(set(tasks)) > 1:
-        found: Sequence[Floats] = list(embedder.pool_mixed(sequences, tasks))
+        found: Sequence[Floats] = list(embedder.pool(sequences, tasks=tasks))
     else:
         found = batch.work(embedder.for_task(tasks[0]), sequences)
     if not all(np.isfinite(rows).all() and rows.any(axis=-1).all() for rows in found):

@@ -16,11 +16,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from nestling import vectors
-from nestling.engine.protocol import TokenIds
+from nestling.engine.protocol import TokenIds, plain
 from nestling.errors import NestlingError
 from nestling.formats.gguf import GGUFFile
-from nestling.models.embedder import Embedder, specs_of
+from nestling.models.embedder import Embedder
 from nestling.models.families import read_spec
+from nestling.models.file_spec import specs_of
 from nestling.models.local import resolve
 from nestling.models.reranking import Scoring, check_top_n, ranked
 from nestling.pipeline import self_test
@@ -136,7 +137,7 @@ class Service:
             with self._timed("tokenize"):
                 ids = await self.run(read, short=_is_short(wanted.documents))
             work = token_vectors if wanted.scoring is Scoring.MAXSIM else pooled
-            values = await self.scheduler.run(model.model, ids, work, task=model.task)
+            values = await self.scheduler.run(model.model, plain(ids), work, task=model.task)
             tokens = self._counted(wanted.target, texts=len(ids), ids=ids)
             scores = await self.run(of_tokens.scores, wanted.scoring, values, short=tokens < SHORT_CHARACTERS)
             return RankedDocuments(ranked(scores, top_n), tokens)
@@ -202,7 +203,7 @@ class Service:
         self.metrics.cache_hits.inc(len(ids) - len(missing))
         if not missing:
             return np.stack([row for row in known if row is not None])
-        fresh = await self.scheduler.pool(model.model, [ids[index] for index in missing], task=model.task)
+        fresh = await self.scheduler.pool(model.model, plain([ids[index] for index in missing]), task=model.task)
         for index, row in zip(missing, fresh, strict=True):
             known[index] = row
             self.cache.put(model.reference, ids[index], row)
@@ -211,14 +212,14 @@ class Service:
     async def _tokens(self, model: Use, ids: Sequence[TokenIds]) -> Sequence[Floats]:
         of_tokens.check_head(model.embedder, param="return_multivector")
         of_tokens.check_size(ids, param="input")
-        return await self.scheduler.run(model.model, ids, token_vectors, task=model.task)
+        return await self.scheduler.run(model.model, plain(ids), token_vectors, task=model.task)
 
     async def _chunks(self, wanted: Embedding, model: Use) -> tuple[Floats, Sequence[TokenIds]]:
         cut = partial(of_tokens.chunked, wanted.inputs, model.embedder, role=wanted.target.role or Role.QUERY)
         with self._timed("tokenize"):
             found = await self.run(cut, short=_are_short(wanted.inputs))
         work = of_tokens.pool_chunks(found.places)
-        [rows] = await self.scheduler.run(model.model, [found.ids], work, task=model.task)
+        [rows] = await self.scheduler.run(model.model, plain([found.ids]), work, task=model.task)
         return rows, [found.ids]
 
     def _counted(self, target: Target, *, texts: int, ids: Sequence[TokenIds]) -> int:

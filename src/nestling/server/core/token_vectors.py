@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from nestling.engine.protocol import TokenIds
+from nestling.engine.protocol import Item, TokenIds
 from nestling.errors import TextError, UsageError
 from nestling.inputs.late_chunking import ChunkedIds, Cut, Places
 from nestling.models.embedder import Embedder
@@ -56,9 +56,9 @@ def chunked(inputs: Inputs, embedder: Embedder, *, role: Role) -> ChunkedIds:
         raise InvalidError(f"late_chunking: input {str(error).removeprefix('spans: ')}", param="input") from None
 
 
-def pool_chunks(places: Sequence[Places]) -> Callable[[Embedder, Sequence[TokenIds]], Sequence[Floats]]:
+def pool_chunks(places: Sequence[Places]) -> Callable[[Embedder, Sequence[Item]], Sequence[Floats]]:
     """The work that pools one document's chunks: one sequence -> one (C, D), not normalised."""
-    return lambda embedder, sequences: [embedder.pool_chunks(ids, places) for ids in sequences]
+    return lambda embedder, sequences: [embedder.pool_chunks(item.ids, places) for item in sequences]
 
 
 def candidates(wanted: Ranking, embedder: Embedder) -> list[TokenIds]:

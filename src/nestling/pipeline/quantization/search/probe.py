@@ -1,16 +1,18 @@
-"""What exchanging matrices of a model does to its vectors: the text tower in numpy over a fixed set of texts.
+"""What exchanging matrices of a model does to its vectors: the reference engine's layers over a fixed set of texts.
 
 The hidden states before every layer are kept, so that an exchange in layer l costs the layers from l on. Weights are
-expanded from the file a layer at a time and kept only while they all fit into `KEPT_BYTES`: a large model is read anew
-for every trial, a small one once. The formulas are the reference engine's.
+expanded from the file when they are needed and kept only if they all fit into `KEPT_BYTES`: a large model is read anew
+for every trial, a small one once.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from nestling.engine.numpy_reference import attention, gated, rms_norm
-from nestling.engine.protocol import LAYER_MATRICES, POOLS, Shape, TokenIds
+from nestling.engine.hyperparameters import Hyperparameters
+from nestling.engine.numpy_reference import rms_norm, run_layer, turn
+from nestling.engine.protocol import POOLS, TokenIds, plain
 from nestling.engine.weights import embedding_rows, tensor
 from nestling.formats.gguf import GGUFFile
 from nestling.spec import Pooling
@@ -20,13 +22,28 @@ EMBEDDING = "token_embd.weight"
 KEPT_BYTES = 1 << 28
 
 
+@dataclass(frozen=True, slots=True)
+class _Exchanged:
+    """The original weights, some matrices exchanged."""
+
+    original: Callable[[str], Floats]
+    exchanged: Mapping[str, Floats]
+
+    def vector(self, name: str) -> Floats:
+        return self.original(name)
+
+    def times(self, x: Floats, name: str) -> Floats:
+        return x @ (self.exchanged[name] if name in self.exchanged else self.original(name)).T
+
+
 class Tower:
     """A float model over `texts`; answers how far their vectors move when matrices are exchanged."""
 
     def __init__(self, file: GGUFFile, texts: Sequence[TokenIds], *, pooling: Pooling = Pooling.MEAN) -> None:
-        self._file, self._shape, self._pool = file, Shape.of(file), POOLS[pooling]
+        self._file, self._shape, self._pool = file, Hyperparameters.of(file), POOLS[pooling]
         self._ids = np.concatenate(texts)
         self._lengths = np.array([len(text) for text in texts], np.int64)
+        self._turns = [turn(item, self._shape) for item in plain(texts)]
         kept = 4 * sum(info.size_bytes for info in file.tensors.values()) < KEPT_BYTES
         self._cache: dict[str, Floats] | None = {} if kept else None
         self._settled: dict[str, Floats] = {}
@@ -64,9 +81,6 @@ class Tower:
             self._cache[name] = tensor(self._file, name)
         return self._cache[name]
 
-    def _matrix(self, name: str, exchanged: Mapping[str, Floats]) -> Floats:
-        return exchanged[name] if name in exchanged else self.weights(name)
-
     def _error(self, pooled: Floats) -> float:
         return float(1 - paired_cosine(pooled, self.original).mean())
 
@@ -80,17 +94,7 @@ class Tower:
         for layer in range(first, self._shape.layers):
             if keep:
                 self._before.append(x)
-            x = self._layer(x, f"blk.{layer}.", exchanged)
+            weights = _Exchanged(self.weights, exchanged)
+            x = run_layer(x, layer, weights=weights, shape=self._shape, turns=self._turns)
         x = rms_norm(x, self.weights("output_norm.weight"), self._shape.rms_eps)
         return self._pool(x, self._lengths)
-
-    def _layer(self, x: Floats, at: str, exchanged: Mapping[str, Floats]) -> Floats:
-        w = {name: self._matrix(f"{at}{name}.weight", exchanged) for name in LAYER_MATRICES}
-        y = rms_norm(x, self.weights(at + "attn_norm.weight"), self._shape.rms_eps)
-        q, k, v = (y @ w[f"attn_{n}"].T + self.weights(f"{at}attn_{n}.bias") for n in "qkv")
-        ends = np.cumsum(self._lengths)[:-1]
-        texts = zip(np.split(q, ends), np.split(k, ends), np.split(v, ends), strict=True)
-        mixed = np.concatenate([attention(*qkv, shape=self._shape) for qkv in texts])
-        x = np.asarray(x + mixed @ w["attn_output"].T)
-        y = rms_norm(x, self.weights(at + "ffn_norm.weight"), self._shape.rms_eps)
-        return x + gated(y @ w["ffn_gate"].T, y @ w["ffn_up"].T) @ w["ffn_down"].T

@@ -1,11 +1,11 @@
-"""How near files come to the one that they were made from, by their vectors of calibration texts.
+"""Fidelity: how near files come to the one that they were made from, by their vectors of calibration texts.
 
-What was measured is kept beside the files, by their hashes: a build that is run again measures only what is new.
+Results are cached beside the files, by the files' hashes: a build that is run again measures only what is new.
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
@@ -13,16 +13,12 @@ from typing import Self
 from nestling._util.files import Progress, atomic_write, lock, no_progress
 from nestling._util.text import read_text
 from nestling._util.version import __version__
-from nestling.engine.lora import beside
-from nestling.engine.protocol import TokenIds
-from nestling.engine.registry import EngineName, load_whole
+from nestling.engine.protocol import plain
 from nestling.errors import FileFormatError
 from nestling.formats.card import Card
-from nestling.formats.gguf import GGUFFile
-from nestling.inputs.tokenizer import Tokenizer
+from nestling.models.embedder import Embedder
 from nestling.pipeline.quantization.calibration import Calibration, default_text
-from nestling.spec import BASE_FIELD, ModelSpec, Pooling
-from nestling.vectors import Floats, paired_cosine
+from nestling.vectors import paired_cosine
 
 RECORD = "nearness.json"
 TEXTS, LONGEST = 32, 128
@@ -82,24 +78,13 @@ def nearness(
 
     Bases are compared with the first of their adapters.
     """
-    source = GGUFFile.open(base)
-    if BASE_FIELD in source.metadata:
-        spec = beside(source)[0].spec
-    else:
-        spec = ModelSpec.from_json(str(source.value("nestling.spec")))
-    texts = Calibration(spec, Tokenizer.from_gguf(source), default_text()).texts(TEXTS, longest=LONGEST)
-    wanted = _pooled(base, texts, spec.pooling, threads)
+    with closing(Embedder.load(base, threads=threads)) as embedder:
+        texts = Calibration(embedder.spec, embedder.tokenizer, default_text()).texts(TEXTS, longest=LONGEST)
+        wanted = embedder.pool(plain(texts))
     found: dict[Path, Nearness] = {}
     for path in files:
-        cosines = paired_cosine(_pooled(path, texts, spec.pooling, threads), wanted)
+        with closing(Embedder.load(path, threads=threads)) as embedder:
+            cosines = paired_cosine(embedder.pool(plain(texts)), wanted)
         found[path] = Nearness(float(cosines.mean()), float(cosines.min()))
         progress(len(found), len(files))
     return found
-
-
-def _pooled(path: Path, texts: Sequence[TokenIds], pooling: Pooling, threads: int | None) -> Floats:
-    engine = load_whole(GGUFFile.open(path), name=EngineName.AUTO, threads=threads, pooling=pooling)
-    try:
-        return engine.pool(texts)
-    finally:
-        engine.close()

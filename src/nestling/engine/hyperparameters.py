@@ -1,0 +1,96 @@
+"""The hyperparameters of a Qwen2-style text tower, read from a GGUF file and checked against its tensors."""
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+from nestling.errors import GGUFError
+from nestling.formats.gguf import GGUFFile
+
+LAYER_MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+AXES = 3
+"""What a position of M-RoPE counts: time, height, width."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hyperparameters:
+    """Sizes and constants of the tower.
+
+    `rope_sections` says how many of a head's rotary frequencies turn by each axis of a position (M-RoPE), in order; it
+    is empty for a file that has none, which takes plain positions only.
+    """
+
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    feed_forward: int
+    rms_eps: float
+    rope_theta: float
+    rope_sections: tuple[int, ...]
+    context: int
+    vocabulary: int
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.hidden // self.heads
+
+    @classmethod
+    def of(cls, file: GGUFFile) -> Self:
+        """Read and check; a field or tensor that does not fit is a GGUFError naming it."""
+        found = cls(
+            layers=_number(file, "block_count", int),
+            hidden=_number(file, "embedding_length", int),
+            heads=_number(file, "attention.head_count", int),
+            kv_heads=_number(file, "attention.head_count_kv", int),
+            feed_forward=_number(file, "feed_forward_length", int),
+            rms_eps=_number(file, "attention.layer_norm_rms_epsilon", float),
+            rope_theta=_number(file, "rope.freq_base", float),
+            rope_sections=_sections(file),
+            context=_number(file, "context_length", int),
+            vocabulary=file.tensors["token_embd.weight"].shape[0] if "token_embd.weight" in file.tensors else 0,
+        )
+        if found.hidden % found.heads or found.heads % found.kv_heads or found.head_dim % 2:
+            raise GGUFError(
+                f"{file.path}: {found.hidden} units do not divide into {found.heads}/{found.kv_heads} heads"
+            )
+        for name, expected in found.tensors().items():
+            shape = file.tensors[name].shape if name in file.tensors else None
+            if shape != expected:
+                raise GGUFError(f"{file.path}: {name} should have shape {expected}, found {shape or 'none'}")
+        return found
+
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor that a file with these hyperparameters must hold, with its shape in numpy order."""
+        kv = self.kv_heads * self.head_dim
+        layer: dict[str, tuple[int, ...]] = {
+            "attn_norm.weight": (self.hidden,),
+            "attn_q.weight": (self.hidden, self.hidden),
+            "attn_q.bias": (self.hidden,),
+            "attn_k.weight": (kv, self.hidden),
+            "attn_k.bias": (kv,),
+            "attn_v.weight": (kv, self.hidden),
+            "attn_v.bias": (kv,),
+            "attn_output.weight": (self.hidden, self.hidden),
+            "ffn_norm.weight": (self.hidden,),
+            "ffn_gate.weight": (self.feed_forward, self.hidden),
+            "ffn_up.weight": (self.feed_forward, self.hidden),
+            "ffn_down.weight": (self.hidden, self.feed_forward),
+        }
+        names = {f"blk.{index}.{name}": shape for index in range(self.layers) for name, shape in layer.items()}
+        return {"token_embd.weight": (self.vocabulary, self.hidden), "output_norm.weight": (self.hidden,), **names}
+
+
+def _sections(file: GGUFFile) -> tuple[int, ...]:
+    field = file.metadata.get(f"{file.value('general.architecture')}.rope.dimension_sections")
+    values = field.value if field else ()
+    whole = isinstance(values, (list, tuple)) and all(isinstance(one, int) and 0 <= one < 1 << 16 for one in values)
+    return tuple(values)[:AXES] if whole else ()
+
+
+def _number(file: GGUFFile, key: str, kind: type[Any]) -> Any:  # noqa: ANN401 - int or float, as asked
+    full = f"{file.value('general.architecture')}.{key}"
+    value = file.value(full)
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < 1 << 31:
+        raise GGUFError(f"{file.path}: {full}={value!r} is not a sensible number")
+    return kind(value)

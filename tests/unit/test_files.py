@@ -2,12 +2,15 @@ import errno
 import fcntl
 import hashlib
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from nestling._util import files
 from nestling._util.files import atomic_write, lock, no_progress, sha256_file
-from nestling.errors import BuildError
+from nestling.errors import BuildError, UsageError
 
 
 def names(folder: Path) -> list[str]:
@@ -112,17 +115,52 @@ def test_a_folder_that_cannot_be_synced_is_no_error(tmp_path: Path, monkeypatch:
 
 def test_a_lock_is_exclusive_and_comes_free(tmp_path: Path) -> None:
     path = tmp_path / "new" / ".lock"
-    with lock(path), path.open("ab") as other, pytest.raises(BlockingIOError):
+    with lock(path, what="x"), path.open("ab") as other, pytest.raises(BlockingIOError):
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
     with path.open("ab") as other:
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_a_lock_comes_free_when_its_block_raises(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no"), lock(tmp_path / ".lock"):
+    with pytest.raises(ValueError, match="no"), lock(tmp_path / ".lock", what="x"):
         raise ValueError("no")
-    with lock(tmp_path / ".lock"):
+    with lock(tmp_path / ".lock", what="x"):
         pass
+
+
+def test_who_waits_for_a_lock_says_for_whom_and_for_what(tmp_path: Path) -> None:
+    take = "import sys; from pathlib import Path; from nestling._util.files import lock\n"
+    take += "with lock(Path(sys.argv[1]), what='the models'): print('taken', flush=True)"
+    with lock(tmp_path / ".lock", what="x"):
+        child = subprocess.Popen(
+            [sys.executable, "-c", take, tmp_path / ".lock"], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert child.stderr
+        said = child.stderr.readline()
+        assert said == f"process {child.pid} waits for process {os.getpid()}, which writes the models\n"
+        assert child.poll() is None
+    assert child.communicate()[0] == "taken\n"
+    assert (tmp_path / ".lock").read_bytes() == b""
+
+
+def test_a_lock_that_is_free_is_taken_without_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / ".lock").write_bytes(b"12345")  # its holder was killed
+    with lock(tmp_path / ".lock", what="x"):
+        assert (tmp_path / ".lock").read_bytes() == str(os.getpid()).encode()
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("way", ["raises", "leaves"])
+def test_a_user_without_a_home_is_told_what_to_set(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody_knows(_name: str) -> Path:
+        if way == "raises":
+            raise RuntimeError("could not determine the home directory")
+        return Path("~/.cache/nestling")
+
+    monkeypatch.delenv("NESTLING_CACHE")
+    monkeypatch.setattr(files, "user_cache_path", nobody_knows)
+    with pytest.raises(UsageError, match="no home folder; set NESTLING_CACHE"):
+        files.cache_folder()
 
 
 def test_sha256(tmp_path: Path) -> None:

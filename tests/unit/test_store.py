@@ -170,3 +170,30 @@ def test_the_starter_is_built_on_first_use_and_kept(starter_q8: Path, cache_fold
 
     assert local.resolve("starter-retrieval", steps=steps) == starter_q8
     assert (starter_q8.stat().st_mtime_ns, told) == (before, [])
+
+
+def test_a_starter_that_is_whole_is_neither_locked_nor_built_again(
+    starter_q8: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(local, "Pipeline", never)
+    monkeypatch.setattr(local, "lock", never)
+    assert local.resolve("starter-retrieval") == starter_q8
+
+
+@pytest.mark.parametrize("spoil", ["cut", "no card", "another version's", "no head"])
+def test_a_starter_that_is_not_whole_is_built_again(starter_q8: Path, spoil: str) -> None:
+    card, head = starter_q8.with_suffix(".json"), starter_q8.with_name("starter-text-retrieval-multivector.gguf")
+    whole = starter_q8.read_bytes(), card.read_bytes(), head.read_bytes()
+    if spoil == "cut":
+        starter_q8.write_bytes(whole[0][:-1])
+    elif spoil == "no head":
+        head.unlink()
+    elif spoil == "no card":
+        card.unlink()
+    else:
+        card.write_text(card.read_text().replace("nestling ", "nestling 99."))
+    assert local.resolve("starter-retrieval") == starter_q8
+    assert (starter_q8.read_bytes(), card.read_bytes(), head.read_bytes()) == whole

@@ -14,6 +14,7 @@ A hard link is replaced under the one name that was given. Knows nothing of form
 import errno
 import fcntl
 import hashlib
+import logging
 import os
 import shutil
 import stat
@@ -36,6 +37,9 @@ _REFUSED = {
     stat.S_IFSOCK: "this is a socket; name a file",
     stat.S_IFBLK: "this is a block device; name a file",
 }
+LOG = logging.getLogger("nestling.files")
+_MAX_HOLDER = 20
+"""Characters of a lock file that are read: the number of the process that holds it."""
 _LINKS = 40
 """Symbolic links that the system follows in a row at most."""
 
@@ -195,12 +199,27 @@ def _fsync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def lock(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on `path` (made if need be), waiting for its holder; a killed holder loses it."""
+def lock(path: Path, *, what: str) -> Iterator[None]:
+    """Hold an exclusive lock on `path` (made if need be) for writing `what`; a killed holder loses it.
+
+    Where another process holds it, this one waits, and says in the log (on standard error) for whom and for what.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    with path.open("a+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read(_MAX_HOLDER).decode("ascii", "replace").strip() or "of another machine or version"
+            LOG.warning("process %d waits for process %s, which writes %s", os.getpid(), holder, what)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        file.truncate(0)
+        file.write(b"%d" % os.getpid())
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)
 
 
 def sha256_file(path: Path) -> str:
@@ -210,5 +229,13 @@ def sha256_file(path: Path) -> str:
 
 
 def cache_folder() -> Path:
-    """Where nestling keeps what it can make again: `$NESTLING_CACHE`, or the platform's cache folder."""
-    return Path(os.environ[CACHE_VARIABLE]) if os.environ.get(CACHE_VARIABLE) else user_cache_path("nestling")
+    """Where nestling keeps what it can make again: `$NESTLING_CACHE`, or the platform's cache folder.
+
+    UsageError for a user without a home folder who names none.
+    """
+    if named := os.environ.get(CACHE_VARIABLE):
+        return Path(named)
+    with suppress(RuntimeError):  # how newer versions of the library say that there is no home
+        if (found := user_cache_path("nestling")).is_absolute():
+            return found
+    raise UsageError(f"this user has no home folder; set {CACHE_VARIABLE} to a folder for models")

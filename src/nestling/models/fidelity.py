@@ -64,7 +64,7 @@ class Record:
 
     def _add(self, found: dict[str, Nearness]) -> None:
         """Write down what was found beside what another run may have written meanwhile."""
-        with lock(self.folder / ".lock"):
+        with lock(self.folder / ".lock", what=str(self.folder)):
             self.known.update(self.read(self.folder).known | found)
             files = {key: asdict(one) for key, one in sorted(self.known.items())}
             with atomic_write(self.folder / RECORD) as file:

@@ -6,6 +6,7 @@ is the base of all tasks, with their adapters beside it) or a hub repository `or
 the hub's cache (`pulled`). Nothing here asks the network. Knows nothing of engines.
 """
 
+import errno
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,20 +14,21 @@ from typing import Self
 
 from nestling._util.cpu import usable_threads
 from nestling._util.data import data_folder
-from nestling._util.files import cache_folder, lock
+from nestling._util.files import CACHE_VARIABLE, cache_folder, lock
 from nestling.engine.openvino import weight_cache
-from nestling.errors import ModelNotFoundError, UsageError
-from nestling.formats.card import card_path, write_sums
+from nestling.errors import BuildError, FileFormatError, ModelNotFoundError, UsageError
+from nestling.formats.card import Card, card_path, write_sums
 from nestling.formats.multivector_head import projector_path
 from nestling.formats.quant_types import FILE_TYPES, parse_file_type
 from nestling.models import hub, hub_models
 from nestling.pipeline import self_test
 from nestling.pipeline.conversion.checkpoint import Checkpoint
-from nestling.pipeline.pipeline import Pipeline, Steps, model_path, silent
+from nestling.pipeline.pipeline import Pipeline, Steps, made_by, model_path, silent
 from nestling.pipeline.quantization import calibration
-from nestling.spec import BASE_STEM, ModelSpec, Task
+from nestling.spec import BASE_STEM, ModelSpec, Task, adapter_path
 
 STARTER = "starter"
+_UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 DEFAULT_QUANT = hub_models.DEFAULT_QUANT
 _REFERENCE = re.compile(
     r"([A-Za-z0-9][A-Za-z0-9._-]*?)(?:-(retrieval|text-matching|matching|code|base))?(?::([A-Za-z0-9_]+))?"
@@ -76,8 +78,9 @@ def family_folder(family: str) -> Path:
 
 def projector_of(model: Path, spec: ModelSpec) -> Path:
     """Where the multi-vector head of a model file lies: beside it, or in its family's folder; else UsageError."""
-    folders = (model.parent, family_folder(spec.family))
-    places = [projector_path(folder, family=spec.family, task=spec.task) for folder in folders]
+    places = [projector_path(model.parent, family=spec.family, task=spec.task)]
+    if not places[0].is_file():
+        places.append(projector_path(family_folder(spec.family), family=spec.family, task=spec.task))
     found = next((path for path in places if path.is_file()), None)
     if found is None:
         raise UsageError(
@@ -147,6 +150,38 @@ def _hint(family: str, task: Task | None, quant: str) -> str:
 
 
 def _starter(task: Task | None, quant: str, steps: Steps) -> Path:
+    """The starter's file: as it is where it is whole, which takes no right to write; else built."""
+    folder = family_folder(STARTER)
+    path = model_path(folder, family=STARTER, task=task, file_type=quant)
+    if all(map(is_whole, [path, *_companions(folder, task)])):
+        return path
+    try:
+        return _build_starter(task, quant, steps)
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        raise BuildError(
+            f"{path.name}: not built yet, and {folder} cannot be written: {error.strerror}; build it as a user who may "
+            f"write there, or set {CACHE_VARIABLE} to another folder"
+        ) from None
+
+
+def _companions(folder: Path, task: Task | None) -> list[Path]:
+    """What belongs to a model file: the multi-vector heads of its tasks, and of a base the adapters."""
+    heads = [projector_path(folder, family=STARTER, task=one) for one in ([task] if task else Task)]
+    return heads if task else heads + [adapter_path(folder, one) for one in Task]
+
+
+def is_whole(path: Path) -> bool:
+    """True for a file of this version's that is as long as its card says; its bytes are not read (`verify` does)."""
+    try:
+        card = Card.read(path) if path.is_file() else None
+    except FileFormatError:
+        return False
+    return card is not None and (card.made_by, card.size_bytes) == (made_by(), path.stat().st_size)
+
+
+def _build_starter(task: Task | None, quant: str, steps: Steps) -> Path:
     checkpoint = Checkpoint.open(starter_checkpoint())
     threads = usable_threads()
     collect = calibration.for_pipeline(threads=threads)
@@ -255,7 +290,7 @@ def _means(wanted: ModelReference, model: StoredModel) -> bool:
 def _remove_file(path: Path) -> tuple[list[str], int]:
     files = [one for one in (path, card_path(path)) if one.exists()]
     freed = sum(one.stat().st_size for one in files)
-    with lock(path.parent / ".lock"):
+    with lock(path.parent / ".lock", what=str(path.parent)):
         for one in files:
             one.unlink()
         write_sums(path.parent)

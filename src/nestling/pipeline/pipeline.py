@@ -78,7 +78,7 @@ class Pipeline:
         Without `collect` the quantized files are made without a matrix.
         """
         self.whole.expect(dict(self._efforts(tasks, file_types)))
-        with lock(self.folder / ".lock"):
+        with lock(self.folder / ".lock", what=str(self.folder)):
             built = [file for task in tasks for file in self._task(task, list(dict.fromkeys((BASE, *file_types))))]
             write_sums(self.folder)
         return built
@@ -89,7 +89,7 @@ class Pipeline:
         The base's importance matrix is that of all three tasks, each with its own adapter, in turn.
         """
         self.whole.expect(dict(self._efforts([None], file_types)))
-        with lock(self.folder / ".lock"):
+        with lock(self.folder / ".lock", what=str(self.folder)):
             adapters = [self._adapter(task) for task in Task]
             built = self._task(None, list(dict.fromkeys((BASE, *file_types))))
             for task in Task:
@@ -115,7 +115,7 @@ class Pipeline:
 
     def projectors(self, tasks: Sequence[Task]) -> list[BuiltFile]:
         """Make the tasks' multi-vector heads alone; errors as `build`."""
-        with lock(self.folder / ".lock"):
+        with lock(self.folder / ".lock", what=str(self.folder)):
             built = [self._projector(task) for task in tasks]
             write_sums(self.folder)
         return built
@@ -186,7 +186,7 @@ class Pipeline:
     def _matrix(self, task: Task | None, base: BuiltFile) -> MadeMatrix:
         path = matrix_path(self.folder, task)
         assert self.collect
-        origin = f"{base.card.sha256} {self.collect.calibration} {_made_by()}"
+        origin = f"{base.card.sha256} {self.collect.calibration} {made_by()}"
         if found := kept(path, origin):
             self.whole.skip(path.name)
             return found
@@ -212,7 +212,7 @@ class Pipeline:
             return None
         if card is None:
             return None
-        theirs, ours = (card.made_from, card.imatrix, card.made_by), (made_from, imatrix, _made_by())
+        theirs, ours = (card.made_from, card.imatrix, card.made_by), (made_from, imatrix, made_by())
         same = card.source == self.checkpoint.source and theirs == ours
         return card if same and card.sha256 == sha256_file(path) else None
 
@@ -234,9 +234,10 @@ class Pipeline:
             source=self.checkpoint.source,
             licence=str(licence.value) if licence else "",
             made_from="",
-            made_by=_made_by(),
+            made_by=made_by(),
         )
 
 
-def _made_by() -> str:
+def made_by() -> str:
+    """What a card says of the version that made its file; another version's files are made again."""
     return f"nestling {__version__}"

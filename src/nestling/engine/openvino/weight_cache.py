@@ -111,7 +111,7 @@ def store(file: GGUFFile, *, adapters: Sequence[GGUFFile] = (), lanes: int = 0) 
     path = _folder() / f"{file.path.stem}-{_key([file, *adapters])}.int8"
     with ExitStack() as stack:
         try:
-            stack.enter_context(files.lock(path.with_suffix(".lock")))
+            stack.enter_context(files.lock(path.with_suffix(".lock"), what=str(path)))
             found: Store = Mapped(path, fresh=False) if path.exists() else stack.enter_context(_written(path, most))
         except OSError as error:
             reason = f"{path}: {error.strerror}; weights are expanded at every start and kept in memory"

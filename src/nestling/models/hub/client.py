@@ -117,7 +117,7 @@ def fetch(listed: Listing, names: Sequence[str], *, steps: Steps = silent) -> Pa
     wanted = [listed.files[name] for name in names]
     folder = repository_folder(listed.repository)
     try:
-        with lock(Path(constants.HF_HUB_CACHE) / ".locks" / folder.name / "nestling.lock"):
+        with lock(Path(constants.HF_HUB_CACHE) / ".locks" / folder.name / "nestling.lock", what=str(folder)):
             _fetch_missing(listed, folder, wanted, steps)
             for file in wanted:
                 _link(listed.snapshot, file)

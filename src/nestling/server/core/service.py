@@ -52,7 +52,7 @@ def loader(settings: ServeSettings) -> Load:
 
     def load(reference: str) -> Embedder:
         embedder = Embedder.load(reference, engine=settings.engine, threads=settings.threads, spec=spec)
-        self_test.check(resolve(reference), partial(embedder.encode, prompt_name=Role.RAW))
+        self_test.check(embedder.path or resolve(reference), partial(embedder.encode, prompt_name=Role.RAW))
         return embedder
 
     return load

@@ -18,7 +18,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from nestling.pipeline.fidelity import RECORD, Nearness, Record
 from tests import evaluation_samples, tiny_gguf
 from tests.command_line import nestling
 
@@ -31,6 +30,7 @@ from nestling.formats.card import Card
 from nestling.formats.quant_types import QuantType
 from nestling.inputs.tokenizer import tokenizer_fields
 from nestling.models.families import read_spec
+from nestling.models.fidelity import RECORD, Nearness, Record
 from nestling.pipeline.conversion.checkpoint import Checkpoint
 from nestling.pipeline.conversion.snapshot import Folder
 from nestling.pipeline.quantization.calibration import collect

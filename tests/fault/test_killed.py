@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from nestling.pipeline.fidelity import RECORD
 from tests.killing import Job, kill_often
 
 from nestling._util.files import atomic_write
 from nestling.errors import BuildError
 from nestling.formats.gguf import GGUFFile
+from nestling.models.fidelity import RECORD
 from nestling.pipeline.conversion.checkpoint import Checkpoint
 from nestling.pipeline.pipeline import Pipeline
 from nestling.spec import Task

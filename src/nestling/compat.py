@@ -1,15 +1,22 @@
 """jina-embeddings-v4's own Python surface, for code written against the original: the same names, defaults and order.
 
-Differences, all towards the documented behaviour: text-matching puts `Query: ` on both sides whatever way the task is
-given, and an empty text is an error. Like the original, `encode_text` cuts texts to `max_length` tokens. Images are
-refused, not ignored, and so are multi-vectors together with `truncate_dim`, which the original ignores.
+    model = JinaEmbeddingsV4.from_pretrained("jinaai/jina-embeddings-v4", trust_remote_code=True)
+    vector = model.encode_text("a beach", task="retrieval", prompt_name="query")
+
+As in the original, one text gives one vector and a list gives a list, and `encode_text` cuts texts to `max_length`
+tokens. Differences, all towards the documented behaviour: text-matching puts `Query: ` on both sides whatever way the
+task is given; an empty text is an error; any sequence of texts gives a list, not a list alone. Arrays are numpy's. What
+cannot be honoured is refused, not ignored: images, `truncate_dim` with multi-vectors, where and in what precision the
+weights go (`torch_dtype`, `device_map` and the like).
 """
 
 from collections.abc import Sequence
-from typing import Self
+from typing import Self, overload
 
+from nestling._util.numbers import whole_number
 from nestling.errors import UsageError
 from nestling.models.embedder import Embedder
+from nestling.models.families import FAMILIES
 from nestling.models.local import ModelReference
 from nestling.spec import Task
 from nestling.vectors import Floats
@@ -25,10 +32,57 @@ class JinaEmbeddingsV4:
 
     @classmethod
     def from_pretrained(
-        cls, family: str, *, quant: str | None = None, engine: str = "auto", threads: int | None = None
+        cls,
+        name: str,
+        *,
+        quant: str | None = None,
+        engine: str = "auto",
+        threads: int | None = None,
+        trust_remote_code: bool = False,
+        **refused: object,
     ) -> Self:
-        """A family by name (`starter`, `jina-v4`), in one file type (the store's default if None)."""
-        return cls(family, quant=quant, engine=engine, threads=threads)
+        """A family by its name (`starter`, `jina-v4`) or its checkpoint's (`jinaai/jina-embeddings-v4`).
+
+        Args:
+            name: the family; its models are loaded when a task is first used.
+            quant: the file type, Q8_0 by default.
+            engine: as in `Embedder.load`.
+            threads: as in `Embedder.load`.
+            trust_remote_code: taken for the original's sake; no code of a repository is ever run.
+            refused: whatever else the original takes; a UsageError names it.
+        """
+        if refused:
+            raise UsageError(
+                f"{', '.join(refused)}: not an option here; quant says the precision, engine and threads what computes",
+                param=next(iter(refused)),
+            )
+        return cls(_family(name), quant=quant, engine=engine, threads=threads)
+
+    @overload
+    def encode_text(  # type: ignore[overload-overlap] # a str is a sequence of texts, too
+        self,
+        texts: str,
+        task: str | None = ...,
+        max_length: int = ...,
+        batch_size: int = ...,
+        return_multivector: bool = ...,
+        return_numpy: bool = ...,
+        truncate_dim: int | None = ...,
+        prompt_name: str | None = ...,
+    ) -> Floats: ...
+
+    @overload
+    def encode_text(
+        self,
+        texts: Sequence[str],
+        task: str | None = ...,
+        max_length: int = ...,
+        batch_size: int = ...,
+        return_multivector: bool = ...,
+        return_numpy: bool = ...,
+        truncate_dim: int | None = ...,
+        prompt_name: str | None = ...,
+    ) -> list[Floats]: ...
 
     def encode_text(  # noqa: PLR0913, PLR0917 - the original's signature
         self,
@@ -36,14 +90,14 @@ class JinaEmbeddingsV4:
         task: str | None = None,
         max_length: int = 32768,
         batch_size: int = 8,
-        return_multivector: bool = False,  # noqa: FBT001, FBT002 - the original's signature
-        return_numpy: bool = False,  # noqa: FBT001, FBT002 - the original's signature
+        return_multivector: bool = False,
+        return_numpy: bool = False,
         truncate_dim: int | None = None,
         prompt_name: str | None = None,
-    ) -> list[Floats]:
-        """Embed texts as the original does: -> a list of (dim,) float32 unit vectors, one a text.
+    ) -> Floats | list[Floats]:
+        """Embed texts as the original does: one text -> (dim,) float32, a unit vector; a list -> a list of them.
 
-        With `return_multivector`, a list of (tokens, width) arrays of unit rows, one row a token, prefix included.
+        With `return_multivector`, (tokens, width) arrays of unit rows instead, one row a token, prefix included.
 
         `task` falls back to the `task` attribute; without either it is a UsageError. `batch_size` and `return_numpy`
         change nothing: batches are packed by tokens, and there are no tensors but numpy's. `prompt_name` is `query`
@@ -54,22 +108,22 @@ class JinaEmbeddingsV4:
                 "truncate_dim: the vectors of tokens have one size; leave it out with return_multivector",
                 param="truncate_dim",
             )
-        if max_length < 1 or batch_size < 1:
-            raise UsageError(f"max_length={max_length}, batch_size={batch_size}: at least 1", param="max_length")
+        most = whole_number(max_length, param="max_length")
+        whole_number(batch_size, param="batch_size")
         model = self._model(task)
         size = model.spec.dimension(truncate_dim)
-        rows = [texts] if isinstance(texts, str) else list(texts)
-        ids = model.tokenize(rows, prompt_name=prompt_name or "query", truncate=True)
-        cut = [one[:max_length] for one in ids]
-        return model.embed_tokens(cut) if return_multivector else list(model.embed_ids(cut, dimension=size))
+        rows = [texts] if isinstance(texts, str) else texts
+        ids = [one[:most] for one in model.tokenize(rows, prompt_name=prompt_name or "query", truncate=True)]
+        found = model.embed_tokens(ids) if return_multivector else list(model.embed_ids(ids, dimension=size))
+        return found[0] if isinstance(texts, str) else found
 
     def encode_image(
         self,
         images: object,
         task: str | None = None,
         batch_size: int = 8,
-        return_multivector: bool = False,  # noqa: FBT001, FBT002 - the original's signature
-        return_numpy: bool = False,  # noqa: FBT001, FBT002 - the original's signature
+        return_multivector: bool = False,
+        return_numpy: bool = False,
         truncate_dim: int | None = None,
         max_pixels: int | None = None,
     ) -> list[Floats]:
@@ -81,9 +135,20 @@ class JinaEmbeddingsV4:
     def _model(self, task: str | None) -> Embedder:
         chosen = task or self.task
         if chosen is None:
-            raise UsageError(f"task: name one of {', '.join(Task)}", param="task")
+            raise UsageError(f"task: expected one of {', '.join(Task)}", param="task")
         parsed = Task.parse(chosen)
         if parsed not in self._loaded:
             reference = str(ModelReference(self._family, parsed, self._quant))
             self._loaded[parsed] = Embedder.load(reference, engine=self._engine, threads=self._threads)
         return self._loaded[parsed]
+
+
+def _family(name: object) -> str:
+    """The family that a name means: its own, or that of the checkpoint that it was made from."""
+    if not isinstance(name, str):
+        raise UsageError(f"name: a family's name is expected, this is {type(name).__name__}", param="name")
+    known = {alias: one.family for one in FAMILIES for alias in (one.checkpoint, one.published)}
+    if "/" in name and name not in known:
+        names = ", ".join([*known, "starter"])
+        raise UsageError(f"name={name!r}: expected a family's name or one of {names}", param="name")
+    return known.get(name, name)

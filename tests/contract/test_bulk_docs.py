@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, starter_q8: Path) -> Path:
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (130, "nestling: interrupted; run the command again to go on\n")
+    assert (process.returncode, err) == (130, "nestling: interrupted; run the command again to resume\n")
     assert 0 < len(list(path.glob("vectors/shards/*.parquet"))) < 15
     assert "1,500 vectors in 15 shards, 0 rows rejected" in done(command(COMMANDS[0]), path)
     return path

@@ -112,7 +112,7 @@ def test_a_worker_killed(command: Sequence[str], undisturbed: dict[str, bytes], 
     with start(command, tmp_path / "out", "--workers", "2", wanted=2) as process:
         kill(named(children(process.pid), "spawn_main")[:1])
         _, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (1, "nestling: a worker process died; run the command again to go on\n")
+    assert (process.returncode, err) == (1, "nestling: a worker process died; run the command again to resume\n")
     run(command, tmp_path / "out")
     assert contents(tmp_path / "out") == undisturbed
 
@@ -124,7 +124,7 @@ def test_a_worker_killed_while_the_other_hears_nothing(command: Sequence[str], t
         os.kill(other, signal.SIGSTOP)
         kill([victim])
         _, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (1, "nestling: a worker process died; run the command again to go on\n")
+    assert (process.returncode, err) == (1, "nestling: a worker process died; run the command again to resume\n")
     assert not _line(other)
 
 
@@ -134,7 +134,7 @@ def test_interrupted(command: Sequence[str], undisturbed: dict[str, bytes], tmp_
         os.killpg(process.pid, signal.SIGINT)
         out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (INTERRUPTED, "")
-    assert err == "nestling: interrupted; run the command again to go on\n"
+    assert err == "nestling: interrupted; run the command again to resume\n"
     assert shards(tmp_path / "out") < COUNT // SHARD
     run(command, tmp_path / "out")
     assert contents(tmp_path / "out") == undisturbed

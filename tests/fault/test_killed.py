@@ -233,7 +233,7 @@ def test_the_command_interrupted_says_so_and_leaves_no_half_file(tmp_path: Path)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130, (out, err)
-    assert (out, err) == ("", "nestling: interrupted; run the command again to go on\n")
+    assert (out, err) == ("", "nestling: interrupted; run the command again to resume\n")
     assert not list(tmp_path.glob("*.part"))
     for path in tmp_path.glob("*.gguf"):
         GGUFFile.open(path)

@@ -229,7 +229,7 @@ def test_mistakes_about_a_model(model: Path, arguments: list[str], code: int, pa
     [
         (b"", 2, "standard input: no texts in it"),
         (b"a\nb\n\xff\n", 2, "standard input: line 3 is not UTF-8"),
-        (b"a\n\nb\n", 1, "input 1: the text is empty"),
+        (b"a\n\nb\n", 1, "standard input: line 2: the text is empty"),
     ],
 )
 def test_mistakes_on_standard_input(model: Path, stdin: bytes, code: int, part: str) -> None:

@@ -136,6 +136,35 @@ def test_what_cannot_be_quantized_is_one_line_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code", "part"),
+    [
+        (["--target-bpw", "inf"], 2, "target_bpw=inf: expected a number above 0"),
+        (["--target-bpw", "nan"], 2, "target_bpw=nan: expected a number above 0"),
+        (["--target-bpw", "0"], 2, "target_bpw=0.0: expected a number above 0"),
+        (["--target-bpw=-4"], 2, "target_bpw=-4.0: expected a number above 0"),
+        (["--target-bpw", "0.1"], 1, "target_bpw=0.1: the smallest mix of this model takes"),
+        (["--target-size", "0"], 2, "target_size=0: expected a number above 0"),
+        (["--target-size", "99"], 1, "target_size=99: the smallest mix of this model takes"),
+        (["--target-bpw", "4", "--keep-embedding", "IQ1_S"], 2, "keep_embedding=IQ1_S"),
+        (["--target-bpw", "4", "--recipe-out", "FOLDER"], 2, "this is a folder"),
+    ],
+)
+def test_a_target_that_cannot_be_met_is_refused_before_anything_is_measured(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], code: int, part: str
+) -> None:
+    def measured(*_: object, **__: object) -> None:
+        raise AssertionError("measured in vain")
+
+    monkeypatch.setattr(search, "Tower", measured)
+    given = [str(folder) if word == "FOLDER" else word for word in arguments]
+    done = nestling(
+        "quantize", folder / "model.gguf", *given, "--imatrix", folder / "m.gguf", "--out", tmp_path / "x.gguf"
+    )
+    assert (done.code, done.err.count("\n")) == (code, 1), done.err
+    assert part in done.err
+
+
 def test_a_file_to_write_is_needed(folder: Path) -> None:
     done = nestling("quantize", folder / "model.gguf", "Q8_0")
     assert (done.code, done.err) == (2, "nestling: out: the file to write is missing: --out FILE, or --dry-run\n")

@@ -1,4 +1,5 @@
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def test_each_task_answers_as_its_embedder(model: JinaEmbeddingsV4, task: Task, 
 
 
 def test_the_tasks_are_different_models(model: JinaEmbeddingsV4) -> None:
-    rows = [model.encode_text("a beach", task=task.value)[0] for task in Task]
+    rows = [model.encode_text("a beach", task=task.value) for task in Task]
     assert paired_cosine(np.stack(rows), np.stack(rows[1:] + rows[:1])).max() < 0.9
 
 
@@ -75,8 +76,47 @@ def test_text_matching_puts_query_on_both_sides_whatever_way_it_is_given(family:
     assert not np.array_equal(query, passage)
 
 
-def test_a_single_text_is_a_list_of_one(model: JinaEmbeddingsV4) -> None:
-    np.testing.assert_array_equal(model.encode_text("a", task="code"), model.encode_text(["a"], task="code"))
+@pytest.mark.parametrize("texts", [["a"], ("a",)])
+def test_one_text_gives_its_vector_and_a_list_gives_a_list(model: JinaEmbeddingsV4, texts: Sequence[str]) -> None:
+    """The original's `return_list = isinstance(texts, list)`."""
+    single, several = model.encode_text("a", task="code"), model.encode_text(texts, task="code")
+    assert (single.shape, type(several), len(several)) == ((256,), list, 1)
+    np.testing.assert_array_equal(several[0], single)
+
+
+def test_multi_vectors_of_one_text_and_of_a_list(model: JinaEmbeddingsV4, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Embedder, "embed_tokens", lambda _self, ids: [np.ones((len(one), 4)) for one in ids])
+    single = model.encode_text("a", task="code", return_multivector=True)
+    several = model.encode_text(["a"], task="code", return_multivector=True)
+    assert (single.ndim, type(several), several[0].shape) == (2, list, single.shape)
+
+
+@pytest.mark.parametrize("name", ["jinaai/jina-embeddings-v4", "jina-embeddings-v4", "jina-v4"])
+def test_the_originals_call_finds_the_family(name: str) -> None:
+    model = JinaEmbeddingsV4.from_pretrained(name, trust_remote_code=True)
+    with pytest.raises(ModelNotFoundError, match=r"^jina-v4-retrieval:Q8_0: .*`nestling pull jina-v4-retrieval:Q8_0`"):
+        model.encode_text("a", task="retrieval")
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "said"),
+    [
+        ("kin", {"torch_dtype": "float16"}, "torch_dtype: not an option here; quant says the precision"),
+        ("kin", {"device_map": "cuda", "revision": "x"}, "device_map, revision: not an option here"),
+        ("other/model", {}, "name='other/model': expected a family's name or one of jinaai/jina-embeddings-v4"),
+        (None, {}, "name: a family's name is expected, this is NoneType"),
+    ],
+)
+def test_a_call_that_cannot_be_honoured_is_refused_by_name(name: Any, more: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        JinaEmbeddingsV4.from_pretrained(name, **more)
+    assert str(caught.value).startswith(said)
+
+
+@pytest.mark.parametrize("texts", [None, 3, b"a", [None], [3]])
+def test_what_is_no_text_is_refused(model: JinaEmbeddingsV4, texts: Any) -> None:
+    with pytest.raises(UsageError, match="expected"):
+        model.encode_text(texts, task="code")
 
 
 def test_no_texts(model: JinaEmbeddingsV4) -> None:
@@ -90,7 +130,7 @@ def test_what_changes_nothing_changes_nothing(model: JinaEmbeddingsV4) -> None:
 
 
 def test_truncate_dim(model: JinaEmbeddingsV4) -> None:
-    row = model.encode_text("a", task="code", truncate_dim=64)[0]
+    row = model.encode_text("a", task="code", truncate_dim=64)
     assert row.shape == (64,)
     assert np.linalg.norm(row) == pytest.approx(1, abs=1e-6)
     with pytest.raises(UsageError, match="trained for 32, 64, 128, 256"):
@@ -107,13 +147,13 @@ def test_max_length_cuts_on_the_right(model: JinaEmbeddingsV4) -> None:
 
 
 def test_a_text_longer_than_the_model_is_cut(model: JinaEmbeddingsV4) -> None:
-    assert len(model.encode_text("x y " * tiny_gguf.CONTEXT, task="code", max_length=64)) == 1
+    assert model.encode_text("x y " * tiny_gguf.CONTEXT, task="code", max_length=64).shape == (256,)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "task: name one of retrieval, text-matching, code"),
+        ({}, "task: expected one of retrieval, text-matching, code"),
         ({"task": "clustering"}, "retrieval, text-matching, code"),
         ({"task": "code", "prompt_name": "answer"}, "query, passage, raw"),
         ({"task": "code", "return_multivector": True, "truncate_dim": 32}, "vectors of tokens have one size"),

@@ -147,6 +147,11 @@ def _locked_part(part: Path) -> Iterator[tuple[BinaryIO, Path]]:
         try:
             file.truncate(0)
             yield file, part
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            if error.filename is None:
+                error.filename = str(part)
+            raise
         except BaseException:
             part.unlink(missing_ok=True)
             raise

@@ -50,7 +50,7 @@ def _in_processes(setup: Setup, shards: Sequence[Shard], *, workers: int, ticked
         # The pool ends those it knew of when it broke; one that was starting then would wait for work for ever.
         for process in context.started:
             process.kill()
-        raise EngineError("a worker process died; run the command again to go on") from None
+        raise EngineError("a worker process died; run the command again to resume") from None
     finally:
         pool.shutdown(cancel_futures=True)
 

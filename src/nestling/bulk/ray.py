@@ -40,7 +40,7 @@ def run(
             yield one
     except (ray.exceptions.RayError, ConnectionError) as error:
         reason = str(error).strip().splitlines()[-1]
-        raise EngineError(f"Ray: {reason}; run the command again to go on") from None
+        raise EngineError(f"Ray: {reason}; run the command again to resume") from None
     finally:
         ray.shutdown()
 

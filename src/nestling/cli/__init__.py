@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 it could not be done (the reason in one line on standard e
 
 import sys
 
+from nestling.cli import streams
 from nestling.errors import NestlingError, TextError, UsageError
 
 INTERRUPTED = 130
@@ -13,21 +14,30 @@ INTERRUPTED = 130
 
 def main() -> None:
     """Run the command of `sys.argv`; the entry point of `nestling`."""
+    streams.prepare()
     try:
-        from nestling.cli.commands import app
-
-        app(prog_name="nestling")
+        _run()
     except NestlingError as error:
         sys.stderr.write(f"nestling: {error}\n")
         sys.exit(2 if isinstance(error, UsageError) and not isinstance(error, TextError) else 1)
-    except (KeyboardInterrupt, SystemExit) as end:
-        if isinstance(end, SystemExit) and end.code != INTERRUPTED:
-            raise
-        sys.stderr.write("nestling: interrupted; run the command again to go on\n")
+    except KeyboardInterrupt:
+        sys.stderr.write("nestling: interrupted; run the command again to resume\n")
         sys.exit(INTERRUPTED)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(1)
     except OSError as error:
-        sys.stderr.write(f"nestling: {error.filename or 'a file'}: {error.strerror or error}\n")
+        streams.settle_output()
+        if not isinstance(error, BrokenPipeError):
+            sys.stderr.write(f"nestling: {error.filename or 'a file'}: {error.strerror or error}\n")
         sys.exit(1)
+
+
+def _run() -> None:
+    """Parse and run; typer ends every command with a SystemExit."""
+    from nestling.cli.commands import app
+
+    try:
+        app(prog_name="nestling")
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            raise KeyboardInterrupt from None
+        sys.stdout.flush()
+        raise

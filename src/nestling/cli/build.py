@@ -10,7 +10,7 @@ import typer
 from nestling._util import files
 from nestling._util.text import read_text
 from nestling.cli.console import Bars, say_written, show_table
-from nestling.cli.hub import checkpoint_folder
+from nestling.cli.hub import open_checkpoint
 from nestling.cli.options import CalibrationOption, ChunksOption, JsonOption, SpecOption, ThreadsOption
 from nestling.errors import UsageError
 from nestling.formats.quant_types import FILE_TYPES, FLOAT_FILE_TYPES, parse_file_type
@@ -53,7 +53,6 @@ def build(
     """Build a checkpoint's task models in every file type asked for; what is already there is kept."""
     from nestling._util.cpu import usable_threads
     from nestling.pipeline import self_test
-    from nestling.pipeline.conversion.checkpoint import Checkpoint
     from nestling.pipeline.eta import COMPARE, Whole, weights
     from nestling.pipeline.pipeline import Pipeline
     from nestling.pipeline.quantization.calibration import for_pipeline
@@ -67,7 +66,7 @@ def build(
     tasks = [Task.parse(one) for one in task] if task else list(Task)
     kinds, workers = _kinds(quant), threads or usable_threads()
     with Bars() as bars:
-        source = Checkpoint.open(local.starter_checkpoint() if starter else checkpoint_folder(checkpoint, bars))
+        source = open_checkpoint(checkpoint, bars)
         folder = out or local.family_folder(name)
         collect = for_pipeline(threads=workers, text=calibration, limit=chunks)
         whole = Whole(bars.step("everything"))
@@ -122,7 +121,7 @@ def _card_json(path: Path, fresh: bool) -> dict[str, Any]:
 
 
 def convert(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint folder.")],
+    checkpoint: Annotated[str, typer.Argument(help="A checkpoint folder, org/repo on the hub, or `starter`.")],
     task: Annotated[str, typer.Option("--task", "-t", help=f"One of {', '.join(Task)}.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The GGUF file to write.")],
     quant: Annotated[str, typer.Option("--quant", "-q", help=f"One of {', '.join(FLOAT_FILE_TYPES)}.")] = "F16",
@@ -130,13 +129,12 @@ def convert(
     as_json: JsonOption = False,
 ) -> None:
     """Merge one task's adapter, drop the vision tower and write a float GGUF file."""
-    from nestling.pipeline.conversion.checkpoint import Checkpoint
     from nestling.pipeline.conversion.convert import convert as run
 
     files.check_output(out)
     with Bars() as bars:
         report = run(
-            Checkpoint.open(checkpoint),
+            open_checkpoint(checkpoint, bars),
             task=Task.parse(task),
             out=out,
             family=family,
@@ -159,7 +157,8 @@ def inspect(
     """Show a GGUF file's metadata and tensors."""
     from nestling.formats.gguf import GGUFFile
 
-    found = GGUFFile.open(local.resolve(file))
+    with Bars() as bars:
+        found = GGUFFile.open(local.resolve(file, steps=bars.step))
     fields = {key: field.value for key, field in found.metadata.items()}
     tensors = list(found.tensors.values())
     if as_json:

@@ -2,6 +2,8 @@
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -24,7 +26,7 @@ from nestling.cli.options import (
 from nestling.cli.output import Embedded, Format, render
 from nestling.cli.profile import Watch
 from nestling.engine.protocol import Profiled, TokenIds, plain
-from nestling.errors import UsageError
+from nestling.errors import NestlingError, TextError, UsageError
 from nestling.models import local
 from nestling.models.embedder import Embedder
 from nestling.models.families import read_spec
@@ -61,7 +63,7 @@ def embed(
     with Bars() as bars:
         with watch.stage("load"):
             embedder = load(reference, task, engine, spec, bars, profile=profile)
-        with watch.stage("tokenize"):
+        with watch.stage("tokenize"), naming_lines(texts, file):
             ids = embedder.tokenize(rows, prompt_name=prompt, truncate=truncate)
         with watch.stage("embed"):
             vectors = _vectors(embedder, ids, dimensions, bars.step("embedding"), multivector=multivector)
@@ -122,6 +124,17 @@ def read_texts(texts: list[str] | None, file: Path | None) -> list[str]:
         raise error(f"{name}: no texts in it")
     lines = content.split("\n")  # splitlines() would also cut at form feeds, U+2028 and the like
     return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
+
+
+@contextmanager
+def naming_lines(texts: list[str] | None, file: Path | None) -> Iterator[None]:
+    """A text that cannot be embedded is named by its line when it came from a file or standard input."""
+    try:
+        yield
+    except TextError as error:
+        if texts:
+            raise
+        raise NestlingError(f"{file or 'standard input'}: line {error.index + 1}: {error.reason}") from None
 
 
 def _read(file: Path) -> bytes:

@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import asdict
 from math import prod
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,9 @@ from nestling.cli.options import JsonOption, SpecOption
 from nestling.errors import UsageError
 from nestling.models import hub, hub_models, local
 from nestling.spec import Task
+
+if TYPE_CHECKING:
+    from nestling.pipeline.conversion.checkpoint import Checkpoint
 
 
 def pull(
@@ -32,10 +35,14 @@ def pull(
         typer.echo(str(path))
 
 
-def checkpoint_folder(checkpoint: str, bars: Bars) -> Path:
-    """The folder of a checkpoint that is given as a folder or as org/repo, which is fetched if need be."""
+def open_checkpoint(checkpoint: str, bars: Bars) -> "Checkpoint":
+    """A checkpoint given as a folder, as `starter`, or as org/repo, which is fetched if need be."""
+    from nestling.pipeline.conversion.checkpoint import Checkpoint
+
+    if checkpoint == local.STARTER:
+        return Checkpoint.open(local.starter_checkpoint())
     wanted = None if Path(checkpoint).exists() else hub_models.reference_of(checkpoint)
-    return hub_models.pull(wanted, steps=bars.step)[0] if wanted else Path(checkpoint)
+    return Checkpoint.open(hub_models.pull(wanted, steps=bars.step)[0] if wanted else Path(checkpoint))
 
 
 def show(

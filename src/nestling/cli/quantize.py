@@ -13,6 +13,7 @@ from nestling.cli.console import Bars, say_written, show_table
 from nestling.cli.options import CalibrationOption, ChunksOption, JsonOption, SpecOption, ThreadsOption
 from nestling.errors import UsageError
 from nestling.formats.quant_types import parse_file_type
+from nestling.models import local
 
 if TYPE_CHECKING:
     from nestling.pipeline.quantization.imatrix import ImportanceMatrix
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from nestling.pipeline.quantization.search.recipe_file import MixRecipe
     from nestling.spec import ModelSpec
 
+SourceArgument = Annotated[
+    str,
+    typer.Argument(metavar="REF", help="A float model (F32, F16 or BF16): a GGUF file or name-task:QUANT."),
+]
 OutOption = Annotated[Path | None, typer.Option("--out", "-o", help="The GGUF file to write.")]
 ImatrixOption = Annotated[
     Path | None, typer.Option("--imatrix", metavar="FILE", help="An importance matrix of this model.")
@@ -31,10 +36,10 @@ TensorTypeOption = Annotated[
 ]
 EmbeddingTypeOption = Annotated[str | None, typer.Option(metavar="TYPE", help="The embedding table's type.")]
 TargetBitsOption = Annotated[
-    float | None, typer.Option(min=0.1, metavar="BITS", help="Choose the best mix of so many bits per weight.")
+    float | None, typer.Option(metavar="BITS", help="Choose the best mix of so many bits per weight.")
 ]
 TargetSizeOption = Annotated[
-    int | None, typer.Option(min=1, metavar="BYTES", help="Choose the best mix for a file of so many bytes.")
+    int | None, typer.Option(metavar="BYTES", help="Choose the best mix for a file of so many bytes.")
 ]
 KeepEmbeddingOption = Annotated[
     str | None, typer.Option(metavar="TYPE", help="The embedding table's type in a chosen mix.")
@@ -49,7 +54,7 @@ DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show the tensors'
 
 
 def imatrix(
-    model: Annotated[Path, typer.Argument(help="A float GGUF file (F32, F16 or BF16).")],
+    model: SourceArgument,
     out: Annotated[Path, typer.Option("--out", "-o", help="The GGUF file to write.")],
     calibration: CalibrationOption = None,
     chunks: ChunksOption = None,
@@ -61,11 +66,13 @@ def imatrix(
     from nestling._util.cpu import usable_threads
     from nestling.pipeline.quantization.calibration import collect
 
-    check_output(out, sources=[model, calibration])
+    check_output(out, sources=[calibration])
     with Bars() as bars:
+        source = local.resolve(model, steps=bars.step)
+        check_output(out, sources=[source])
         matrix = collect(
-            model,
-            spec=_spec(model, spec),
+            source,
+            spec=_spec(source, spec),
             text=calibration,
             threads=threads or usable_threads(),
             limit=chunks,
@@ -80,7 +87,7 @@ def imatrix(
 
 
 def quantize(
-    model: Annotated[Path, typer.Argument(help="A float GGUF file (F32, F16 or BF16).")],
+    model: SourceArgument,
     quant: Annotated[str | None, typer.Argument(help="The file type to make, such as Q4_K_M.")] = None,
     out: OutOption = None,
     imatrix: ImatrixOption = None,
@@ -108,18 +115,23 @@ def quantize(
     _check_order(stock, wish, recipe)
     if out is None and not dry_run:
         raise UsageError("out: the file to write is missing: --out FILE, or --dry-run", param="out")
-    sources = [model, imatrix, calibration, recipe]
+    _check_outputs(out, recipe_out, [imatrix, calibration, recipe])
+    with Bars() as bars:
+        source = local.resolve(model, steps=bars.step)
+        _check_outputs(out, recipe_out, [source])
+        work = _Work(source, _read(imatrix), spec, threads, bars)
+        mix = replace(_mix(work, stock, wish, recipe), allow_requantize=allow_requantize)
+        if out is None or dry_run:
+            _show_plan(plan_file(source, mix), as_json=as_json)
+            return
+        report = run(source, out=out, mix=mix, threads=threads, progress=bars.step(out.name))
+    _show_report(report, as_json=as_json)
+
+
+def _check_outputs(out: Path | None, recipe_out: Path | None, sources: list[Path | None]) -> None:
     for param, path in (("out", out), ("recipe_out", recipe_out)):
         if path is not None:
             check_output(path, sources=sources, param=param)
-    with Bars() as bars:
-        work = _Work(model, _read(imatrix), spec, threads, bars)
-        mix = replace(_mix(work, stock, wish, recipe), allow_requantize=allow_requantize)
-        if out is None or dry_run:
-            _show_plan(plan_file(model, mix), as_json=as_json)
-            return
-        report = run(model, out=out, mix=mix, threads=threads, progress=bars.step(out.name))
-    _show_report(report, as_json=as_json)
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,20 +235,21 @@ def _mix(work: _Work, stock: _Stock, wish: _Wish, recipe: Path | None) -> "Mix":
 def _chosen(work: _Work, wish: _Wish) -> "MixRecipe":
     from nestling._util.cpu import usable_threads
     from nestling.pipeline.quantization.plan import parse_quant_type
-    from nestling.pipeline.quantization.search.search import Budget, Chooser, embedding_kept
+    from nestling.pipeline.quantization.search.search import Budget, Chooser, check_budget, embedding_kept
 
-    name = wish.keep_embedding
+    name, matrix = wish.keep_embedding, _needed(work.matrix)
     keep = embedding_kept(parse_quant_type(name, param="keep_embedding")) if name else None
+    budget = Budget(wish.size_bytes, wish.bits_per_weight)
+    check_budget(work.model, matrix, budget, keep=keep)  # sizes alone decide: no need to measure first
     chooser = Chooser.measure(
         work.model,
-        matrix=_needed(work.matrix),
+        matrix=matrix,
         spec=_spec(work.model, work.spec),
         text=wish.calibration,
         threads=work.threads or usable_threads(),
         progress=work.bars.step("measuring the tensors"),
     )
-    budget, told = Budget(wish.size_bytes, wish.bits_per_weight), work.bars.step("refining the mix")
-    return chooser.choose(budget, keep=keep, trials=wish.trials, progress=told).recipe
+    return chooser.choose(budget, keep=keep, trials=wish.trials, progress=work.bars.step("refining the mix")).recipe
 
 
 def _show_report(report: "QuantizeReport", *, as_json: bool) -> None:

@@ -8,8 +8,8 @@ import typer
 
 from nestling._util.files import check_output_folder
 from nestling.cli.console import Bars, show_table
-from nestling.cli.embed import load, read_texts
-from nestling.cli.hub import checkpoint_folder
+from nestling.cli.embed import load, naming_lines, read_texts
+from nestling.cli.hub import open_checkpoint
 from nestling.cli.options import EngineOption, JsonOption, ModelOption, SpecOption, TaskOption
 from nestling.models import local
 from nestling.spec import Task
@@ -41,7 +41,8 @@ def rerank(
     reference = local.with_task(model, task, default=Task.RETRIEVAL)
     with Bars() as bars:
         embedder = load(reference, task, engine, spec, bars)
-        best = embedder.rerank(query, rows, top_n=top_n, scoring=scoring, truncate=truncate)
+        with naming_lines(documents, file):
+            best = embedder.rerank(query, rows, top_n=top_n, scoring=scoring, truncate=truncate)
     if as_json:
         results = [{"index": one.index, "relevance_score": one.score, "text": rows[one.index]} for one in best]
         typer.echo(json.dumps({"model": reference, "scoring": scoring, "results": results}, ensure_ascii=False))
@@ -60,7 +61,6 @@ def multivector(
     as_json: JsonOption = False,
 ) -> None:
     """Make the multi-vector head of a checkpoint's tasks, for models that lie here without it; `build` makes it too."""
-    from nestling.pipeline.conversion.checkpoint import Checkpoint
     from nestling.pipeline.pipeline import Pipeline
 
     if out is not None:
@@ -69,7 +69,7 @@ def multivector(
     name = local.STARTER if starter else family
     tasks = [Task.parse(one) for one in task] if task else list(Task)
     with Bars() as bars:
-        source = Checkpoint.open(local.starter_checkpoint() if starter else checkpoint_folder(checkpoint, bars))
+        source = open_checkpoint(checkpoint, bars)
         built = Pipeline(source, out or local.family_folder(name), name, threads=1).projectors(tasks)
     if as_json:
         typer.echo(

@@ -45,7 +45,7 @@ class MixRecipe:
     def read(cls, path: Path) -> Self:
         """Read what `write` wrote; anything else is a FileFormatError."""
         try:
-            raw: Any = json.loads(read_text(path))
+            raw: Any = json.loads(read_text(path, error=ValueError))
             found, tensors = raw["format"], raw["tensors"].items()
             types = {name: parse_quant_type(one["type"], param=name) for name, one in tensors}
             shapes = {name: tuple(map(int, one["shape"])) for name, one in tensors}

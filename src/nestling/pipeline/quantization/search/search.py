@@ -24,7 +24,7 @@ from nestling.pipeline.quantization.file_types import demands_imatrix, is_quanti
 from nestling.pipeline.quantization.imatrix import ImportanceMatrix
 from nestling.pipeline.quantization.plan import Mix, QuantizePlan, plan
 from nestling.pipeline.quantization.quantize import weighted_squares
-from nestling.pipeline.quantization.search.allocation import EXACT, Landscape, Types, refine
+from nestling.pipeline.quantization.search.allocation import EXACT, Landscape, Sizes, Types, refine
 from nestling.pipeline.quantization.search.probe import EMBEDDING, Tower
 from nestling.pipeline.quantization.search.recipe_file import MixRecipe
 from nestling.spec import ModelSpec
@@ -50,6 +50,14 @@ class Budget:
 
     size_bytes: int | None = None
     bits_per_weight: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is no size at all."""
+        if (self.size_bytes is None) is (self.bits_per_weight is None):
+            raise UsageError("a target size or a target of bits per weight is needed, not both", param="target")
+        for param, value in (("target_size", self.size_bytes), ("target_bpw", self.bits_per_weight)):
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise UsageError(f"{param}={value}: expected a number above 0", param=param)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +144,7 @@ class Chooser:
             probe = PROBE if PROBE in errors[name] else max(errors[name], key=lambda kind: kind.bits_per_weight)
             sensitivities[name] = max(trial.error({name: probe}), 1e-12) / max(errors[name][probe], 1e-300)
             progress(done + 1, len(shapes))
-        sizes = {name: {kind: _padded(kind.size_bytes(shapes[name])) for kind in row} for name, row in errors.items()}
-        landscape = Landscape(sizes, errors, sensitivities)
+        landscape = Landscape(_sizes(file, matrix), errors, sensitivities)
         return cls(file, matrix, landscape, trial, *_checked(landscape, trial))
 
     def choose(
@@ -153,8 +160,8 @@ class Chooser:
         `keep` settles the types of some tensors, one that a tensor cannot have being a UsageError.
         `trials` bounds the measurements that refine the allocation.
         """
-        landscape = self.landscape.keeping(self._kept(keep or {}))
-        room = self._room(budget, landscape)
+        landscape = self.landscape.keeping(_kept(self.landscape.sizes, keep or {}))
+        room = _room(budget, landscape.sizes, self.stock("Q4_K_M"))
         found = refine(landscape, landscape.best(room), room, trial=self.trial, trials=trials, progress=progress)
         shapes = {name: self.file.tensors[name].shape for name in found.types}
         recipe = MixRecipe(
@@ -172,40 +179,68 @@ class Chooser:
         """The plan of a stock file type with the same matrix."""
         return plan(self.file, Mix(file_type, imatrix=self.matrix))
 
-    def _kept(self, keep: Types) -> Types:
-        for name, kind in keep.items():
-            row = self.landscape.sizes.get(name, {})
-            if kind not in row:
-                raise UsageError(
-                    f"keep_embedding={kind.name}: {name} can be {', '.join(one.name for one in row) or 'nothing'}",
-                    param="keep_embedding",
-                )
-        return keep
-
     def _nearest(self, size: int) -> str:
         """The stock file type whose matrices are nearest in size, by which the file will call itself."""
-        return min(STOCK_REFERENCE, key=lambda name: abs(self._matrices(self.stock(name)) - size))
+        return min(STOCK_REFERENCE, key=lambda name: abs(_matrices(self.stock(name), self.landscape.sizes) - size))
 
-    def _matrices(self, made: QuantizePlan) -> int:
-        return sum(_padded(head.size_bytes) for head in made.tensors if head.name in self.landscape.sizes)
 
-    def _room(self, budget: Budget, landscape: Landscape) -> int:
-        """Bytes for the matrices: what the budget leaves beside the header, norms and biases."""
-        if (budget.size_bytes is None) is (budget.bits_per_weight is None):
-            raise UsageError("a target size or a target of bits per weight is needed, not both", param="target")
-        stock = self.stock("Q4_K_M")
-        others = [head for head in stock.tensors if head.name not in self.landscape.sizes]
-        if budget.size_bytes is not None:
-            fixed = stock.size_bytes - self._matrices(stock)
-            whole = budget.size_bytes
-        else:
-            assert budget.bits_per_weight is not None
-            weights = sum(math.prod(head.shape) for head in stock.tensors)
-            fixed, whole = sum(head.size_bytes for head in others), int(budget.bits_per_weight * weights / 8)
-        least = sum(min(row.values()) for row in landscape.sizes.values())
-        if whole - fixed < least:
-            raise BuildError(_too_small(budget, fixed + least, sum(math.prod(head.shape) for head in stock.tensors)))
-        return whole - fixed
+def check_budget(source: Path, matrix: ImportanceMatrix, budget: Budget, *, keep: Types | None = None) -> None:
+    """Refuse a budget that no mix of the file fits, and a type that a kept tensor cannot have; measures nothing.
+
+    Errors as of `Chooser.choose`.
+    """
+    file = GGUFFile.open(source)
+    matrix.check_covers({name: info.shape for name, info in file.tensors.items()})
+    sizes = _sizes(file, matrix)
+    kept = _kept(sizes, keep or {})
+    rows = {name: {kept[name]: row[kept[name]]} if name in kept else row for name, row in sizes.items()}
+    _room(budget, rows, plan(file, Mix("Q4_K_M", imatrix=matrix)))
+
+
+def _kept(sizes: Sizes, keep: Types) -> Types:
+    for name, kind in keep.items():
+        row = sizes.get(name, {})
+        if kind not in row:
+            raise UsageError(
+                f"keep_embedding={kind.name}: {name} can be {', '.join(one.name for one in row) or 'nothing'}",
+                param="keep_embedding",
+            )
+    return keep
+
+
+def _matrices(made: QuantizePlan, sizes: Sizes) -> int:
+    return sum(_padded(head.size_bytes) for head in made.tensors if head.name in sizes)
+
+
+def _room(budget: Budget, sizes: Sizes, stock: QuantizePlan) -> int:
+    """Bytes for the matrices: what the budget leaves beside the header, norms and biases."""
+    weights = sum(math.prod(head.shape) for head in stock.tensors)
+    if budget.bits_per_weight is None:
+        assert budget.size_bytes is not None
+        fixed, whole = stock.size_bytes - _matrices(stock, sizes), budget.size_bytes
+    else:
+        fixed = sum(head.size_bytes for head in stock.tensors if head.name not in sizes)
+        whole = int(budget.bits_per_weight * weights / 8)
+    least = sum(min(row.values()) for row in sizes.values())
+    if whole - fixed < least:
+        raise BuildError(_too_small(budget, fixed + least, weights))
+    return whole - fixed
+
+
+def _sizes(file: GGUFFile, matrix: ImportanceMatrix) -> dict[str, dict[QuantType, int]]:
+    """Bytes in the file of every matrix in every type that it can have."""
+    found: dict[str, dict[QuantType, int]] = {}
+    for name, info in file.tensors.items():
+        if is_quantizable(name, info.shape):
+            kinds = _kinds(name, info.shape, matrix.importance(name))
+            found[name] = {kind: _padded(kind.size_bytes(info.shape)) for kind in kinds}
+    return found
+
+
+def _kinds(name: str, shape: tuple[int, ...], importance: NDArray[np.float32] | None) -> list[QuantType]:
+    """The types that a tensor can have: its rows are whole blocks, and what needs column weights has them."""
+    fitting = [kind for kind in CANDIDATES if shape[1] % kind.block == 0]
+    return [kind for kind in fitting if importance is not None or not demands_imatrix(name, kind, "Q4_K_M")]
 
 
 def _too_small(budget: Budget, least: int, weights: int) -> str:
@@ -225,10 +260,8 @@ def _errors(
     count = min(shape[0], max(LEAST_ROWS, SAMPLE_WEIGHTS // shape[1]))
     rows = tower.weights(name)[np.linspace(0, shape[0] - 1, count).astype(np.int64)]
     weights = np.ones(shape[1], np.float32) if importance is None else importance
-    for kind in CANDIDATES:
-        fits = shape[1] % kind.block == 0
-        if fits and not (importance is None and demands_imatrix(name, kind, "Q4_K_M")):
-            yield kind, weighted_squares(requantized(rows, kind, importance) - rows, weights) * shape[0] / count
+    for kind in _kinds(name, shape, importance):
+        yield kind, weighted_squares(requantized(rows, kind, importance) - rows, weights) * shape[0] / count
 
 
 def _checked(landscape: Landscape, trial: _Trial) -> tuple[float, int]:

@@ -4,6 +4,7 @@ Doors by which rows and positions could be lost: each engine's pooled and token 
 item in pieces, an adapter-less and a sectionless model.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -120,3 +121,11 @@ def test_a_key_tells_items_of_equal_ids_apart() -> None:
     every = [Item(ids), Item(ids, key=b"a"), Item(ids[:4], key=ids[4:].tobytes()), Item(ids[:4])]
     assert len({item.identity for item in every}) == len(every)
     assert Item(ids.copy()).identity == Item(ids).identity
+
+
+def test_an_item_says_which_of_its_tokens_are_pooled(file: GGUFFile) -> None:
+    plain_text, image = Item(np.arange(7, dtype=np.int32)), replace(image_item(), pooled=slice(3, 25))
+    for engine in (ReferenceEngine(file), OpenVINOEngine(file, threads=1)):
+        whole, part = engine.token_states([plain_text, image])
+        expected = np.stack([whole.mean(0), part[3:25].mean(0)])
+        assert paired_cosine(engine.pool([plain_text, image]), expected).min() >= SAME

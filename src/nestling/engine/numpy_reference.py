@@ -16,7 +16,7 @@ import numpy as np
 from nestling.engine.batching import TOKEN_BUDGET
 from nestling.engine.hyperparameters import AXES, Hyperparameters
 from nestling.engine.lora import Adapter
-from nestling.engine.protocol import POOLS, Item
+from nestling.engine.protocol import Item, pool_states
 from nestling.engine.weights import input_rows, tensor
 from nestling.errors import EngineError
 from nestling.formats.gguf import GGUFFile
@@ -66,14 +66,14 @@ class ReferenceEngine:
     token_budget = TOKEN_BUDGET
 
     def __init__(self, file: GGUFFile, *, pooling: Pooling = Pooling.MEAN, adapters: Sequence[Adapter] = ()) -> None:
-        self._file, self._shape, self._pooled = file, Hyperparameters.of(file), POOLS[pooling]
+        self._file, self._shape, self._pooling = file, Hyperparameters.of(file), pooling
         self._weights = {name: tensor(file, name) for name in self._shape.tensors() if name != "token_embd.weight"}
         self._adapters = adapters
 
     def pool(self, items: Sequence[Item], *, adapters: Sequence[int] = ()) -> Floats:
         """Pooled hidden states of a batch: B items -> (B, D)."""
         every = self.token_states(items, adapters=adapters)
-        return np.concatenate([self._pooled(states, np.array([len(states)])) for states in every])
+        return pool_states(self._pooling, np.concatenate(every), items)
 
     def token_states(self, items: Sequence[Item], *, adapters: Sequence[int] = ()) -> list[Floats]:
         """Hidden states of a batch: B items -> B arrays of (T, D)."""

@@ -43,13 +43,15 @@ class Item:
 
     `ids`: (T,) int32, at least one. `positions`: None for 0 to T - 1, or (3, T) int64 M-RoPE positions (time, height,
     width). `rows`: None, or what replaces some tokens' embedding rows. `key`: bytes that tell items with equal ids
-    apart, for caches; empty for texts. EngineError for parts that do not fit each other.
+    apart, for caches; empty for texts. `pooled`: the tokens whose states become the vector, all by default. EngineError
+    for parts that do not fit each other.
     """
 
     ids: TokenIds
     positions: Positions | None = None
     rows: Rows | None = None
     key: bytes = b""
+    pooled: slice | None = None
 
     def __post_init__(self) -> None:
         if self.positions is not None and self.positions.shape != (3, len(self.ids)):
@@ -69,6 +71,15 @@ class Item:
 def plain(texts: Sequence[TokenIds]) -> list[Item]:
     """Token ids of B texts -> B items."""
     return [Item(ids) for ids in texts]
+
+
+def pool_states(pooling: Pooling, states: Floats, items: Sequence[Item]) -> Floats:
+    """Each item's vector from its tokens' states: (N, D) rows of B items one after another -> (B, D)."""
+    if any(item.pooled for item in items):
+        parts = np.split(states, np.cumsum([len(item) for item in items])[:-1])
+        chosen = [part[item.pooled or slice(None)] for part, item in zip(parts, items, strict=True)]
+        return POOLS[pooling](np.concatenate(chosen), np.array([len(one) for one in chosen], np.int64))
+    return POOLS[pooling](states, np.array([len(item) for item in items], np.int64))
 
 
 class Engine(Protocol):

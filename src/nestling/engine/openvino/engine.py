@@ -24,7 +24,7 @@ from nestling.engine.lora import Adapter
 from nestling.engine.openvino import int8_groups, packing, text_graph, weight_cache
 from nestling.engine.openvino.lora_lanes import SideBySide
 from nestling.engine.openvino.runtime import ov
-from nestling.engine.protocol import POOLS, Item, Positions, plain
+from nestling.engine.protocol import Item, Positions, plain, pool_states
 from nestling.engine.weights import embedding_rows, input_rows
 from nestling.errors import EngineError
 from nestling.formats.gguf import GGUFFile
@@ -73,7 +73,7 @@ class OpenVINOEngine:
         self._rotary = rotary.Rotary(self._shape)
         self._seconds: dict[str, float] = defaultdict(float)
         self._profiled = profile
-        self._pooled, self._adapted = POOLS[pooling], bool(adapters)
+        self._pooling, self._adapted = pooling, bool(adapters)
         lanes = SideBySide(adapters).width if adapters else 0
         between = _between(file)
         self._kept = ov.Type.bf16 if between == "bf16" else ov.Type.f32
@@ -99,7 +99,7 @@ class OpenVINOEngine:
         """Pooled hidden states of a batch: B items -> (B, D)."""
         states = self._run(items, adapters)
         began = time.perf_counter()
-        pooled = self._pooled(states, np.array([len(item) for item in items], np.int64))
+        pooled = pool_states(self._pooling, states, items)
         self._seconds["pool"] += time.perf_counter() - began
         return pooled
 

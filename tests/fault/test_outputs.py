@@ -28,7 +28,7 @@ from nestling.formats.quant_types import QuantType
 from nestling.pipeline.quantization.search import search
 
 Door = Callable[[Path], Done]
-DOORS = ["embed", "convert", "quantize", "recipe-out", "imatrix"]
+DOORS = ["embed", "convert", "quantize", "recipe-out", "imatrix", "vision"]
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +69,7 @@ def door(request: pytest.FixtureRequest, inputs: dict[str, Path], monkeypatch: p
         "embed": ["embed", "a", "b", "--model", model, "--engine", "reference", "--out"],
         "convert": ["convert", inputs["checkpoint"], "--task", "code", "--out"],
         "quantize": ["quantize", model, "Q8_0", "--threads", "1", "--out"],
+        "vision": ["vision", "starter", "--out"],
         "recipe-out": ["quantize", model, *mix, "--threads", "1", "--recipe-out"],
         "imatrix": ["imatrix", model, "--calibration", words, "--threads", "1", "--out"],
     }

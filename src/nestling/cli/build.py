@@ -15,6 +15,7 @@ from nestling.cli.options import CalibrationOption, ChunksOption, JsonOption, Sp
 from nestling.errors import UsageError
 from nestling.formats.quant_types import FILE_TYPES, FLOAT_FILE_TYPES, parse_file_type
 from nestling.models import hub_models, local
+from nestling.models.towers import stored_towers
 from nestling.spec import BASE_STEM, Task
 
 if TYPE_CHECKING:
@@ -180,6 +181,7 @@ def list_models(as_json: JsonOption = False) -> None:
     """List the models that are on this machine, pulled or built, and the starter's that are built on first use."""
     found = {str(m.reference): m.path for m in local.available()}
     found |= {str(m.reference): m.path for m in hub_models.models() if m.name is None}
+    found |= {f"{path.stem} (images)": path for path in stored_towers()}
     sizes = {reference: path.stat().st_size if path else None for reference, path in found.items()}
     if as_json:
         rows = [{"reference": r, "size_bytes": sizes[r], "path": str(p) if p else None} for r, p in found.items()]

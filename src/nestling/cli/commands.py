@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from nestling._util.version import __version__
-from nestling.cli import build, bulk, embed, evaluate, hub, quantize, rerank, serve
+from nestling.cli import build, bulk, embed, evaluate, hub, quantize, rerank, serve, vision
 
 app = typer.Typer(
     help="jina-embeddings-v4 on your own hardware: build small GGUF files, embed with them, serve them.",
@@ -18,6 +18,7 @@ _VERBS: dict[str, Any] = {
     "build": build.build,
     "convert": build.convert,
     "multivector": rerank.multivector,
+    "vision": vision.vision,
     "imatrix": quantize.imatrix,
     "quantize": quantize.quantize,
     "inspect": build.inspect,

@@ -23,11 +23,16 @@ def pull(
     reference: Annotated[
         str, typer.Argument(help="org/repo[:QUANT] on the hub, or a published name such as jina-v4-retrieval:Q4_K_M.")
     ],
+    images: Annotated[bool, typer.Option("--images", help="With the vision tower, which images need.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Fetch a model, or a checkpoint to build from, into the hub's cache; a broken download is gone on with."""
     with Bars() as bars:
-        paths = [path for one in hub_models.references(reference) for path in hub_models.pull(one, steps=bars.step)]
+        paths = [
+            path
+            for one in hub_models.references(reference)
+            for path in hub_models.pull(one, images=images, steps=bars.step)
+        ]
     if as_json:
         typer.echo(json.dumps([{"path": str(path)} for path in paths], indent=2))
         return
@@ -63,6 +68,7 @@ def show(
 def _facts(path: Path, spec: Path | None) -> dict[str, dict[str, Any]]:
     from nestling.formats.card import Card
     from nestling.formats.gguf import GGUFFile
+    from nestling.formats.mmproj import STEM, VisionFile, is_tower
     from nestling.models.families import read_spec
     from nestling.models.file_spec import specs_of
 
@@ -77,6 +83,10 @@ def _facts(path: Path, spec: Path | None) -> dict[str, dict[str, Any]]:
         "tensor_types": dict(sorted(Counter(one.kind.name for one in file.tensors.values()).items())),
         "hub_hash": hub.known_hash(path),
     }
+    if is_tower(file):
+        vision = VisionFile.open(path)
+        purpose = {"task": STEM} | asdict(vision.shape) | asdict(vision.spec)
+        return {"file": weights, "spec": purpose, "card": asdict(card) if card else {}}
     purposes = [asdict(one) for one in specs_of(file, read_spec(spec) if spec else None)]
     purpose = purposes[0] if len(purposes) == 1 else {one["task"]: one for one in purposes}
     return {"file": weights, "spec": purpose, "card": asdict(card) if card else {}}

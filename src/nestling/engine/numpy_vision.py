@@ -1,4 +1,6 @@
-"""The vision oracle: a Qwen2.5-VL tower in plain numpy, one image at a time, every weight in float32.
+"""The vision oracle: a Qwen2.5-VL tower in plain numpy, one image at a time, in float32.
+
+A weight is expanded when it is wanted, so that a whole tower takes no memory.
 
 Slow, small enough to be checked by eye, and the measure of the other engines. RMSNorm, attention both ways over a
 window or the image, rotary positions by row and column in the half-split layout, SwiGLU, a merger with exact GELU.
@@ -24,8 +26,7 @@ class ReferenceTower:
     name = "reference"
 
     def __init__(self, vision: VisionFile) -> None:
-        self._shape = vision.shape
-        self._weights = {name: tensor(vision.file, name) for name in vision.shape.tensors()}
+        self._shape, self._file = vision.shape, vision.file
 
     def rows(self, patches: Sequence[Floats], grids: Sequence[Grid]) -> list[Floats]:
         """Patches and the grid of each image -> (tokens, D) each, one after another."""
@@ -36,7 +37,7 @@ class ReferenceTower:
         return found
 
     def _image(self, patches: Floats, layout: Layout) -> Floats:
-        frames = [self._weights[name].reshape(self._shape.hidden, 3, -1) for name in _PATCH]
+        frames = [tensor(self._file, name).reshape(self._shape.hidden, 3, -1) for name in _PATCH]
         x = patches[layout.patches] @ np.stack(frames, 2).reshape(self._shape.hidden, -1).T
         for block in range(self._shape.blocks):
             runs = layout.images if self._shape.is_full(block) else layout.windows
@@ -59,10 +60,10 @@ class ReferenceTower:
         return flat.reshape(len(flat), self._shape.heads, -1).transpose(1, 0, 2)
 
     def _linear(self, x: Floats, name: str) -> Floats:
-        return np.asarray(x @ self._weights[f"{name}.weight"].T + self._weights[f"{name}.bias"])
+        return np.asarray(x @ tensor(self._file, f"{name}.weight").T + tensor(self._file, f"{name}.bias"))
 
     def _norm(self, x: Floats, name: str) -> Floats:
-        return rms_norm(x, self._weights[name], self._shape.rms_eps)
+        return rms_norm(x, tensor(self._file, name), self._shape.rms_eps)
 
 
 _PATCH = ("v.patch_embd.weight", "v.patch_embd.weight.1")

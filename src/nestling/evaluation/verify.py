@@ -15,9 +15,11 @@ from nestling._util.files import sha256_file
 from nestling.engine.hyperparameters import Hyperparameters
 from nestling.engine.protocol import TokenIds, plain
 from nestling.engine.registry import EngineName
+from nestling.engine.towers import load_tower
+from nestling.engine.vision import Grid
 from nestling.engine.weights import as_float32
 from nestling.errors import NestlingError, UsageError
-from nestling.formats import multivector_head
+from nestling.formats import mmproj, multivector_head
 from nestling.formats.card import Card
 from nestling.formats.gguf import GGUFFile
 from nestling.inputs.tokenizer import Tokenizer
@@ -39,6 +41,10 @@ PROBES = (
     "The file is opened, its header is read, every length is checked against the bytes that are left. " * 12,
 )
 CHUNK_ROWS = 4096
+GRIDS: list[Grid] = [(2, 2), (10, 6)]
+"""Images that a vision tower is checked with: a window and a piece of the next."""
+TOWERS_AGREE = 0.99
+"""What the mean of an image's rows keeps in bfloat16: single rows of real weights lose far more than a mean."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +66,8 @@ def verify(path: Path, *, against: Path | None = None, spec: ModelSpec | None = 
         file = GGUFFile.open(path)
         if multivector_head.is_head(file):
             return [_head(path), _hash(path)]
+        if mmproj.is_tower(file):
+            return _tower(mmproj.VisionFile.open(path))
         shape, found = Hyperparameters.of(file), specs_of(file, spec)[0]
         tokenizer = Tokenizer.from_gguf(file)
     except NestlingError as error:
@@ -79,6 +87,27 @@ def _head(path: Path) -> Check:
     head = multivector_head.Projector.open(path)
     detail = f"multi-vector head of {head.spec.name}, {head.width} of {head.spec.dimensions[-1]}, all finite"
     return Check("structure", passed=True, detail=detail)
+
+
+def _tower(vision: mmproj.VisionFile) -> list[Check]:
+    """A vision tower's checks, on patches at random: rows of small images alone, together and by both engines."""
+    shape = vision.shape
+    detail = f"vision tower, {shape.blocks} blocks of {shape.hidden}, {len(vision.file.tensors)} tensors"
+    checks = [Check("structure", passed=True, detail=detail), _hash(vision.file.path), _finite(vision.file)]
+    if not checks[-1].passed:
+        return checks
+    rng = np.random.default_rng(0)
+    patches = [rng.standard_normal((rows * columns, shape.patch_values), np.float32) for rows, columns in GRIDS]
+    tower, oracle = (load_tower(vision, name=name) for name in (EngineName.OPENVINO, EngineName.REFERENCE))
+    together = _means(tower.rows(patches, GRIDS))
+    alone = _means([tower.rows([one], [grid])[0] for one, grid in zip(patches, GRIDS, strict=True)])
+    lowest = float(paired_cosine(together, _means(oracle.rows(patches, GRIDS))).min())
+    agree = Check("openvino = reference", passed=lowest >= TOWERS_AGREE, detail=f"lowest cosine {lowest:.6f}")
+    return [*checks, _position(together, alone), agree]
+
+
+def _means(rows: list[Floats]) -> Floats:
+    return np.stack([one.mean(0) for one in rows])
 
 
 def _hash(path: Path) -> Check:

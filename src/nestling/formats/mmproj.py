@@ -17,6 +17,8 @@ from nestling.formats.tower_shape import CHANNELS, MAX_PIXELS, MIN_PIXELS, WINDO
 
 ARCHITECTURE, PROJECTOR = "clip", "qwen2.5vl_merger"
 OURS = "nestling.vision."
+STEM = "vision"
+"""What stands in a task's place on a tower's card."""
 IMAGE_SIZE = 560
 """llama.cpp wants the field and takes the real size of an image."""
 _MOST = (1 << 31) - 1

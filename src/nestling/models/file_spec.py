@@ -6,6 +6,7 @@ Knows the files, not how they are run.
 from nestling.engine.lora import beside
 from nestling.errors import FileFormatError
 from nestling.formats.gguf import GGUFFile
+from nestling.formats.mmproj import is_tower
 from nestling.formats.multivector_head import is_head
 from nestling.models import families
 from nestling.spec import BASE_FIELD, ModelSpec
@@ -38,6 +39,8 @@ def spec_of(file: GGUFFile, given: ModelSpec | None = None) -> ModelSpec:
         )
     if is_head(file):
         raise FileFormatError(f"{file.path}: a multi-vector head, which goes beside a model; name the model's file")
+    if is_tower(file):
+        raise FileFormatError(f"{file.path}: a vision tower, which goes beside a model; name the model's file")
     if given is not None:
         return families.with_spec(file, given)
     if "nestling.spec" not in file.metadata:

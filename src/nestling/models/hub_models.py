@@ -19,6 +19,8 @@ DEFAULT_QUANT = "Q8_0"
 _NOT_MODELS = re.compile(
     r"(?:^|/)(?:mmproj|imatrix|adapter)|multivector|-text-base-\w+\.gguf$|-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE
 )
+TOWER_NAME = re.compile(r"(?:^|/)mmproj-.*BF16\.gguf$", re.IGNORECASE)
+"""Vision towers; their F16 form can answer with NaN in other programs and is left where it is."""
 _QUANT = re.compile(r"[-._]((?:[A-Za-z]{2}-)?(?:[IT]?Q\d\w*|B?F16|F32))\.gguf$", re.IGNORECASE)
 _CHECKPOINT_FOLDERS = ("", "adapters")
 Name = tuple[str, Task, str]
@@ -140,10 +142,11 @@ def _published_name(repository: str, name: str) -> Name | None:
     return found if found and known and known.repository_of(found[1]) == repository else None
 
 
-def pull(wanted: HubReference, *, steps: hub.Steps = hub.silent) -> list[Path]:
+def pull(wanted: HubReference, *, images: bool = False, steps: hub.Steps = hub.silent) -> list[Path]:
     """Bring a model here, or a checkpoint, whichever the repository holds; -> its files, or the checkpoint's folder.
 
-    Without the network, what is already here is the answer. Raises what `hub.listing` and `hub.fetch` raise.
+    With `images` the repository's vision tower comes too; ModelNotFoundError when it has none. Without the network,
+    what is already here is the answer. Raises what `hub.listing` and `hub.fetch` raise.
     """
     try:
         listed = hub.listing(wanted.repository)
@@ -155,8 +158,17 @@ def pull(wanted: HubReference, *, steps: hub.Steps = hub.silent) -> list[Path]:
         names = [name for name in listed.files if name.rpartition("/")[0] in _CHECKPOINT_FOLDERS]
         return [hub.fetch(listed, [name for name in names if not name.endswith(".gguf")], steps=steps)]
     model = choose(listed.files, wanted)
-    snapshot = hub.fetch(listed, _with_head(model, listed.files), steps=steps)
-    return [snapshot / model]
+    tower = [_tower_in(listed.files, wanted)] if images else []
+    more = [name for one in tower for name in _with_card(one, listed.files)]
+    snapshot = hub.fetch(listed, [*_with_head(model, listed.files), *more], steps=steps)
+    return [snapshot / name for name in (model, *tower)]
+
+
+def _tower_in(names: Iterable[str], wanted: HubReference) -> str:
+    found = [name for name in names if TOWER_NAME.search(name)]
+    if len(found) != 1:
+        raise ModelNotFoundError(f"{wanted.repository}: {', '.join(found) or 'no vision tower'} (mmproj-*-BF16.gguf)")
+    return found[0]
 
 
 def _is_checkpoint(names: Iterable[str]) -> bool:

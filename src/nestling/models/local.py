@@ -18,6 +18,7 @@ from nestling._util.files import CACHE_VARIABLE, cache_folder, lock
 from nestling.engine.openvino import weight_cache
 from nestling.errors import BuildError, FileFormatError, ModelNotFoundError, UsageError
 from nestling.formats.card import Card, card_path, write_sums
+from nestling.formats.mmproj import tower_path
 from nestling.formats.multivector_head import projector_path
 from nestling.formats.quant_types import FILE_TYPES, parse_file_type
 from nestling.models import hub, hub_models
@@ -167,9 +168,9 @@ def _starter(task: Task | None, quant: str, steps: Steps) -> Path:
 
 
 def _companions(folder: Path, task: Task | None) -> list[Path]:
-    """What belongs to a model file: the multi-vector heads of its tasks, and of a base the adapters."""
+    """What belongs to a model file: the vision tower, its tasks' multi-vector heads, and of a base the adapters."""
     heads = [projector_path(folder, family=STARTER, task=one) for one in ([task] if task else Task)]
-    return heads if task else heads + [adapter_path(folder, one) for one in Task]
+    return [tower_path(folder, STARTER), *heads, *([] if task else [adapter_path(folder, one) for one in Task])]
 
 
 def is_whole(path: Path) -> bool:
@@ -269,17 +270,18 @@ def _remove(reference: str) -> tuple[list[str], int]:
             _remove_file(model.path) if hub.known_hash(model.path) is None else hub_models.remove_file(model.path)
         )
         gone, freed = gone + names, freed + size
-    for head in _lonely_heads(wanted.family, {model.task for model in every if model.task}):
-        names, size = _remove_file(head)
+    for lonely in _lonely(wanted.family, {model.task for model in every if model.task}):
+        names, size = _remove_file(lonely)
         gone, freed = gone + names, freed + size
     return gone, freed
 
 
-def _lonely_heads(family: str, tasks: set[Task]) -> list[Path]:
-    """Multi-vector heads of these tasks for which no model of the family is left; a base is a model of every task."""
-    left = {model.task for model in available() if model.family == family and model.path}
-    heads = (projector_path(family_folder(family), family=family, task=task) for task in tasks - left)
-    return [] if None in left else [head for head in sorted(heads) if head.exists()]
+def _lonely(family: str, tasks: set[Task]) -> list[Path]:
+    """Heads of these tasks when no model of theirs is left (a base is of every task); the tower when none is at all."""
+    folder, left = family_folder(family), {one.task for one in available() if one.family == family and one.path}
+    heads = [projector_path(folder, family=family, task=task) for task in sorted(tasks - left)]
+    towers = [] if left else [tower_path(folder, family)]
+    return [path for path in (*([] if None in left else heads), *towers) if path.exists()]
 
 
 def _means(wanted: ModelReference, model: StoredModel) -> bool:

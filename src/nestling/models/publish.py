@@ -13,6 +13,7 @@ from nestling._util.files import Progress, no_progress, sha256_file
 from nestling.errors import FileFormatError, UsageError
 from nestling.formats.card import SUMS, Card, card_path
 from nestling.formats.gguf import GGUFFile
+from nestling.formats.mmproj import VisionFile, tower_path
 from nestling.formats.multivector_head import Projector, projector_path
 from nestling.models import hub
 from nestling.models.families import by_file_name
@@ -65,14 +66,15 @@ def plan(
         raise UsageError(f"repository={repository!r}: org/name is expected", param="repository")
     models = _models(folder, task, progress)
     licence = _licence(folder, models[0])
-    head = _head_card(folder, models[0])
-    readme = _head(models, base_model, licence) + _body(models, repository, scores, head)
+    head, tower = _head_card(folder, models[0]), _tower_card(folder, models[0])
+    readme = _head(models, base_model, licence) + _body(models, repository, scores, (head, tower))
     hub.check_metadata(readme)
     sums = "".join(f"{model.card.sha256}  {model.card.file}\n" for model in models)
     paths = {path.name: path for model in models for path in (model.path, card_path(model.path))}
-    if head:
-        sums += f"{head.sha256}  {head.file}\n"
-        paths |= {one.name: one for one in (folder / head.file, card_path(folder / head.file))}
+    for one in (head, tower):
+        if one:
+            sums += f"{one.sha256}  {one.file}\n"
+            paths |= {path.name: path for path in (folder / one.file, card_path(folder / one.file))}
     return Publication(repository, readme, {README: readme.encode(), SUMS: sums.encode(), **licence, **paths})
 
 
@@ -128,6 +130,19 @@ def _head_card(folder: Path, model: _Model) -> Card | None:
     if not path.is_file():
         return None
     Projector.open(path).check_fits(path, model.spec)
+    return _own_card(path)
+
+
+def _tower_card(folder: Path, model: _Model) -> Card | None:
+    """The card of the models' vision tower; None when there is none, FileFormatError when it is not theirs."""
+    path = tower_path(folder, model.spec.family)
+    if not path.is_file():
+        return None
+    VisionFile.open(path).check_fits(width=model.spec.dimensions[-1], source=model.spec.source)
+    return _own_card(path)
+
+
+def _own_card(path: Path) -> Card:
     card = Card.read(path)
     if card is None or sha256_file(path) != card.sha256:
         raise FileFormatError(f"{path}: not the file that its card is for; `nestling build` makes it again")
@@ -175,7 +190,8 @@ def _head(models: Sequence[_Model], base_model: str | None, licence: Mapping[str
     return hub.front_matter(fields)
 
 
-def _body(models: Sequence[_Model], repository: str, scores: str, head: Card | None) -> str:
+def _body(models: Sequence[_Model], repository: str, scores: str, beside: tuple[Card | None, Card | None]) -> str:
+    head, tower = beside
     spec, quant = models[0].spec, _usual(models)
     parts = [
         f"# {repository.rpartition('/')[2]}",
@@ -190,6 +206,7 @@ def _body(models: Sequence[_Model], repository: str, scores: str, head: Card | N
         "## Files",
         table(["file", "bits per weight", "MiB", "sha256"], [_row(model.card) for model in models]),
         *([f"`{head.file}` makes multi-vectors of them, one vector a token; nestling reads it."] if head else []),
+        *([f"`{tower.file}` lets them take images; nestling and llama.cpp read it."] if tower else []),
         *([scores.strip()] if scores.strip() else []),
         _usage(spec, repository, quant),
         _origin(models[0].card),

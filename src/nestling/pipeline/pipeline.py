@@ -16,6 +16,8 @@ from nestling._util.version import __version__
 from nestling.errors import FileFormatError
 from nestling.formats.card import Card, write_sums
 from nestling.formats.gguf import GGUFFile
+from nestling.formats.mmproj import STEM as TOWER_STEM
+from nestling.formats.mmproj import tower_path
 from nestling.formats.multivector_head import projector_path
 from nestling.formats.quant_types import FLOAT_FILE_TYPES
 from nestling.pipeline.conversion.adapters import KIND as ADAPTER_KIND
@@ -24,7 +26,10 @@ from nestling.pipeline.conversion.checkpoint import Checkpoint
 from nestling.pipeline.conversion.convert import convert
 from nestling.pipeline.conversion.merge import text_tensors
 from nestling.pipeline.conversion.multivector import KIND, write_projector
-from nestling.pipeline.eta import OBSERVE_A_TOKEN, Whole, file_effort, weights
+from nestling.pipeline.conversion.vision import KIND as TOWER_KIND
+from nestling.pipeline.conversion.vision import write_tower
+from nestling.pipeline.conversion.vision_config import has_tower, tower_shape
+from nestling.pipeline.eta import CONVERT, OBSERVE_A_TOKEN, Whole, file_effort, weights
 from nestling.pipeline.quantization.kept_imatrix import WITHOUT, CollectMatrix, MadeMatrix, keep, kept, matrix_path
 from nestling.pipeline.quantization.plan import Mix
 from nestling.pipeline.quantization.quantize import quantize_many
@@ -79,6 +84,7 @@ class Pipeline:
         """
         self.whole.expect(dict(self._efforts(tasks, file_types)))
         with lock(self.folder / ".lock", what=str(self.folder)):
+            self._tower_if_any()
             built = [file for task in tasks for file in self._task(task, list(dict.fromkeys((BASE, *file_types))))]
             write_sums(self.folder)
         return built
@@ -90,6 +96,7 @@ class Pipeline:
         """
         self.whole.expect(dict(self._efforts([None], file_types)))
         with lock(self.folder / ".lock", what=str(self.folder)):
+            self._tower_if_any()
             adapters = [self._adapter(task) for task in Task]
             built = self._task(None, list(dict.fromkeys((BASE, *file_types))))
             for task in Task:
@@ -112,6 +119,30 @@ class Pipeline:
         if self.collect and set(file_types).difference(WITHOUT):
             effort = OBSERVE_A_TOKEN * self.collect.tokens * weights(shapes) / self.threads
             yield from ((matrix_path(self.folder, task).name, effort) for task in tasks)
+        if has_tower(self.checkpoint):
+            name = tower_path(self.folder, self.family).name
+            yield name, CONVERT * weights(tower_shape(self.checkpoint).tensors())
+
+    def tower(self, out: Path | None = None) -> BuiltFile:
+        """Make the vision tower alone, one for all tasks, under its published name or another; errors as `build`."""
+        if out:
+            return self._tower(out)
+        with lock(self.folder / ".lock", what=str(self.folder)):
+            built = self._tower(tower_path(self.folder, self.family))
+            write_sums(self.folder)
+        return built
+
+    def _tower_if_any(self) -> None:
+        if has_tower(self.checkpoint):
+            self._tower(tower_path(self.folder, self.family))
+
+    def _tower(self, path: Path) -> BuiltFile:
+        if (card := self._kept(path, made_from="", imatrix="")) and card.family == self.family:
+            self.whole.skip(path.name)
+            return BuiltFile(path, card, fresh=False)
+        progress = self.whole.part(path.name, progress=self.steps(path.name))
+        sha256 = write_tower(self.checkpoint, out=path, family=self.family, progress=progress)
+        return self._finished(replace(self._card(path, None, TOWER_KIND.name, sha256), task=TOWER_STEM))
 
     def projectors(self, tasks: Sequence[Task]) -> list[BuiltFile]:
         """Make the tasks' multi-vector heads alone; errors as `build`."""

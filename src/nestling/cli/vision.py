@@ -1,0 +1,50 @@
+"""The verb that makes a vision tower's file."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nestling._util import files
+from nestling.cli.console import Bars, say_written
+from nestling.cli.hub import open_checkpoint
+from nestling.cli.options import JsonOption
+from nestling.models import local
+
+if TYPE_CHECKING:
+    from nestling.pipeline.conversion.checkpoint import Checkpoint
+
+
+def vision(
+    checkpoint: Annotated[str, typer.Argument(help="A checkpoint folder, org/repo on the hub, or `starter`.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="A file; in the model cache by default.")
+    ] = None,
+    family: Annotated[str, typer.Option(help="The family's name in the file.")] = "jina-v4",
+    as_json: JsonOption = False,
+) -> None:
+    """Make the vision tower of a checkpoint, one file for all tasks (`mmproj-*-BF16.gguf`); `build` makes it too."""
+    name = local.STARTER if checkpoint == local.STARTER else family
+    if out:
+        files.check_output(out)
+    with Bars() as bars:
+        source = open_checkpoint(checkpoint, bars)
+        made = _streamed(source, out, name) if out and files.is_stream(out) else _made(source, out, name, bars)
+    say_written(Path(made["path"]), json.dumps(made) if as_json else f"{made['path']}: sha256 {made['sha256']}")
+
+
+def _made(source: "Checkpoint", out: Path | None, family: str, bars: Bars) -> dict[str, str]:
+    """A file with its card beside it, kept if it is there."""
+    from nestling.pipeline.pipeline import Pipeline
+
+    folder = out.parent if out else local.family_folder(family)
+    built = Pipeline(source, folder, family, threads=1, steps=bars.step).tower(out)
+    return {"path": str(built.path), "sha256": built.card.sha256}
+
+
+def _streamed(source: "Checkpoint", out: Path, family: str) -> dict[str, str]:
+    """A pipe or a device, which has no card."""
+    from nestling.pipeline.conversion.vision import write_tower
+
+    return {"path": str(out), "sha256": write_tower(source, out=out, family=family)}

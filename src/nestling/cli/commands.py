@@ -26,6 +26,7 @@ _VERBS: dict[str, Any] = {
     "list": build.list_models,
     "show": hub.show,
     "rm": hub.rm,
+    "cache": hub.cache,
     "publish": hub.publish,
     "verify": build.verify,
     "embed": embed.embed,

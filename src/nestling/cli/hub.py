@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from dataclasses import asdict
+from datetime import UTC, datetime
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +17,7 @@ from nestling.models import hub, hub_models, local
 from nestling.spec import Task
 
 if TYPE_CHECKING:
+    from nestling.engine.openvino.weight_files import Expansion
     from nestling.pipeline.conversion.checkpoint import Checkpoint
 
 
@@ -26,7 +28,7 @@ def pull(
     images: Annotated[bool, typer.Option("--images", help="With the vision tower, which images need.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Fetch a model, or a checkpoint to build from, into the hub's cache; a broken download is gone on with."""
+    """Fetch a model, or a checkpoint to build from, into the hub's cache; interrupted downloads resume."""
     with Bars() as bars:
         paths = [
             path
@@ -110,6 +112,45 @@ def rm(
         typer.echo(json.dumps({"removed": gone, "freed_bytes": freed}, indent=2))
         return
     typer.echo("\n".join([*gone, f"{freed / 2**20:,.1f} MiB freed"]))
+
+
+def cache(
+    clean: Annotated[
+        bool, typer.Option("--clean", help="Delete all of them; they are made again when a model is loaded.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the weight cache (weights expanded for the OpenVINO engine), or clean it."""
+    from nestling.engine.openvino import weight_files
+
+    limit, found = weight_files.limit_bytes(), weight_files.expansions()[::-1]
+    total, rows = sum(one.size_bytes for one in found), [_expansion(one) for one in found]
+    cells = [
+        [", ".join(one.models) or "not known", _gb(one.size_bytes), row["last_used"], "stale" if one.is_stale else ""]
+        for one, row in zip(found, rows, strict=True)
+    ]
+    for one in found if clean else []:
+        one.remove()
+    if as_json:
+        where = {"folder": str(weight_files.folder()), "limit_bytes": limit, "size_bytes": total, "removed": clean}
+        typer.echo(json.dumps(where | {"expansions": rows}, indent=2, ensure_ascii=False))
+        return
+    show_table(f"weights in {weight_files.folder()}", ["models", "size", "last used (UTC)", ""], cells)
+    typer.echo(f"{_gb(total)} {'deleted' if clean else f'of at most {_gb(limit)}'}")
+
+
+def _expansion(one: "Expansion") -> dict[str, Any]:
+    return {
+        "path": str(one.path),
+        "models": sorted(one.models),
+        "size_bytes": one.size_bytes,
+        "last_used": datetime.fromtimestamp(one.last_used, UTC).isoformat(timespec="seconds"),
+        "stale": one.is_stale,
+    }
+
+
+def _gb(size_bytes: int) -> str:
+    return f"{size_bytes / 10**9:.2f} GB"
 
 
 def publish(

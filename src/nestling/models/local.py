@@ -15,7 +15,7 @@ from typing import Self
 from nestling._util.cpu import usable_threads
 from nestling._util.data import data_folder
 from nestling._util.files import CACHE_VARIABLE, cache_folder, lock
-from nestling.engine.openvino import weight_cache
+from nestling.engine.openvino import weight_files
 from nestling.errors import BuildError, FileFormatError, ModelNotFoundError, UsageError
 from nestling.formats.card import Card, card_path, write_sums
 from nestling.formats.mmproj import tower_path
@@ -242,15 +242,12 @@ def _in_folder(folder: Path) -> list[StoredModel]:
 def remove(reference: str) -> tuple[list[str], int]:
     """Delete what a name or a hub reference means, with its cards: -> what went, and the bytes freed.
 
-    Without a task or a file type, all of them go. Paths are refused: a file of one's own is not the store's. Their
-    expanded weights go too.
+    Without a task or a file type, all of them go. Paths are refused: a user's own file is not ours to delete. Expanded
+    weights that no other file uses go too.
     """
     gone, freed = _remove(reference)
-    for path in [kept for name in gone for kept in weight_cache.kept(Path(name))]:
-        freed += path.stat().st_size
-        path.unlink()
-        gone.append(str(path))
-    return gone, freed
+    expanded = weight_files.remove_of(Path(name) for name in gone if name.endswith(".gguf"))
+    return [*gone, *(str(path) for path, _ in expanded)], freed + sum(size for _, size in expanded)
 
 
 def _remove(reference: str) -> tuple[list[str], int]:

@@ -1,18 +1,16 @@
-"""Where expanded matrices lie: a large model's in a file under the cache folder, a small one's in memory.
+"""Dequantized weights: a large model's in a file of the weight cache (`weight_files`), a small one's in memory.
 
-The file is written once and mapped into memory at every later start. The plugin makes a copy of its own in its own
-order when it first computes, after which the mapped pages can go. The file can be deleted at any time.
+The file is written once and mapped at every later start. The plugin makes a reordered copy of its own when it first
+computes, after which the mapped pages can be dropped. The file can be deleted at any time.
 """
 
 import errno
-import hashlib
 import mmap
 import os
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from glob import escape
 from math import prod
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,16 +19,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nestling._util import files
+from nestling.engine.openvino import weight_files
 from nestling.engine.openvino.int8_groups import FINE, Fill, Groups, group_of, matrices
+from nestling.errors import UsageError
 from nestling.formats.gguf import GGUFFile
 
 FORMAT = b"int8 in groups, scales float32, pages of 4096: 2"
 PAGE = 4096
-KEY_CHARACTERS = 24
 MAPPED_FROM = 1 << 28
 """Bytes of matrices from which on a file is kept: expanding so many takes longer than a second."""
 SPARE_BYTES = 1 << 30
-"""Room that must be left on the disk for others, or nothing is kept there."""
+"""Free space that stays on the disk for others, or nothing is kept there."""
+IN_MEMORY = "weights are expanded at every start and kept in memory"
 
 
 class Store(Protocol):
@@ -41,12 +41,12 @@ class Store(Protocol):
         ...
 
     def release(self) -> None:
-        """Let go of the memory of what was read; it is read again from the disk if it is wanted."""
+        """Drop the resident pages of what was read; they fault back in on access."""
         ...
 
 
 class InMemory:
-    """Matrices that are made at every start."""
+    """Matrices that are expanded at every start."""
 
     def matrix(self, rows: int, width: int, group: int, fill: Fill) -> Groups:
         """The matrix, made now."""
@@ -55,7 +55,7 @@ class InMemory:
         return made
 
     def release(self) -> None:
-        """Nothing can be let go."""
+        """Nothing can be dropped."""
 
 
 class Mapped:
@@ -74,11 +74,11 @@ class Mapped:
         return kept
 
     def release(self) -> None:
-        """Give the pages back to the system."""
+        """Drop the resident pages."""
         release(self._bytes)
 
     def flush(self) -> None:
-        """See that what was written is in the file."""
+        """Write what is in memory to the file."""
         self._bytes.flush()
 
     def _next(self, shape: tuple[int, ...], kind: np.dtype[Any]) -> NDArray[Any]:
@@ -88,33 +88,23 @@ class Mapped:
         return self._bytes[start:stop].view(kind).reshape(shape)
 
 
-def kept(path: Path) -> list[Path]:
-    """The files that keep the expanded matrices of a model file of this name; not one that is being written."""
-    return sorted(_folder().glob(f"{escape(path.stem)}-{'?' * KEY_CHARACTERS}.int8")) if path.suffix == ".gguf" else []
-
-
-def _folder() -> Path:
-    return files.cache_folder() / "expanded"
-
-
 @contextmanager
 def store(file: GGUFFile, *, adapters: Sequence[GGUFFile] = (), lanes: int = 0) -> Iterator[Store]:
     """Where this file's matrices lie, or come to lie when the block ends well.
 
-    With adapters, each matrix has so many lanes of them too. Where the disk does not take the file, which is a
-    warning, the matrices stay in memory.
+    With adapters, each matrix has so many lanes of them too. Where the cache cannot be written and does not hold them,
+    the matrices stay in memory, which is a warning.
     """
-    most = _most_bytes(file, lanes)
+    most, limit = _most_bytes(file, lanes), weight_files.limit_bytes()
     if most < MAPPED_FROM:
         yield InMemory()
         return
-    path = _folder() / f"{file.path.stem}-{_key([file, *adapters])}.int8"
     with ExitStack() as stack:
         try:
-            stack.enter_context(files.lock(path.with_suffix(".lock"), what=str(path)))
-            found: Store = Mapped(path, fresh=False) if path.exists() else stack.enter_context(_written(path, most))
-        except OSError as error:
-            reason = f"{path}: {error.strerror}; weights are expanded at every start and kept in memory"
+            found: Store = stack.enter_context(_in_cache([file, *adapters], most, limit))
+        except (OSError, UsageError) as error:
+            where = getattr(error, "filename", None) or file.path
+            reason = f"{where}: {getattr(error, 'strerror', None) or error}; {IN_MEMORY}"
             warnings.warn(reason, RuntimeWarning, stacklevel=2)
             found = InMemory()
         yield found
@@ -122,21 +112,39 @@ def store(file: GGUFFile, *, adapters: Sequence[GGUFFile] = (), lanes: int = 0) 
 
 
 @contextmanager
+def _in_cache(sources: Sequence[GGUFFile], most: int, limit: int) -> Iterator[Mapped]:
+    """The mapped file, written when the block ends if nobody has; one that is there takes no right to write."""
+    layout = FORMAT + bytes([group_of(sources[0])])
+    stamps = weight_files.stamps_of((file.path, file.data) for file in sources)
+    path = weight_files.place(stamps, layout)
+    with ExitStack() as stack:
+        if not path.exists():
+            stack.enter_context(files.lock(path.with_suffix(".lock"), what=f"expanded weights of {sources[0].path}"))
+        if path.exists():
+            yield Mapped(path, fresh=False)
+        else:
+            weight_files.make_room(most, limit)
+            with _written(path, most) as mapped:
+                yield mapped
+        weight_files.note_use(path, stamps)
+
+
+@contextmanager
 def _written(path: Path, most: int) -> Iterator[Mapped]:
-    """A new file, whose room is there before the first byte is written through its mapping."""
+    """A new file, whose blocks are allocated before the first byte is written through its mapping."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if shutil.disk_usage(path.parent).free < most + SPARE_BYTES:
         raise OSError(errno.ENOSPC, f"less than {(most + SPARE_BYTES) / (1 << 30):.1f} GiB free")
     with files.atomic_write(path) as part:
         _reserve(part.fileno(), most)
-        mapped = Mapped(Path(part.name), fresh=True)
+        mapped = Mapped(path.with_name(f"{path.name}.part"), fresh=True)
         yield mapped
         mapped.flush()
         part.truncate(mapped.size)
 
 
 def _reserve(descriptor: int, size: int) -> None:
-    """Take the room now: without it, a full disk would end the process in the middle of a write to the mapping."""
+    """Allocate the blocks now: a disk that fills up would end the process in a write to the mapping (SIGBUS)."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(descriptor, 0, size)
     else:
@@ -144,24 +152,14 @@ def _reserve(descriptor: int, size: int) -> None:
 
 
 def release(mapped: NDArray[Any]) -> None:
-    """Let the pages of a mapped file go; they are read again when they are wanted."""
+    """Drop resident pages (MADV_DONTNEED); they fault back in on access."""
     owner = mapped.base
     if isinstance(owner, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
         owner.madvise(mmap.MADV_DONTNEED)
 
 
 def _most_bytes(file: GGUFFile, lanes: int) -> int:
-    """No less than the expanded matrices take, each with its pages' rests."""
+    """An upper bound of what the expanded matrices take, each padded to whole pages."""
     shapes = [info.shape for info in matrices(file)]
     values = sum((rows + lanes) * width for rows, width in shapes)
     return values * (FINE + 4) // FINE + 4 * PAGE * len(shapes)
-
-
-def _key(sources: Sequence[GGUFFile]) -> str:
-    """What a kept file is good for: these headers, sizes and times of change, in this format."""
-    digest = hashlib.blake2b(FORMAT + bytes([group_of(sources[0])]), digest_size=KEY_CHARACTERS // 2)
-    for file in sources:
-        start = min(info.offset for info in file.tensors.values())
-        stat = file.path.stat()
-        digest.update(file.data[:start].tobytes() + f"{stat.st_size} {stat.st_mtime_ns}".encode())
-    return digest.hexdigest()

@@ -1,0 +1,217 @@
+"""The weight cache's folder: which file holds whose weights, what is stale, what is evicted.
+
+    <key>.int8    expanded weights; the key is a hash of the bytes of all files that they were made from
+    <key>.json    which models use them, and the stamp and hash of each of their files
+
+Hashing a model takes a second or two, so a file's hash is remembered with its stamp: device, inode, size and both times
+of change. Programs can set the time of modification (`cp -p`, rsync, container layers) but not the other one, which the
+kernel keeps; where the file system keeps none (a read-only image), the bytes are hashed at every start. So two files
+with different bytes never share weights, and copies and renamed files do. Knows nothing of what the weights are.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nestling._util import files
+from nestling._util.cpu import usable_threads
+from nestling.errors import NestlingError, UsageError
+
+SUFFIX = ".int8"
+LIMIT_VARIABLE = "NESTLING_WEIGHT_CACHE_GB"
+DEFAULT_LIMIT_GB = 20.0
+GB = 10**9
+KEY_CHARACTERS = 32
+_PIECE_BYTES = 1 << 26
+Stamps = dict[str, list[str]]
+"""The files that a model consists of: absolute path -> (stamp, hash of the bytes)."""
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """One file of expanded weights; `models` are the model files that use it, each with the files it consists of."""
+
+    path: Path
+    models: dict[str, Stamps]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes on the disk; 0 for one that has just been evicted."""
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    @property
+    def last_used(self) -> float:
+        """When an engine last loaded it, in seconds since the epoch."""
+        return self.path.stat().st_atime if self.path.exists() else 0.0
+
+    @cached_property
+    def is_stale(self) -> bool:
+        """True when no model is left that it was made from: all are gone or have changed."""
+        return not any(map(_is_current, self.models.values()))
+
+    def use(self, model: str, stamps: Stamps) -> None:
+        """Note that a model uses it, now; where nothing can be written, nothing is noted."""
+        with suppress(OSError, NestlingError):
+            if self.models.get(model) != stamps:
+                self._write(self.models | {model: stamps})
+            os.utime(self.path, ns=(time.time_ns(), self.path.stat().st_mtime_ns))
+
+    def leave(self, model: str) -> bool:
+        """Note that a model no longer uses it; True when it went, since no other does."""
+        left = {name: stamps for name, stamps in self.models.items() if name != model and _is_current(stamps)}
+        if left:
+            self._write(left)
+            return False
+        self.remove()
+        return True
+
+    def remove(self) -> None:
+        """Delete it. An engine that has it mapped keeps what it mapped."""
+        for end in (SUFFIX, ".json", ".lock"):
+            self.path.with_suffix(end).unlink(missing_ok=True)
+
+    def _write(self, models: dict[str, Stamps]) -> None:
+        with files.atomic_write(self.path.with_suffix(".json")) as out:
+            out.write(json.dumps({"models": models}, indent=1).encode())
+
+
+def folder() -> Path:
+    """Where the files lie."""
+    return files.cache_folder() / "expanded"
+
+
+def limit_bytes() -> int:
+    """What all files together may take: `$NESTLING_WEIGHT_CACHE_GB` (0 keeps none), 20 GB by default."""
+    text = os.environ.get(LIMIT_VARIABLE) or str(DEFAULT_LIMIT_GB)
+    try:
+        found = float(text)
+    except ValueError:
+        found = -1.0
+    if not 0 <= found < float("inf"):
+        raise UsageError(f"{LIMIT_VARIABLE}={text!r}: expected a number of gigabytes, such as 20")
+    return int(found * GB)
+
+
+def expansions() -> list[Expansion]:
+    """All files of expanded weights, the one that was used last at the end; not one that is being written."""
+    found = [Expansion(path, _models(path)) for path in folder().glob(f"*{SUFFIX}")]
+    return sorted(found, key=lambda one: (one.last_used, one.path))
+
+
+def stamps_of(sources: Iterable[tuple[Path, NDArray[np.uint8]]]) -> Stamps:
+    """The stamp and the hash of each of a model's files; hashes that are known for a stamp are not made again."""
+    known = {
+        (path, stamp): sha256
+        for one in expansions()
+        for stamps in one.models.values()
+        for path, (stamp, sha256) in stamps.items()
+    }
+    found: Stamps = {}
+    for path, data in sources:
+        name, stamp = str(path.absolute()), _stamp(path)
+        remembered = known.get((name, stamp)) if _keeps_times(path) else None
+        found[name] = [stamp, remembered or content_hash(data)]
+    return found
+
+
+def place(stamps: Stamps, layout: bytes) -> Path:
+    """Where the weights of these files lie, or come to lie, in this layout."""
+    key = hashlib.sha256(layout)
+    for _, sha256 in stamps.values():
+        key.update(sha256.encode())
+    return folder() / f"{key.hexdigest()[:KEY_CHARACTERS]}{SUFFIX}"
+
+
+def note_use(path: Path, stamps: Stamps) -> None:
+    """Note that the weights at `path` are used by these files, the model's first; what it used before it changed goes.
+
+    Where nothing can be written, nothing is noted.
+    """
+    model = next(iter(stamps))
+    Expansion(path, _models(path)).use(model, stamps)
+    with suppress(OSError, NestlingError):
+        for one in expansions():
+            if one.path != path and model in one.models and not _is_current(one.models[model]):
+                one.leave(model)
+
+
+def make_room(size: int, limit: int) -> None:
+    """Evict until so many bytes more fit below the limit: stale files first, then those not used for longest.
+
+    OSError when they can never fit.
+    """
+    if size > limit:
+        raise OSError(errno.ENOSPC, f"{size / GB:.1f} GB are more than {LIMIT_VARIABLE} allows ({limit / GB:g} GB)")
+    found = expansions()
+    total = sum(one.size_bytes for one in found)
+    for one in sorted(found, key=lambda one: not one.is_stale):
+        if total + size > limit:
+            total -= one.size_bytes
+            one.remove()
+
+
+def remove_of(models: Iterable[Path]) -> list[tuple[Path, int]]:
+    """Delete what only these model files use: -> each deleted file and its size in bytes."""
+    gone = []
+    for model in (str(path.absolute()) for path in models):
+        for one in expansions():
+            size = one.size_bytes
+            if model in one.models and one.leave(model):
+                gone.append((one.path, size))
+    return gone
+
+
+def content_hash(data: NDArray[np.uint8]) -> str:
+    """A hash of all bytes, in hex: the SHA-256 of the SHA-256s of 64 MiB pieces, made on all usable threads."""
+    pieces = [data[start : start + _PIECE_BYTES] for start in range(0, len(data), _PIECE_BYTES)]
+    with ThreadPoolExecutor(usable_threads()) as pool:
+        return hashlib.sha256(b"".join(pool.map(_digest, pieces))).hexdigest()
+
+
+def _digest(piece: NDArray[np.uint8]) -> bytes:
+    return hashlib.sha256(piece.data).digest()
+
+
+def _stamp(path: Path) -> str:
+    """What changes whenever a file's bytes do, where the file system keeps times."""
+    found = path.stat()
+    return f"{found.st_dev} {found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
+
+
+def _keeps_times(path: Path) -> bool:
+    """False for a read-only image, whose only time is the one that its maker set."""
+    found = path.stat()
+    return not (os.statvfs(path).f_flag & os.ST_RDONLY and found.st_mtime_ns == found.st_ctime_ns)
+
+
+def _is_current(stamps: Stamps) -> bool:
+    """True when every file is there and has not changed."""
+    try:
+        return all(_stamp(Path(path)) == stamp for path, (stamp, _) in stamps.items())
+    except OSError:
+        return False
+
+
+def _models(path: Path) -> dict[str, Stamps]:
+    """What the JSON beside expanded weights says; nothing when it is not there or spoilt."""
+    try:
+        raw: Any = json.loads(path.with_suffix(".json").read_bytes())["models"]
+        return {str(model): _sound(stamps) for model, stamps in raw.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
+
+
+def _sound(stamps: Any) -> Stamps:  # noqa: ANN401 - JSON
+    return {str(path): [str(stamp), str(sha256)] for path, (stamp, sha256) in stamps.items()}

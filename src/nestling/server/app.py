@@ -19,6 +19,7 @@ from nestling.server.api.dialect import Dialect
 from nestling.server.api.endpoint import Endpoint
 from nestling.server.api.openapi import document
 from nestling.server.api.registry import DIALECTS
+from nestling.server.api.routing import speakers
 from nestling.server.core.model_pool import Load
 from nestling.server.core.refusals import UnavailableError
 from nestling.server.core.service import Service
@@ -47,9 +48,9 @@ def create_app(
         yield
         await service.stop()
 
-    respond = _writer(dialects)
+    respond = _writer(dialects, settings.dialect)
     routes = [*_spoken(dialects, service), *_watching(service, dialects), *_pages()]
-    paths = [route.path for route in routes]
+    paths = [(route.path, method) for route in routes for method in route.methods or ()]
     assert len(set(paths)) == len(paths), "two routes have the same path"
     app = Starlette(
         routes=routes,
@@ -70,14 +71,16 @@ class NamedRoute(Route):
         return match, {**child, "route": self} if match is not Match.NONE else child
 
 
-def _writer(dialects: Sequence[Dialect]) -> Respond:
-    by_path = {path: dialect for dialect in dialects for route in dialect.routes for path in (route.path, *route.also)}
+def _writer(dialects: Sequence[Dialect], preferred: str | None) -> Respond:
+    by_path = {path: spoken[0].dialect for (path, _), spoken in speakers(dialects, preferred).items()}
+    by_name = {dialect.name: dialect for dialect in dialects}
 
     def respond(scope: Scope, problem: Problem) -> Response:
         route = scope.get("route")
         path: str = route.path if route else scope["path"]
-        body = by_path.get(path, dialects[0]).error(problem)
-        return Response(body, problem.status, dict(problem.headers), _JSON)
+        prefixed = by_name.get(path.split("/")[1], dialects[0])
+        dialect: Dialect = scope.get("dialect") or by_path.get(path, prefixed)
+        return Response(dialect.error(problem), dialect.status(problem), dict(problem.headers), _JSON)
 
     return respond
 
@@ -110,10 +113,8 @@ def _guards(service: Service, respond: Respond) -> list[Middleware]:
 def _spoken(dialects: Sequence[Dialect], service: Service) -> list[NamedRoute]:
     bodies = Bodies(service.settings.max_body_bytes)
     return [
-        NamedRoute(path, Endpoint(route, service, bodies), methods=[route.method])
-        for dialect in dialects
-        for route in dialect.routes
-        for path in (route.path, *route.also)
+        NamedRoute(path, Endpoint(spoken, service, bodies), methods=[method])
+        for (path, method), spoken in speakers(dialects, service.settings.dialect).items()
     ]
 
 

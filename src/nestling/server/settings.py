@@ -98,6 +98,18 @@ def _token_input(value: Any) -> TokenInput:  # noqa: ANN401 - a text
     return _choice(str(value), TokenInput)
 
 
+class DialectName(StrEnum):
+    """Whose clients are understood; each is also served below a prefix of its name."""
+
+    OPENAI = "openai"
+    JINA = "jina"
+    LLAMA_SERVER = "llama-server"
+
+
+def _dialect(value: Any) -> str:  # noqa: ANN401 - a text
+    return _choice(str(value), DialectName)
+
+
 def _half_of_memory_mb() -> int:
     return usable_memory() // 2 // MIB
 
@@ -150,6 +162,12 @@ class ServeSettings:
     preload: bool = field(default=False, metadata=_switch("Load every model before the server is ready."))
     token_input: TokenInput = field(
         default=TokenInput.REJECT, metadata=_text("Token ids: reject, model or cl100k.", "MODE", _token_input)
+    )
+    dialect: str | None = field(
+        default=None,
+        metadata={
+            "setting": Setting(_dialect, "Whose API a path means that several have.", "NAME", "as the body says")
+        },
     )
     alias: tuple[str, ...] = field(default=(), metadata=_list("NAME or NAME=MODEL: another name for a model.", "NAME"))
     api_key: tuple[str, ...] = field(

@@ -1,7 +1,8 @@
 """What a dialect of HTTP is: its routes, each with its request model and answer writer, and the shape of its errors.
 
 A dialect is one module with a `DIALECT`, and one line in `registry`. It translates: bodies to what the service is
-asked for (`core.requests`), and what that answers to bytes.
+asked for (`core.requests`), and what that answers to bytes. Two dialects may have the same path: the body decides by
+the fields that a route claims. Every dialect is also served below a prefix of its own name (`/tei/rerank`).
 """
 
 from collections.abc import AsyncGenerator, Callable, Mapping
@@ -16,13 +17,14 @@ Result = TypeVar("Result")
 Read = TypeVar("Read", bound=Body)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Call:
-    """One request on its way through a route: its body, and the parameters of its path."""
+    """One request on its way through a route: its body, the parameters of its path, and warnings for its answer."""
 
     service: Service
     body: bytes = b""
     path: Mapping[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
     async def read(self, model: type[Read]) -> Read:
         """The body as the dialect's model; UsageError for one that is not."""
@@ -44,7 +46,7 @@ class Route:
     """One path: a POST where there is a body, otherwise a GET (and HEAD).
 
     `also`: other paths of the same, left out of the OpenAPI document. A path parameter that takes slashes is
-    `{name:path}`.
+    `{name:path}`. `claims`: fields of a body that make a path which other dialects have too this route's.
     """
 
     path: str
@@ -52,6 +54,7 @@ class Route:
     text: str
     body: type[Body] | None = None
     also: tuple[str, ...] = ()
+    claims: frozenset[str] = frozenset()
 
     @property
     def method(self) -> Literal["GET", "POST"]:
@@ -59,10 +62,15 @@ class Route:
         return "POST" if self.body else "GET"
 
 
+def _same_status(problem: Problem) -> int:
+    return problem.status
+
+
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """Routes that one kind of client asks for, and how it expects errors: a problem -> a JSON body."""
+    """Routes that one kind of client asks for, and how it expects errors: a problem -> a JSON body and a status."""
 
     name: str
     routes: tuple[Route, ...]
     error: Callable[[Problem], bytes]
+    status: Callable[[Problem], int] = _same_status

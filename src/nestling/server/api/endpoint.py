@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing
 from typing import Any
 
@@ -10,24 +10,29 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from nestling.server.api.dialect import Call, Route
+from nestling.server.api.dialect import Call
+from nestling.server.api.routing import Spoken, spoken_for
 from nestling.server.core.service import Service
 from nestling.server.http.limits import Bodies, admitted
 
+WARNING = b"x-nestling-warning"
 CLIENT_LEFT = 499
 """nginx's status for a client that closed its connection before the answer."""
 
 
 class Endpoint:
-    """One route. What a request holds (its place, its vectors) is given back once its last byte has left."""
+    """One path, spoken by one dialect or by several that the body tells apart.
 
-    def __init__(self, route: Route, service: Service, bodies: Bodies) -> None:
-        self._route, self._service, self._bodies = route, service, bodies
+    What a request holds (its place, its vectors) is given back once its last byte has left.
+    """
+
+    def __init__(self, spoken: Sequence[Spoken], service: Service, bodies: Bodies) -> None:
+        self._spoken, self._service, self._bodies = spoken, service, bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         request = Request(scope, receive)
-        if self._route.body is None:
+        if self._spoken[0].route.body is None:
             await self._answered(request, send, b"")
             return
         with admitted(self._service):
@@ -39,23 +44,31 @@ class Endpoint:
     async def _answered(self, request: Request, send: Send, body: bytes, read: AsyncExitStack | None = None) -> None:
         gone = asyncio.ensure_future(request.receive())
         try:
-            async with aclosing(self._route.handler(Call(self._service, body, request.path_params))) as pieces:
+            call = Call(self._service, body, request.path_params)
+            chosen = await call.run(spoken_for, self._spoken, body)
+            request.scope["dialect"] = chosen.dialect
+            async with aclosing(chosen.route.handler(call)) as pieces:
                 first = await _unless(gone, pieces)
                 if read:
                     await read.aclose()  # the body has been used
                 if first is None:
                     await Response(status_code=CLIENT_LEFT)(request.scope, request.receive, send)
                     return
-                await self._send(first, pieces, send, gone)
+                headers = [(b"content-type", b"application/json"), *_warning(call.warnings)]
+                await self._send(first, pieces, send, gone, headers)
         finally:
             gone.cancel()
 
     async def _send(
-        self, piece: bytes, pieces: AsyncGenerator[bytes, None], send: Send, gone: asyncio.Future[Any]
+        self,
+        piece: bytes,
+        pieces: AsyncGenerator[bytes, None],
+        send: Send,
+        gone: asyncio.Future[Any],
+        headers: list[tuple[bytes, bytes]],
     ) -> None:
         spent = -time.perf_counter()
         following = await anext(pieces, None)
-        headers = [(b"content-type", b"application/json")]
         if following is None:
             headers.append((b"content-length", b"%d" % len(piece)))
         spent += time.perf_counter()
@@ -68,6 +81,12 @@ class Endpoint:
             spent += time.perf_counter()
         await send({"type": "http.response.body", "body": piece})
         self._service.metrics.stage.labels("serialize").observe(spent)
+
+
+def _warning(warnings: Sequence[str]) -> Iterator[tuple[bytes, bytes]]:
+    """A header for what a client should know and its answer has no field for."""
+    if warnings:
+        yield WARNING, "; ".join(warnings).encode("ascii", "replace")
 
 
 async def _unless(gone: asyncio.Future[Any], pieces: AsyncGenerator[bytes, None]) -> bytes | None:

@@ -11,7 +11,7 @@ from nestling.server.api.answers import Form
 from nestling.server.api.bodies import Body
 from nestling.server.api.dialect import Call, Dialect, Route
 from nestling.server.core.refusals import InvalidError, TooLargeError
-from nestling.server.core.requests import RankedDocuments, Ranking
+from nestling.server.core.requests import RankedDocuments, Ranking, Reading
 
 
 class JinaFields(Body):
@@ -49,6 +49,8 @@ class RerankRequest(Body):
     """maxsim: the vectors of all tokens, averaged over the query's (default); cosine: one vector a text."""
     truncate: bool | None = None
     """Cut texts on the right that are too long, instead of refusing them."""
+    truncate_prompt_tokens: int | None = None
+    """Cut texts on the right to so many tokens, the prefix included; -1 is the model's limit."""
 
     def texts(self, *, most: int) -> list[str]:
         """The candidates' texts; InvalidError naming the one that has none, TooLargeError for more than `most`."""
@@ -74,9 +76,15 @@ async def _rerank(call: Call) -> AsyncGenerator[bytes, None]:
         message = "model: a role has no meaning here: the query is one, the documents passages"
         raise InvalidError(message, param="model")
     wanted = Ranking(
-        request.query, texts, target, scoring=scoring, top_n=request.top_n, truncate=bool(request.truncate)
+        request.query,
+        texts,
+        target,
+        scoring=scoring,
+        top_n=request.top_n,
+        reading=Reading(truncate=bool(request.truncate), limit=request.truncate_prompt_tokens),
     )
     found = await call.service.ranked(wanted)
+    call.warnings.extend(found.warnings)
     name = request.model or call.service.catalog.default.name
     yield ranking(found, texts if request.return_documents else None, scoring=scoring, model=name)
 

@@ -13,7 +13,7 @@ from nestling.server.api.dialect import Call, Dialect, Route
 from nestling.server.api.jina import JinaFields
 from nestling.server.core.catalog import Served
 from nestling.server.core.refusals import InvalidError, agreed
-from nestling.server.core.requests import Embedded, Embedding, Output
+from nestling.server.core.requests import Embedded, Embedding, Output, Reading
 from nestling.vectors import Floats
 
 
@@ -97,14 +97,14 @@ async def _embeddings(call: Call) -> AsyncGenerator[bytes, None]:
     wanted = Embedding(
         inputs,
         call.service.catalog.target(request.model, task=request.task, roles=roles),
+        Reading(truncate=bool(request.truncate), limit=request.truncate_prompt_tokens),
         dimensions=request.dimensions,
-        truncate=bool(request.truncate),
-        truncate_to=request.truncate_prompt_tokens,
         normalized=request.normalized is not False,
         output=request.output,
     )
     name = request.model or call.service.catalog.default.name
     async with call.service.embedded(wanted) as found:
+        call.warnings.extend(found.warnings)
         for piece in answers.pieces(embeddings(found, wanted.output, form=form, model=name)):
             yield piece
 

@@ -1,13 +1,16 @@
 """An input to token ids, within the limits that the request and the model set. Runs no engine and knows no HTTP."""
 
+from collections.abc import Sequence
 from typing import cast
+
+import numpy as np
 
 from nestling.engine.protocol import TokenIds
 from nestling.errors import TextError
 from nestling.models.embedder import Embedder
 from nestling.server.core import cl100k
 from nestling.server.core.refusals import InvalidError
-from nestling.server.core.requests import Embedding, Inputs, are_texts
+from nestling.server.core.requests import Embedding, Reading, are_texts
 from nestling.server.settings import TokenInput
 from nestling.spec import ModelSpec, Role
 
@@ -15,11 +18,11 @@ SHORTEST_CUT = 16
 """Below so many tokens, a cut may leave nothing but the prefix, and is checked."""
 
 
-def limit_of(wanted: Embedding, spec: ModelSpec) -> int | None:
+def limit_of(reading: Reading, spec: ModelSpec) -> int | None:
     """Tokens that a text is cut to, prefix included; None where a longer text is refused."""
-    most = wanted.truncate_to
+    most = reading.limit
     if most is None or most == -1:
-        return spec.max_tokens if wanted.truncate or most == -1 else None
+        return spec.max_tokens if reading.truncate or most == -1 else None
     if not 1 <= most <= spec.max_tokens:
         raise InvalidError(
             f"truncate_prompt_tokens={most}: expected 1 to {spec.max_tokens}, or -1 for {spec.max_tokens}",
@@ -35,30 +38,80 @@ class Reader:
         self._mode = mode
         self._text_of = cl100k.text_reader() if mode is TokenInput.CL100K else None
 
-    def read(self, inputs: Inputs, embedder: Embedder, *, role: Role | None, limit: int | None) -> list[TokenIds]:
+    def read(self, wanted: Embedding, embedder: Embedder) -> list[TokenIds]:
         """B inputs -> B arrays of ids for the model, each within its limit. UsageError for what is not."""
+        inputs, role, reading = wanted.inputs, wanted.target.role, wanted.reading
         if are_texts(inputs):
-            return _tokenized(inputs, embedder, role=role or Role.QUERY, limit=limit)
+            return tokenized(inputs, embedder, role=role, reading=reading)
         lists = cast("list[TokenIds]", inputs)
         if self._text_of is not None:
             texts = self._text_of([one.tolist() for one in lists])
-            return _tokenized(texts, embedder, role=role or Role.QUERY, limit=limit)
+            return tokenized(texts, embedder, role=role, reading=reading)
         if self._mode is TokenInput.REJECT:
             raise _ids_refused()
         if role not in (None, Role.RAW):
             raise InvalidError("prompt_name: token ids take no prefix", param="prompt_name")
+        limit = limit_of(reading, embedder.spec)
         return [_own(one, index, embedder, limit=limit) for index, one in enumerate(lists)]
 
 
-def _tokenized(texts: list[str], embedder: Embedder, *, role: Role, limit: int | None) -> list[TokenIds]:
+def tokenized(
+    texts: Sequence[str], embedder: Embedder, *, role: Role | None, reading: Reading, default: Role = Role.QUERY
+) -> list[TokenIds]:
+    """B texts -> B arrays of ids: prefix, text, ending, within the limit. UsageError for what is not."""
+    limit = limit_of(reading, embedder.spec)
+    if not (role is None and reading.typed and any(typed := _are_typed(texts, embedder.spec))):
+        return _cut(texts, embedder, role=role or default, limit=limit, from_left=reading.from_left)
+    as_typed = _cut(texts, embedder, role=Role.RAW, limit=limit, from_left=reading.from_left)
+    prefixed = _cut(texts, embedder, role=default, limit=limit, from_left=reading.from_left)
+    return [one if has else other for has, one, other in zip(typed, as_typed, prefixed, strict=True)]
+
+
+def doubled(texts: Sequence[str], spec: ModelSpec, *, role: Role | None, reading: Reading) -> list[str]:
+    """A warning for texts that begin with a prefix of the model and got another one in front of it."""
+    if role is Role.RAW or (role is None and reading.typed):
+        return []
+    places = [index for index, typed in enumerate(_are_typed(texts, spec)) if typed]
+    if not places:
+        return []
+    more = f" and {len(places) - 1} more" if len(places) > 1 else ""
+    return [f"input {places[0]}{more}: begins with a prefix and got another; prompt_name=raw adds none"]
+
+
+def _are_typed(texts: Sequence[str], spec: ModelSpec) -> list[bool]:
+    prefixes = tuple(prefix for prefix in spec.prefixes.values() if prefix)
+    return [text.startswith(prefixes) for text in texts]
+
+
+def _cut(texts: Sequence[str], embedder: Embedder, *, role: Role, limit: int | None, from_left: bool) -> list[TokenIds]:
     ids = embedder.tokenize(texts, prompt_name=role, truncate=limit is not None)
     if limit is None:
         return ids
-    if limit < SHORTEST_CUT and limit <= (prefix := len(embedder.tokenizer.encode([embedder.spec.prefix(role)])[0])):
+    prefix = embedder.tokenizer.encode([embedder.spec.prefix(role)])[0]
+    if limit < SHORTEST_CUT and limit <= len(prefix):
         raise InvalidError(
-            f"truncate_prompt_tokens={limit}: the prefix alone has {prefix} tokens", param="truncate_prompt_tokens"
+            f"truncate_prompt_tokens={limit}: the prefix alone has {len(prefix)} tokens",
+            param="truncate_prompt_tokens",
         )
-    return [embedder.tokenizer.cut(one, limit) for one in ids]
+    if not from_left:
+        return [embedder.tokenizer.cut(one, limit) for one in ids]
+    return [
+        _last(one, text, embedder, role=role, limit=limit) if len(one) >= limit else one
+        for one, text in zip(ids, texts, strict=True)
+    ]
+
+
+def _last(ids: TokenIds, text: str, embedder: Embedder, *, role: Role, limit: int) -> TokenIds:
+    """The prefix and the last tokens of a text that may be too long: (T,) -> at most (limit,)."""
+    prefix, tokenizer = embedder.spec.prefix(role), embedder.tokenizer
+    whole, head = tokenizer.encode([prefix + text, prefix])
+    room = limit - len(tokenizer.close(whole[:0]))
+    if len(whole) <= room:
+        return ids
+    kept = 0
+    while kept < len(head) and head[kept] == whole[kept]:
+        kept += 1
+    return tokenizer.close(np.concatenate([whole[:kept], whole[len(whole) - (room - kept) :]]))
 
 
 def _ids_refused() -> InvalidError:

@@ -20,37 +20,59 @@ def are_texts(inputs: Inputs) -> TypeGuard[list[str]]:
 
 
 class Output(StrEnum):
-    """A vector for each input, one for each of its tokens, or one for each chunk of the document that they make."""
+    """A vector for each input, its tokens' hidden states or multi-vectors, or a vector for each chunk of a document."""
 
     VECTOR = "vector"
+    STATES = "token-states"
     MULTI_VECTOR = "multi-vector"
     CHUNKS = "chunks"
+
+
+PER_TOKEN = frozenset({Output.STATES, Output.MULTI_VECTOR})
+"""Outputs that have a row for each token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How texts become tokens.
+
+    `truncate` cuts texts at the model's limit, `limit` at so many tokens, prefix included (-1: the model's limit); a
+    longer text is refused otherwise. `from_left` takes away the tokens behind the prefix instead of the last ones.
+    `typed`: where no role is named, a prefix that a text already begins with is taken for its prefix.
+    """
+
+    truncate: bool = False
+    limit: int | None = None
+    from_left: bool = False
+    typed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Embedding:
     """Vectors of inputs.
 
-    `dimensions`: one of the trained sizes, None for the full width. `truncate` cuts texts at the model's limit,
-    `truncate_to` at so many tokens, prefix included (-1: the model's limit); a longer text is refused otherwise.
-    `normalized` False keeps a pooled vector's own length.
+    `dimensions`: one of the trained sizes, None for the full width. `normalized` False keeps a pooled vector's own
+    length.
     """
 
     inputs: Inputs
     target: Target
+    reading: Reading = Reading()
     dimensions: int | None = None
-    truncate: bool = False
-    truncate_to: int | None = None
     normalized: bool = True
     output: Output = Output.VECTOR
 
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """The vectors in the order of the inputs: (B, D), or B arrays of (T, P); and the tokens that they took."""
+    """The vectors in the order of the inputs: (B, D), or B arrays of (T, P); and the tokens that they took.
+
+    `warnings` are for the client's eyes: what was done as asked, but is probably not meant.
+    """
 
     values: Sequence[Floats] | Floats
     tokens: int
+    warnings: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +84,13 @@ class Ranking:
     target: Target
     scoring: Scoring = Scoring.MAXSIM
     top_n: int | None = None
-    truncate: bool = False
+    reading: Reading = Reading()
 
 
 @dataclass(frozen=True, slots=True)
 class RankedDocuments:
-    """The best first; and the tokens that they took."""
+    """The best first; and the tokens that they took; `warnings` as in `Embedded`."""
 
     results: Sequence[Ranked]
     tokens: int
+    warnings: Sequence[str] = ()

@@ -7,7 +7,7 @@ thread's hand-over would cost more. Knows no bodies, statuses or routes.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
@@ -27,10 +27,19 @@ from nestling.models.reranking import Scoring, check_top_n, ranked
 from nestling.pipeline import self_test
 from nestling.server.core import token_vectors as of_tokens
 from nestling.server.core.catalog import Catalog, Served, Target
-from nestling.server.core.inputs import Reader, limit_of
+from nestling.server.core.inputs import Reader, doubled
 from nestling.server.core.metrics import Metrics
 from nestling.server.core.model_pool import Load, ModelPool, Use
-from nestling.server.core.requests import Embedded, Embedding, Inputs, Output, RankedDocuments, Ranking, are_texts
+from nestling.server.core.requests import (
+    PER_TOKEN,
+    Embedded,
+    Embedding,
+    Inputs,
+    Output,
+    RankedDocuments,
+    Ranking,
+    are_texts,
+)
 from nestling.server.core.result_cache import ResultCache
 from nestling.server.core.scheduler import Scheduler, pooled, token_vectors
 from nestling.server.settings import MIB, ServeSettings
@@ -77,6 +86,11 @@ class Service:
         self._reader = Reader(settings.token_input)
         self._specs: dict[str, ModelSpec] = {}
         self._noted: set[str] = set()
+        self._works: Mapping[Output, Callable[[Use, Sequence[TokenIds]], Awaitable[Sequence[Floats] | Floats]]] = {
+            Output.VECTOR: self._pooled,
+            Output.STATES: self._states,
+            Output.MULTI_VECTOR: self._tokens,
+        }
         self._add_gauges()
 
     async def start(self) -> None:
@@ -121,13 +135,13 @@ class Service:
                 values, ids = await self._chunks(wanted, model)
             else:
                 ids = await self._ids(wanted, model)
-                work = self._tokens if wanted.output is Output.MULTI_VECTOR else self._pooled
-                values = await work(model, ids)
+                values = await self._works[wanted.output](model, ids)
             tokens = self._counted(wanted.target, texts=len(wanted.inputs), ids=ids)
-            if wanted.output is not Output.MULTI_VECTOR:
+            if wanted.output not in PER_TOKEN:
                 finish = partial(_rows, np.asarray(values), dimension, normalized=wanted.normalized)
                 values = await self.run(finish, short=np.size(values) < SHORT_NUMBERS)
-        yield Embedded(values, tokens)
+            warnings = _warnings(wanted, model.embedder.spec)
+        yield Embedded(values, tokens, warnings)
 
     async def ranked(self, wanted: Ranking) -> RankedDocuments:
         """The documents in the order of their nearness to the query."""
@@ -140,7 +154,8 @@ class Service:
             values = await self.scheduler.run(model.model, plain(ids), work, task=model.task)
             tokens = self._counted(wanted.target, texts=len(ids), ids=ids)
             scores = await self.run(of_tokens.scores, wanted.scoring, values, short=tokens < SHORT_CHARACTERS)
-            return RankedDocuments(ranked(scores, top_n), tokens)
+            warnings = _ranking_warnings(wanted, model.embedder.spec)
+            return RankedDocuments(ranked(scores, top_n), tokens, warnings)
 
     async def tokenized(self, texts: Sequence[str], target: Target) -> tuple[list[list[int]], int]:
         """The token ids of each text, with the role's prefix (none by default); and the model's longest text."""
@@ -192,8 +207,7 @@ class Service:
             self.models.unload_idle()
 
     async def _ids(self, wanted: Embedding, model: Use) -> list[TokenIds]:
-        limit = limit_of(wanted, model.embedder.spec)
-        read = partial(self._reader.read, wanted.inputs, model.embedder, role=wanted.target.role, limit=limit)
+        read = partial(self._reader.read, wanted, model.embedder)
         with self._timed("tokenize"):
             return await self.run(read, short=_are_short(wanted.inputs))
 
@@ -208,6 +222,10 @@ class Service:
             known[index] = row
             self.cache.put(model.reference, ids[index], row)
         return fresh if len(missing) == len(ids) else np.stack([row for row in known if row is not None])
+
+    async def _states(self, model: Use, ids: Sequence[TokenIds]) -> Sequence[Floats]:
+        of_tokens.check_size(ids, param="inputs")
+        return await self.scheduler.run(model.model, plain(ids), of_tokens.token_states, task=model.task)
 
     async def _tokens(self, model: Use, ids: Sequence[TokenIds]) -> Sequence[Floats]:
         of_tokens.check_head(model.embedder, param="return_multivector")
@@ -256,6 +274,17 @@ def _rows(pooled_states: Floats, dimension: int, *, normalized: bool) -> Floats:
 def _token_ids(texts: Sequence[str], embedder: Embedder, role: Role) -> list[list[int]]:
     prefix, tokenizer = embedder.spec.prefix(role), embedder.tokenizer
     return [tokenizer.close(ids).tolist() for ids in tokenizer.encode([prefix + text for text in texts])]
+
+
+def _warnings(wanted: Embedding, spec: ModelSpec) -> list[str]:
+    if not are_texts(wanted.inputs):
+        return []
+    return doubled(wanted.inputs, spec, role=wanted.target.role, reading=wanted.reading)
+
+
+def _ranking_warnings(wanted: Ranking, spec: ModelSpec) -> list[str]:
+    texts = [wanted.query, *wanted.documents]
+    return doubled(texts, spec, role=None, reading=wanted.reading)
 
 
 def _are_short(inputs: Inputs) -> bool:

@@ -15,6 +15,7 @@ from nestling.errors import TextError, UsageError
 from nestling.inputs.late_chunking import ChunkedIds, Cut, Places
 from nestling.models.embedder import Embedder
 from nestling.models.reranking import Scoring, token_scores, vector_scores
+from nestling.server.core.inputs import tokenized
 from nestling.server.core.refusals import InvalidError, TooLargeError
 from nestling.server.core.requests import Inputs, Ranking, are_texts
 from nestling.spec import Role
@@ -61,6 +62,12 @@ def pool_chunks(places: Sequence[Places]) -> Callable[[Embedder, Sequence[Item]]
     return lambda embedder, sequences: [embedder.pool_chunks(item.ids, places) for item in sequences]
 
 
+def token_states(embedder: Embedder, items: Sequence[Item]) -> Sequence[Floats]:
+    """The work that gives each token's final hidden state, as the engine has it: B -> B arrays of (T, D)."""
+    states = dict(embedder.token_states(items))
+    return [states[index] for index in range(len(items))]
+
+
 def candidates(wanted: Ranking, embedder: Embedder) -> list[TokenIds]:
     """The query's token ids, then those of each document; UsageError for what cannot be scored that way."""
     if wanted.scoring is Scoring.COSINE:
@@ -74,13 +81,13 @@ def candidates(wanted: Ranking, embedder: Embedder) -> list[TokenIds]:
 def _candidates(wanted: Ranking, embedder: Embedder) -> list[TokenIds]:
     if not wanted.query.strip():
         raise InvalidError("query: the text is empty", param="query", code="invalid_input")
-    read = partial(embedder.tokenize, truncate=wanted.truncate)
+    read = partial(tokenized, embedder=embedder, role=None, reading=wanted.reading)
     try:
-        asked = read([wanted.query], prompt_name=Role.QUERY)
+        asked = read([wanted.query], default=Role.QUERY)
     except TextError as error:
         raise InvalidError(str(error).replace("input 0", "query", 1), param="query", code="invalid_input") from None
     try:
-        return asked + read(wanted.documents, prompt_name=Role.PASSAGE)
+        return asked + read(wanted.documents, default=Role.PASSAGE)
     except TextError as error:
         message = str(error).replace(f"input {error.index}", f"documents[{error.index}]", 1)
         raise InvalidError(message, param="documents", code="invalid_input") from None

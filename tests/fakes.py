@@ -20,6 +20,7 @@ class FakeEngine:
 
     name = "fake"
     token_budget = batching.TOKEN_BUDGET
+    reason = "a test's"
 
     def __init__(self, width: int, answer: Callable[[TokenIds, int], Floats] = distinct) -> None:
         self._width, self._answer = width, answer

@@ -65,6 +65,7 @@ class FakeEngine:
 
     name: str = "fake"
     token_budget: int = 1 << 20
+    reason: str = "a test's"
     delay_s: float = 0.0
     poison: bytes | None = None
     gate: threading.Event | None = None

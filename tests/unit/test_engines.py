@@ -5,6 +5,8 @@ llama.cpp multiplies F16 and BF16 weights with activations rounded to that type)
 both engines may round activations to 8 bits. The oracle expands the same quantized file to float32.
 """
 
+import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -232,28 +234,59 @@ def test_threads_are_those_that_this_process_may_use() -> None:
 
 
 def test_auto_is_openvino(tiny_models: dict[str, Path]) -> None:
-    assert load_engine(GGUFFile.open(tiny_models["Q8_0"]), name=EngineName.AUTO).name == "openvino"
+    engine = load_engine(GGUFFile.open(tiny_models["Q8_0"]), name=EngineName.AUTO)
+    assert (engine.name, engine.reason) == ("openvino", "auto: the fastest engine on this processor")
+
+
+@pytest.mark.parametrize("name", [EngineName.OPENVINO, EngineName.LLAMACPP, EngineName.REFERENCE])
+def test_an_engine_that_was_asked_for_says_so(tiny_models: dict[str, Path], name: EngineName) -> None:
+    engine = load_engine(GGUFFile.open(tiny_models["F32"]), name=name, threads=1)
+    assert (engine.name, engine.reason) == (name.value, "asked for by name")
+    engine.close()
+
+
+def test_what_auto_would_take_is_known_without_loading(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert registry.preferred() == (EngineName.OPENVINO, registry.FASTEST)
+    monkeypatch.setitem(sys.modules, "nestling.engine.openvino.runtime", None)
+    assert registry.preferred()[0] is EngineName.LLAMACPP
 
 
 def unavailable(error: Exception) -> Any:
-    def load(*_arguments: object) -> Engine:
+    def load(*_arguments: object, **_named: object) -> Engine:
         raise error
 
     return load
 
 
-@pytest.mark.parametrize("error", [ImportError("no openvino"), RuntimeError("no processor")])
-def test_auto_falls_back_on_llama_cpp(
-    tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, error: Exception
+@pytest.fixture(params=[ImportError("no openvino"), RuntimeError("no\nprocessor")], ids=["not installed", "fails"])
+def without_openvino(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry._warn_once.cache_clear()
+    monkeypatch.setattr(openvino_engine, "OpenVINOEngine", unavailable(request.param))
+
+
+@pytest.mark.usefixtures("without_openvino")
+def test_auto_falls_back_on_llama_cpp_and_says_so_once(
+    tiny_models: dict[str, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(registry, "_openvino", unavailable(error))
-    assert load_engine(GGUFFile.open(tiny_models["F32"]), name=EngineName.AUTO).name == "llamacpp"
+    for _ in range(2):
+        engine = load_engine(GGUFFile.open(tiny_models["F32"]), name=EngineName.AUTO)
+        assert engine.name == "llamacpp"
+        assert re.search(r"^auto: openvino cannot be loaded: .*no (openvino|processor)", engine.reason)
+        engine.close()
+    [said] = caplog.messages
+    assert re.fullmatch(r"engine llamacpp, which is slower, in place of openvino: .*no (openvino|processor)\)?", said)
+
+
+@pytest.mark.usefixtures("without_openvino")
+def test_openvino_by_name_is_never_another(tiny_models: dict[str, Path]) -> None:
+    with pytest.raises(EngineError, match=r"no (openvino|processor)"):
+        load_engine(GGUFFile.open(tiny_models["F32"]), name=EngineName.OPENVINO)
 
 
 def test_without_any_engine_it_is_said_why(tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_openvino", unavailable(RuntimeError("no processor")))
-    monkeypatch.setattr(registry, "_llamacpp", unavailable(ImportError("not installed")))
-    with pytest.raises(EngineError, match=r"neither openvino \(no processor\) nor xllamacpp"):
+    monkeypatch.setattr(openvino_engine, "OpenVINOEngine", unavailable(RuntimeError("no processor")))
+    monkeypatch.setattr(registry, "_llamacpp", unavailable(EngineError("xllamacpp is not installed")))
+    with pytest.raises(EngineError, match=r"no engine loads it: .*no processor; xllamacpp is not installed"):
         load_engine(GGUFFile.open(tiny_models["F32"]), name=EngineName.AUTO)
 
 

@@ -253,6 +253,7 @@ class FakeAdapted:
 
     name = "fake"
     token_budget = 1000
+    reason = "a test's"
 
     def pool(self, items: Sequence[Item], *, adapters: Sequence[int] = ()) -> Any:
         assert len(adapters) == len(items)

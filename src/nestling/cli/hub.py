@@ -68,6 +68,7 @@ def show(
 
 
 def _facts(path: Path, spec: Path | None) -> dict[str, dict[str, Any]]:
+    from nestling.engine.registry import preferred
     from nestling.formats.card import Card
     from nestling.formats.gguf import GGUFFile
     from nestling.formats.mmproj import STEM, VisionFile, is_tower
@@ -91,7 +92,9 @@ def _facts(path: Path, spec: Path | None) -> dict[str, dict[str, Any]]:
         return {"file": weights, "spec": purpose, "card": asdict(card) if card else {}}
     purposes = [asdict(one) for one in specs_of(file, read_spec(spec) if spec else None)]
     purpose = purposes[0] if len(purposes) == 1 else {one["task"]: one for one in purposes}
-    return {"file": weights, "spec": purpose, "card": asdict(card) if card else {}}
+    engine, reason = preferred()
+    auto = {"name": engine.value, "reason": reason}
+    return {"file": weights, "spec": purpose, "engine": auto, "card": asdict(card) if card else {}}
 
 
 def _words(value: object) -> str:

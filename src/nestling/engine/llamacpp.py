@@ -44,6 +44,7 @@ class LlamaCppEngine:
 
     name = "llamacpp"
     token_budget = SMALLEST_BATCH
+    reason = "asked for by name"
 
     def __init__(
         self, file: GGUFFile, *, threads: int, pooling: Pooling = Pooling.MEAN, adapters: Sequence[Adapter] = ()

@@ -64,6 +64,7 @@ class ReferenceEngine:
 
     name = "reference"
     token_budget = TOKEN_BUDGET
+    reason = "asked for by name"
 
     def __init__(self, file: GGUFFile, *, pooling: Pooling = Pooling.MEAN, adapters: Sequence[Adapter] = ()) -> None:
         self._file, self._shape, self._pooling = file, Hyperparameters.of(file), pooling

@@ -86,11 +86,12 @@ class Engine(Protocol):
     """One loaded model. Calls from several threads are served one after another.
 
     `token_budget`: most tokens of a batch. `adapters`, for a base with LoRA adapters: which one each item takes, by its
-    place in the list that the engine was loaded with; empty for an engine without.
+    place in the list that the engine was loaded with; empty for an engine without. `reason`: why this engine was taken.
     """
 
     name: str
     token_budget: int
+    reason: str
 
     def pool(self, items: Sequence[Item], *, adapters: Sequence[int] = ()) -> Floats:
         """Pooled hidden states of a batch: B items -> (B, D) float32, length not normalised.

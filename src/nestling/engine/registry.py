@@ -1,8 +1,13 @@
-"""Choose and load an engine by name; the heavy packages are imported only here, when they are wanted."""
+"""Choose and load an engine by name; the heavy packages are imported only here, when they are wanted.
 
+An engine that was asked for by name is never replaced by another. What `auto` took and why is the engine's `reason`.
+"""
+
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 from typing import Self
 
 from nestling._util.cpu import usable_threads
@@ -12,6 +17,15 @@ from nestling.engine.protocol import Engine, Profiled
 from nestling.errors import EngineError, UsageError
 from nestling.formats.gguf import GGUFFile
 from nestling.spec import Pooling
+
+LOG = logging.getLogger("nestling.engine")
+FASTEST = "auto: the fastest engine on this processor"
+MAX_REASON = 400
+"""Characters of OpenVINO's own words in a message."""
+
+
+class _Failed(EngineError):
+    """OpenVINO has no processor that it runs on, or failed on this file."""
 
 
 class EngineName(StrEnum):
@@ -67,20 +81,27 @@ class _Wanted:
 
 
 def _openvino(wanted: _Wanted) -> Engine:
-    from nestling.engine.openvino.engine import OpenVINOEngine
+    try:
+        from nestling.engine.openvino.engine import OpenVINOEngine
 
-    return OpenVINOEngine(
-        wanted.file,
-        threads=wanted.threads,
-        pooling=wanted.pooling,
-        adapters=wanted.adapters,
-        profile=wanted.profile,
-    )
+        return OpenVINOEngine(
+            wanted.file,
+            threads=wanted.threads,
+            pooling=wanted.pooling,
+            adapters=wanted.adapters,
+            profile=wanted.profile,
+        )
+    except ImportError as error:
+        raise _Failed(f"openvino is not installed ({error})") from error
+    except RuntimeError as error:  # what OpenVINO raises, on many lines
+        raise _Failed(f"{wanted.file.path}: openvino failed: {' '.join(str(error).split())[:MAX_REASON]}") from error
 
 
 def _llamacpp(wanted: _Wanted) -> Engine:
-    from nestling.engine.llamacpp import LlamaCppEngine
-
+    try:
+        from nestling.engine.llamacpp import LlamaCppEngine
+    except ImportError as error:
+        raise EngineError(f"xllamacpp is not installed ({error})") from error
     return LlamaCppEngine(wanted.file, threads=wanted.threads, pooling=wanted.pooling, adapters=wanted.adapters)
 
 
@@ -91,16 +112,35 @@ def _reference(wanted: _Wanted) -> Engine:
 
 
 def _auto(wanted: _Wanted) -> Engine:
-    """OpenVINO, or llama.cpp where OpenVINO has no processor it can run on."""
+    """OpenVINO, or where it cannot be loaded llama.cpp, which the log and the engine's `reason` say."""
     try:
-        return _openvino(wanted)
-    except (ImportError, RuntimeError) as reason:
+        engine, reason = _openvino(wanted), FASTEST
+    except _Failed as failed:
         try:
-            return _llamacpp(wanted)
-        except ImportError:
-            raise EngineError(
-                f"{wanted.file.path}: neither openvino ({reason}) nor xllamacpp can be loaded"
-            ) from reason
+            engine, reason = _llamacpp(wanted), f"auto: openvino cannot be loaded: {failed}"
+        except EngineError as error:
+            raise EngineError(f"{wanted.file.path}: no engine loads it: {failed}; {error}") from error
+        _warn_once(f"engine llamacpp, which is slower, in place of openvino: {failed}")
+    engine.reason = reason
+    return engine
+
+
+def preferred() -> tuple[EngineName, str]:
+    """The engine that `auto` takes for a sound file here, and why; no model is loaded."""
+    try:
+        from nestling.engine.openvino.runtime import ov
+
+        if "CPU" in ov.Core().available_devices:
+            return EngineName.OPENVINO, FASTEST
+        reason = "openvino does not run on this processor"
+    except ImportError as error:
+        reason = f"openvino is not installed ({error})"
+    return EngineName.LLAMACPP, f"auto: openvino cannot be loaded: {reason}"
+
+
+@cache
+def _warn_once(text: str) -> None:
+    LOG.warning(text)
 
 
 _LOADERS: dict[EngineName, Callable[[_Wanted], Engine]] = {

@@ -59,6 +59,7 @@ class OpenVINOEngine:
 
     name = "openvino"
     token_budget = TOKEN_BUDGET
+    reason = "asked for by name"
 
     def __init__(
         self,

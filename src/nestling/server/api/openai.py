@@ -132,7 +132,7 @@ def _multivector(index: int, rows: Sequence[Floats] | Floats, form: Form) -> Ite
 
 async def _models(call: Call) -> AsyncGenerator[bytes, None]:
     data = [_model(one) for one in await call.service.served()]
-    yield to_json({"object": "list", "data": data})
+    yield to_json({"object": "list", "data": data, "engines": call.service.engines()})
 
 
 def _model(served: Served) -> dict[str, object]:

@@ -115,7 +115,8 @@ class ModelPool:
         start = time.monotonic()
         model = await asyncio.get_running_loop().run_in_executor(self._thread, self._measured, reference)
         facts = {"model": reference, "seconds": round(time.monotonic() - start, 2), "mib": model.size_bytes // MIB}
-        LOG.info("model loaded", extra={"fields": facts})
+        engine = model.embedder.engine
+        LOG.info("model loaded", extra={"fields": facts | {"engine": engine.name, "reason": engine.reason}})
         self._make_room(model)
         return model
 

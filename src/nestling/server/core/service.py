@@ -176,6 +176,11 @@ class Service:
         found = [served for offer, kind in offers for served in kind.served(self._specs[offer.name])]
         return list({served.name: served for served in found}.values())
 
+    def engines(self) -> list[dict[str, str]]:
+        """Which engine each model in memory runs on, and why."""
+        found = ((one.reference, one.embedder.engine) for one in self.models.loaded)
+        return [{"model": name, "engine": engine.name, "reason": engine.reason} for name, engine in found]
+
     async def run(self, work: Callable[..., Result], *values: Any, short: bool) -> Result:  # noqa: ANN401 - work's own
         """Call `work`: at once if it is `short` (a millisecond), otherwise in a thread."""
         if short:
@@ -262,6 +267,11 @@ class Service:
             "nestling_models_bytes",
             "Memory that loading them added",
             lambda: sum(m.size_bytes for m in self.models.loaded),
+        )
+        add(
+            "nestling_models_in_another_engine",
+            "Models in memory that are not in the engine that auto prefers",
+            lambda: sum("cannot be loaded" in one["reason"] for one in self.engines()),
         )
         add("nestling_cache_bytes", "Size of the result cache", lambda: self.cache.size_bytes)
 

@@ -50,9 +50,16 @@ DISTRIBUTIONS = {module: {distribution(one) for one in names} for module, names 
 }
 
 
+def is_for_types(node: ast.AST) -> bool:
+    """`if TYPE_CHECKING:`, whose imports are never run."""
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
 def imports(path: Path) -> Iterator[str]:
     """The top-level packages that a module imports, wherever in it; neither ours nor Python's own."""
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+    tree = ast.parse(path.read_text("utf-8"))
+    for_types = {below for node in ast.walk(tree) if is_for_types(node) for below in ast.walk(node)}
+    for node in set(ast.walk(tree)) - for_types:
         names = [one.name for one in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom) and not node.level:
             names = [node.module or ""]

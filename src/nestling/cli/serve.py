@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from nestling._util.extras import need
 from nestling.server.settings import SETTINGS, Setting, flag, read_settings, shown_default
 
 
@@ -19,6 +20,7 @@ def _option(name: str, setting: Setting) -> Parameter:
 def serve(**flags: Any) -> None:  # noqa: ANN401 - what typer read for each setting
     """Serve /v1/embeddings for OpenAI's clients. Every flag is also a variable: --port is NESTLING_PORT."""
     settings = read_settings(flags)
+    need("nestling.server.process", wanted_for="nestling serve", extra="serve")
     from nestling.server.process import run
 
     run(settings)

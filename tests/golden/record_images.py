@@ -9,12 +9,16 @@ transformers' Qwen2_5_VLModel in float32, one image at a time; pixels by its fas
 last hidden states from <|vision_start|> to <|vision_end|>, L2. Multi-vector: every token through the projector, L2.
 
 Writes images-tiny.npz beside this file, for each of `tests.pictures.PICTURES`:
-    {name}/grid      (2,) rows and columns of patches        {name}/rows     (tokens, width) the tower's output
-    {name}/{task}    (width,) the vector                     {name}/{task}/tokens   multi-vectors, of SMALL ones alone
+    {name}/grid            (2,) rows and columns of patches
+    {name}/rows            (tokens, width) the tower's output
+    {name}/{task}          (width,) the vector
+    {name}/{task}/tokens   multi-vectors, of SMALL pictures alone
+and the last two once more with the merged matrices rounded to bfloat16 as {name}/{task}-bf16, for BF16 files.
 """
 
 import sys
 import tempfile
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -101,20 +105,21 @@ def record(reference: Images) -> dict[str, NDArray[Any]]:
     ids = reference.ids_of_prompt
     start = ids.index(reference.tokenizer.convert_tokens_to_ids("<|vision_start|>"))
     arrays["prompt"] = np.array(ids, np.int32)
-    for task in TASKS:
-        tensors = reference.merged(task)
+    for task, kind in product(TASKS, ("", "-bf16")):
+        merged = reference.merged(task)
+        tensors = {name: tensor.bfloat16().float() for name, tensor in merged.items()} if kind else merged
         model = reference.whole(tensors)
-        weight, bias = tensors["multi_vector_projector.weight"], tensors["multi_vector_projector.bias"]
+        weight, bias = merged["multi_vector_projector.weight"], merged["multi_vector_projector.bias"]
         for name in PICTURES:
             grid, rows, states = run(model, ids, name)
             arrays[f"{name}/grid"] = grid.numpy()
             arrays[f"{name}/rows"] = rows.numpy()
-            arrays[f"{name}/{task}"] = pooled(states[start : start + len(rows) + 2]).float().numpy()
+            arrays[f"{name}/{task}{kind}"] = pooled(states[start : start + len(rows) + 2]).float().numpy()
             if len(rows) <= SMALL:
                 projected = (states @ weight.T + bias).double()
                 unit = projected / projected.norm(dim=1, keepdim=True)
-                arrays[f"{name}/{task}/tokens"] = unit.float().numpy()
-            print(f"{task} {name}: {tuple(grid.tolist())}, {len(rows)} tokens, states {states.abs().max():.1f}")
+                arrays[f"{name}/{task}{kind}/tokens"] = unit.float().numpy()
+            print(f"{task}{kind} {name}: {tuple(grid.tolist())}, {len(rows)} tokens, states {states.abs().max():.1f}")
     return arrays
 
 

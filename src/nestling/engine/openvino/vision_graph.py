@@ -93,12 +93,17 @@ class _Tower:
     inputs: dict[str, Node]
 
     def embedding(self) -> Node:
-        """Patches times the weights of both frames, side by side in every channel as a patch is: -> (N, D)."""
+        """Patches times the weights of both frames, side by side in every channel as a patch is: -> (N, D).
+
+        In float32: pixels rounded to bfloat16 would weigh on all blocks, and this is one product in a thousand.
+        """
         hidden, size = self.vision.shape.hidden, self.vision.shape.patch**2
         side = ints(hidden, CHANNELS, 1, size)
-        frames = [op.reshape(self._stored(name), side, special_zero=False) for name in PATCH_EMBEDDING]
+        frames = [
+            op.reshape(_to(ov.Type.f32, self._stored(name)), side, special_zero=False) for name in PATCH_EMBEDDING
+        ]
         matrix = op.reshape(op.concat(frames, 2), ints(hidden, -1), special_zero=False)
-        return op.convert(_times(self._rounded(self.inputs["patches"]), matrix), "f32")
+        return _times(self.inputs["patches"], matrix)
 
     def attention(self, x: Node, block: int, kind: str) -> Node:
         """The first half of a block, over each `window` or each whole `image`: (N, D) -> (N, D)."""
@@ -143,7 +148,8 @@ class _Tower:
 
     def _linear(self, x: Node, name: str) -> Node:
         """(N, in) -> (N, out), in the type of the products."""
-        return op.add(_times(self._rounded(x), self._stored(f"{name}.weight")), self._stored(f"{name}.bias"))
+        matrix, bias = (self._rounded(self._stored(f"{name}.{side}")) for side in ("weight", "bias"))
+        return op.add(_times(self._rounded(x), matrix), bias)
 
     def _norm(self, x: Node, name: str) -> Node:
         """RMSNorm in the form that the plugin knows as one operation."""
@@ -152,14 +158,18 @@ class _Tower:
         return op.multiply(op.divide(x, root), op.constant(tensor(self.vision.file, name)))
 
     def _stored(self, name: str) -> Node:
-        """A tensor of the file in the type of the products."""
+        """A tensor of the file, in its type."""
         info = self.vision.file.tensors[name]
         kind, raw = _TYPES[info.kind], self.data[info.offset : info.offset + info.size_bytes]
         values = raw.view(np.float32 if kind == ov.Type.f32 else np.uint16)
-        return self._rounded(op.constant(ov.Tensor(values, ov.Shape(info.shape), kind), shared_memory=True))
+        return op.constant(ov.Tensor(values, ov.Shape(info.shape), kind), shared_memory=True)
 
     def _rounded(self, x: Node) -> Node:
-        return x if x.get_output_element_type(0) == self.products else op.convert(x, self.products)
+        return _to(self.products, x)
+
+
+def _to(kind: ov.Type, x: Node) -> Node:
+    return x if x.get_output_element_type(0) == kind else op.convert(x, kind)
 
 
 def _times(x: Node, matrix: Node) -> Node:

@@ -5,28 +5,29 @@ model's file and the prompt, never on the other texts of the call. What cannot b
 text; nothing is cut unless asked.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nestling import vectors
-from nestling.engine import batching
 from nestling.engine.lora import beside
-from nestling.engine.protocol import POOLS, Engine, Item, TokenIds, plain
+from nestling.engine.protocol import POOLS, Item, TokenIds, plain
 from nestling.engine.registry import EngineName, load_engine
 from nestling.errors import TextError, UsageError
 from nestling.formats.gguf import GGUFFile
-from nestling.formats.multivector_head import Projector
 from nestling.inputs import late_chunking
+from nestling.inputs.image import ImageLike
 from nestling.inputs.late_chunking import ChunkedIds, Chunks, Cut, Places, Span
-from nestling.inputs.tokenizer import Tokenizer, check_text
+from nestling.inputs.tokenizer import Tokenizer
 from nestling.models import local
+from nestling.models.arguments import check_document, listed, whole_numbers
 from nestling.models.file_spec import spec_of
+from nestling.models.item_embedder import ItemEmbedder
 from nestling.models.reranking import Ranked, Scoring, check_top_n, ranked, token_scores, vector_scores
+from nestling.models.vision import TowerOptions, mixed
 from nestling.spec import BASE_FIELD, ModelSpec, Role, Task
 from nestling.vectors import Floats
 
@@ -34,22 +35,8 @@ RERANKED_TEXTS = 256
 """Candidates whose token vectors are held at once."""
 
 
-class Embedder:
+class Embedder(ItemEmbedder):
     """One task model, loaded. Safe to call from several threads; calls are served one after another."""
-
-    def __init__(
-        self,
-        spec: ModelSpec,
-        tokenizer: Tokenizer,
-        engine: Engine,
-        *,
-        path: Path | None = None,
-        adapters: Sequence[ModelSpec] = (),
-    ) -> None:
-        """`adapters`: what each of the engine's LoRA adapters is for, in the engine's order; `spec` is one of them."""
-        self.spec, self.tokenizer, self.engine, self.path = spec, tokenizer, engine, path
-        self._adapters = tuple(adapters)
-        self._of_other_tasks: dict[Task, Embedder] = {}
 
     @classmethod
     def load(
@@ -60,6 +47,7 @@ class Embedder:
         threads: int | None = None,
         spec: ModelSpec | None = None,
         profile: bool = False,
+        exact_images: bool = False,
     ) -> Self:
         """Load a model by reference: a path to a GGUF file, `name-task[:QUANT]` or a pulled `org/repo[:QUANT]`.
 
@@ -67,6 +55,8 @@ class Embedder:
         says what a file is for that neither says so itself nor is a known published one (`spec_of`). A reference that
         leads nowhere is a ModelNotFoundError, a file that is not sound a GGUFError. With `profile`, the OpenVINO engine
         counts where its time goes (`engine.profile()`).
+
+        The vision tower beside the file is loaded with the first image; with `exact_images` it computes in float32.
 
         A base (`name-base[:QUANT]`) comes with the adapters of all tasks: see `for_task`. Here it is for retrieval.
         """
@@ -78,14 +68,10 @@ class Embedder:
             file, name=name, threads=threads, pooling=specs[0].pooling, adapters=adapters, profile=profile
         )
         found = next((one for one in specs if one.task is Task.RETRIEVAL), specs[0])
-        return cls(found, Tokenizer.from_gguf(file), loaded, path=file.path, adapters=specs if adapters else ())
+        images, specs = TowerOptions(threads, exact=exact_images), specs if adapters else []
+        return cls(found, Tokenizer.from_gguf(file), loaded, path=file.path, adapters=specs, images=images)
 
-    @property
-    def tasks(self) -> tuple[Task, ...]:
-        """The tasks that this model in memory is for: one, or with adapters all."""
-        return tuple(one.task for one in self._adapters) or (self.spec.task,)
-
-    def for_task(self, task: str) -> "Embedder":
+    def for_task(self, task: str) -> Self:
         """The same model in memory for another of its tasks; a UsageError names those that it has."""
         wanted = Task.parse(task)
         if wanted is self.spec.task:
@@ -95,7 +81,7 @@ class Embedder:
             raise UsageError(f"task={task!r}, but {self.path or 'this model'} is for {self.spec.task}", param="task")
         if wanted not in self._of_other_tasks:
             self._of_other_tasks[wanted] = type(self)(
-                spec, self.tokenizer, self.engine, path=self.path, adapters=self._adapters
+                spec, self.tokenizer, self.engine, path=self.path, adapters=self._adapters, images=self._images
             )
         return self._of_other_tasks[wanted]
 
@@ -129,9 +115,9 @@ class Embedder:
     def tokenize(self, texts: Sequence[str], *, prompt_name: str = "query", truncate: bool = False) -> list[TokenIds]:
         """Prefix and tokenize: B texts -> B arrays of ids, each of 1 to `spec.max_tokens`."""
         prefix = self.spec.prefix(Role.parse(prompt_name))
-        rows = _listed(texts, "texts", "a list of texts")
+        rows = listed(texts, "texts", "a list of texts")
         for index, text in enumerate(rows):
-            _check_text(text, index)
+            check_document(text, index)
         ids = self.tokenizer.encode([prefix + text for text in rows])
         return [self._fitted(self.tokenizer.close(one), index, truncate=truncate) for index, one in enumerate(ids)]
 
@@ -141,58 +127,6 @@ class Embedder:
         No ids, more than `spec.max_tokens` or ids outside the vocabulary are a TextError.
         """
         return self.embed(plain(self._checked_ids(ids)), dimension=dimension)
-
-    def embed(self, items: Sequence[Item], *, dimension: int | None = None) -> Floats:
-        """Embed items: -> (B, dimension) float32, unit rows. Errors: as `embed_ids`."""
-        size = self.spec.dimension(dimension)
-        return vectors.finish(self.pool(items), size) if items else np.empty((0, size), np.float32)
-
-    def embed_iter(self, items: Sequence[Item], *, dimension: int | None = None) -> Iterator[tuple[list[int], Floats]]:
-        """The same a batch at a time, longest items first: yields (places of b items, (b, dimension) unit rows)."""
-        size = self.spec.dimension(dimension)
-        for places, pooled in self._pooled(items, ()):
-            yield places, vectors.finish(pooled, size)
-
-    def pool(self, items: Sequence[Item], *, tasks: Sequence[Task] = ()) -> Floats:
-        """Pooled hidden states: B items (of this task, or each of its own of `tasks`) -> (B, D), not normalised."""
-        rows = np.empty((len(items), self.spec.dimensions[-1]), np.float32)
-        for places, pooled in self._pooled(items, tasks):
-            rows[places] = pooled
-        return rows
-
-    def _pooled(self, items: Sequence[Item], tasks: Sequence[Task]) -> Iterator[tuple[list[int], Floats]]:
-        for places, batch, adapters in self._batches(items, tasks):
-            yield places, self.engine.pool(batch, adapters=adapters)
-
-    def token_states(self, items: Sequence[Item], *, tasks: Sequence[Task] = ()) -> Iterator[tuple[int, Floats]]:
-        """Every token's hidden state, a batch computed at a time: yields (place of the item, (T, D)), longest first."""
-        for places, batch, adapters in self._batches(items, tasks):
-            yield from zip(places, self.engine.token_states(batch, adapters=adapters), strict=True)
-
-    def _batches(
-        self, items: Sequence[Item], tasks: Sequence[Task]
-    ) -> Iterator[tuple[list[int], list[Item], list[int]]]:
-        """Plan, once, which items go through the engine together: yields their places, they, the adapter of each."""
-        for index, item in enumerate(items):
-            self._check_ids(item.ids, index)
-        order = {one.task: place for place, one in enumerate(self._adapters)}
-        wanted = tasks or [self.spec.task] * len(items)
-        for places in batching.plan([len(item) for item in items], self.engine.token_budget):
-            adapters = [order[wanted[place]] for place in places] if order else []
-            yield places, [items[place] for place in places], adapters
-
-    @cached_property
-    def projector(self) -> Projector:
-        """The multi-vector head, read from the file beside the model's when it is first wanted.
-
-        UsageError when there is none, FileFormatError when it is unsound or of another model.
-        """
-        if self.path is None:
-            raise UsageError("no multi-vector head: this model was not loaded from a file", param="return_multivector")
-        path = local.projector_of(self.path, self.spec)
-        projector = Projector.open(path)
-        projector.check_fits(path, self.spec)
-        return projector
 
     def encode_tokens(
         self, texts: Sequence[str], *, prompt_name: str = "query", truncate: bool = False
@@ -205,10 +139,34 @@ class Embedder:
 
     def embed_tokens(self, ids: Sequence[TokenIds]) -> list[Floats]:
         """Multi-vectors of token ids as they are: -> B arrays of (T, width) float32, unit rows. Errors: `embed_ids`."""
-        rows = self._checked_ids(ids)
-        project = self.projector.project
-        found = {index: project(states) for index, states in self.token_states(plain(rows))}
-        return [found[index] for index in range(len(rows))]
+        return self.multivectors(plain(self._checked_ids(ids)))
+
+    def encode_image(
+        self, images: Sequence[ImageLike], *, truncate_dim: int | None = None, max_pixels: int | None = None
+    ) -> Floats:
+        """Embed images: -> (B, dim) float32, unit rows in the order of `images`, comparable with those of texts.
+
+        An image is a path, a file's bytes, a data URI, a PIL image or a uint8 array; at most `max_pixels` of it are
+        looked at (602,112 by default). What is no image, is damaged or over a limit is an ImageError; a model without a
+        vision tower a UsageError.
+        """
+        size = self.spec.dimension(truncate_dim)
+        groups = [self.embed(items, dimension=size) for items in self._image_items(images, max_pixels)]
+        return np.concatenate([np.empty((0, size), np.float32), *groups])
+
+    def encode_image_tokens(self, images: Sequence[ImageLike], *, max_pixels: int | None = None) -> list[Floats]:
+        """Multi-vectors of images: -> B arrays of (tokens, width) float32, unit rows; the prompt's are among them."""
+        return [rows for items in self._image_items(images, max_pixels) for rows in self.multivectors(items)]
+
+    def _image_items(self, images: Sequence[ImageLike], max_pixels: int | None) -> Iterator[list[Item]]:
+        values = listed(images, "images", "a list of images")
+        return self.vision.grouped(values, max_pixels=max_pixels)
+
+    def items(self, inputs: Sequence[object], *, prompt_name: str = "query", truncate: bool = False) -> list[Item]:
+        """Texts and images, mixed, as items for `embed`: a str is a text, anything else an image as above."""
+        values = listed(inputs, "inputs", "a list of texts and images")
+        tokenize = partial(self.tokenize, prompt_name=prompt_name, truncate=truncate)
+        return mixed(values, tokenize=tokenize, vision=lambda: self.vision)
 
     def encode_chunks(
         self,
@@ -233,7 +191,7 @@ class Embedder:
 
     def chunk(self, document: str, cut: Cut, *, prompt_name: str = "passage") -> ChunkedIds:
         """The tokens of a document, prefix and all, and which of them each chunk pools; errors as `encode_chunks`."""
-        _check_text(document, 0)
+        check_document(document, 0)
         prefix = self.spec.prefix(Role.parse(prompt_name))
         return late_chunking.chunk(document, cut, tokenizer=self.tokenizer, prefix=prefix, limit=self.spec.max_tokens)
 
@@ -260,7 +218,7 @@ class Embedder:
         """
         way, most = Scoring.parse(scoring), check_top_n(top_n)
         ids = self.tokenize(
-            _listed(documents, "documents", "a list of texts"), prompt_name=Role.PASSAGE, truncate=truncate
+            listed(documents, "documents", "a list of texts"), prompt_name=Role.PASSAGE, truncate=truncate
         )
         try:
             asked = self.tokenize([query], prompt_name=Role.QUERY, truncate=truncate)
@@ -274,10 +232,6 @@ class Embedder:
             scores = np.concatenate([np.empty(0), *(token_scores(wanted, self.embed_tokens(one)) for one in groups)])
         return ranked(scores, most)
 
-    def close(self) -> None:
-        """Give the engine's memory back."""
-        self.engine.close()
-
     def _fitted(self, ids: TokenIds, index: int, *, truncate: bool) -> TokenIds:
         limit = self.spec.max_tokens
         if len(ids) > limit and not truncate:
@@ -285,38 +239,7 @@ class Embedder:
         return self.tokenizer.cut(ids, limit)
 
     def _checked_ids(self, ids: Sequence[TokenIds]) -> list[TokenIds]:
-        rows = [_whole_numbers(one, index) for index, one in enumerate(_listed(ids, "ids", "a list of token ids"))]
+        rows = [whole_numbers(one, index) for index, one in enumerate(listed(ids, "ids", "a list of token ids"))]
         for index, one in enumerate(rows):
             self._check_ids(one, index)
         return [one.astype(np.int32, copy=False) for one in rows]
-
-    def _check_ids(self, ids: NDArray[Any], index: int) -> None:
-        if not 1 <= len(ids) <= self.spec.max_tokens:
-            raise TextError(f"{len(ids)} tokens, this model takes 1 to {self.spec.max_tokens}", index=index)
-        if ids.min() < 0 or ids.max() >= self.tokenizer.size:
-            raise TextError(f"token ids go from 0 to {self.tokenizer.size - 1}", index=index)
-
-
-def _listed(values: object, param: str, expected: str) -> list[Any]:
-    """The values as a list; UsageError for what is none: null, a number, one text."""
-    if isinstance(values, str | bytes | bytearray) or not isinstance(values, Iterable):
-        kind = "None" if values is None else "a single text" if isinstance(values, str) else type(values).__name__
-        raise UsageError(f"{param}: {expected} is expected, this is {kind}", param="input")
-    return list(values)  # also of what can be gone through only once
-
-
-def _whole_numbers(ids: object, index: int) -> NDArray[Any]:
-    """Token ids as an array of any type of whole numbers; TextError for anything else."""
-    try:
-        found = np.asarray(ids)
-    except ValueError:  # lists of unequal lengths
-        found = np.empty((), object)
-    if found.ndim != 1 or (found.size and not np.issubdtype(found.dtype, np.integer)):
-        raise TextError("a list of token ids, whole numbers, is expected", index=index)
-    return found
-
-
-def _check_text(text: object, index: int) -> None:
-    if isinstance(text, str) and not text.strip():
-        raise TextError("the text is empty", index=index)
-    check_text(text, index)

@@ -7,14 +7,18 @@
 Importing it does not import Pillow, which decodes and nothing else.
 """
 
+from collections.abc import Iterable, Iterator
+
+from nestling.errors import ImageError
 from nestling.formats.tower_shape import ImageSpec
 from nestling.inputs.image.patches import Image, Placed, placed
 from nestling.inputs.image.resize import resized, smart_size
-from nestling.inputs.image.source import LIMITS, Limits, Source, open_any, open_base64, open_bytes
+from nestling.inputs.image.source import LIMITS, ImageLike, Limits, Source, open_any, open_base64, open_bytes
 
 __all__ = [
     "LIMITS",
     "Image",
+    "ImageLike",
     "Limits",
     "Placed",
     "Source",
@@ -24,6 +28,7 @@ __all__ = [
     "open_bytes",
     "placed",
     "read",
+    "read_all",
     "smart_size",
 ]
 PUBLISHED = ImageSpec()
@@ -45,3 +50,14 @@ def read(
 ) -> Image:
     """A path, a file's bytes, a data URI, a PIL image or an array of bytes -> an Image; else ImageError."""
     return decode(open_any(value, limits=limits), spec, max_pixels=max_pixels)
+
+
+def read_all(
+    values: Iterable[object], spec: ImageSpec = PUBLISHED, *, limits: Limits = LIMITS, max_pixels: int | None = None
+) -> Iterator[Image]:
+    """`read` one after another; the ImageError of one names its place."""
+    for index, value in enumerate(values):
+        try:
+            yield read(value, spec, limits=limits, max_pixels=max_pixels)
+        except ImageError as error:
+            raise error.at(index) from None

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,23 @@ from nestling.inputs.image.resize import Pixels
 MIB = 1 << 20
 _DATA_URI = re.compile(r"data:([^;,]*)((?:;[^;,]*)*),", re.IGNORECASE)
 _BLANKS = str.maketrans("", "", "\r\n")
+
+
+class _PillowImage(Protocol):
+    """What a PIL image has; named so that its type needs no Pillow."""
+
+    @property
+    def mode(self) -> str:
+        """Pixel format."""
+        ...
+
+    def load(self) -> Any:  # noqa: ANN401 - Pillow's own
+        """Decode."""
+        ...
+
+
+ImageLike = str | Path | bytes | bytearray | memoryview | NDArray[np.uint8] | _PillowImage
+"""What an image may be given as; a str is a path or a data URI."""
 
 
 @dataclass(frozen=True, slots=True)

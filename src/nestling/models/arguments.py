@@ -1,0 +1,37 @@
+"""What callers hand over, checked: lists that are lists, texts that are texts, ids that are whole numbers."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nestling.errors import TextError, UsageError
+from nestling.inputs.tokenizer import check_text
+
+
+def listed(values: object, param: str, expected: str) -> list[Any]:
+    """The values as a list; UsageError for what is none: null, a number, one text, one image."""
+    if isinstance(values, str | bytes | bytearray | Path) or not isinstance(values, Iterable):
+        kind = "None" if values is None else "a single text" if isinstance(values, str) else type(values).__name__
+        raise UsageError(f"{param}: {expected} is expected, this is {kind}", param="input")
+    return list(values)  # also of what can be gone through only once
+
+
+def whole_numbers(ids: object, index: int) -> NDArray[Any]:
+    """Token ids as an array of any type of whole numbers; TextError for anything else."""
+    try:
+        found = np.asarray(ids)
+    except ValueError:  # lists of unequal lengths
+        found = np.empty((), object)
+    if found.ndim != 1 or (found.size and not np.issubdtype(found.dtype, np.integer)):
+        raise TextError("a list of token ids, whole numbers, is expected", index=index)
+    return found
+
+
+def check_document(text: object, index: int) -> None:
+    """TextError for an empty text, and for what is none."""
+    if isinstance(text, str) and not text.strip():
+        raise TextError("the text is empty", index=index)
+    check_text(text, index)

@@ -25,11 +25,11 @@ from hypothesis import strategies as st
 from tests.contract.serving import FakeEngine, Running, loader, running
 
 from nestling.errors import NestlingError
-from nestling.server import process
 from nestling.server.api.openai import EmbeddingRequest
-from nestling.server.http import limits
+from nestling.server.http import connection, limits
 from nestling.server.process import bound
 
+HEAD = b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
 CLIENT = httpx.Client(timeout=20, verify=False, limits=httpx.Limits(max_keepalive_connections=0))
 TEXTS = [f"text number {n} " + "and more " * (n % 10) for n in range(30)]
 
@@ -129,15 +129,15 @@ def test_100_000_inputs_are_413(server: Running) -> None:
 
 
 def test_300_mb_are_413_without_being_read_into_memory(server: Running) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
-    connection.putrequest("POST", "/v1/embeddings")
-    connection.putheader("Content-Length", str(300_000_000))
-    connection.putheader("Expect", "100-continue")
-    connection.endheaders()
-    answer = connection.getresponse()
+    client = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+    client.putrequest("POST", "/v1/embeddings")
+    client.putheader("Content-Length", str(300_000_000))
+    client.putheader("Expect", "100-continue")
+    client.endheaders()
+    answer = client.getresponse()
     assert answer.status == 413
     assert "2000000 bytes" in json.loads(answer.read())["error"]["message"]
-    connection.close()
+    client.close()
 
 
 def test_a_chunked_body_beyond_the_limit_is_413_and_the_client_sees_it(server: Running) -> None:
@@ -176,7 +176,7 @@ def test_bodies_of_all_requests_together_are_bounded(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(limits, "HELD_BODIES", 1)
     with running(max_body_bytes=1000) as server:
         slow = socket.create_connection(("127.0.0.1", server.port))
-        slow.sendall(b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: 900\r\n\r\n" + b" " * 800)
+        slow.sendall(b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900\r\n\r\n" + b" " * 800)
         assert _until(lambda: ask(server, {"input": "a" * 300}).status_code == 429)
         slow.close()
         assert _until(lambda: ask(server, {"input": "a" * 300}).status_code == 200)
@@ -283,14 +283,14 @@ def test_work_of_a_client_that_left_is_dropped_and_its_place_freed() -> None:
 
 
 def test_slow_and_idle_connections_are_reaped_while_others_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "HEADER_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(connection, "HEAD_TIMEOUT_S", 0.3)
     monkeypatch.setattr(limits, "BODY_TIMEOUT_S", 0.3)
     with running() as server:
         idle = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(300)]
         slow_head = socket.create_connection(("127.0.0.1", server.port))
         slow_head.sendall(b"POST /v1/embeddings HTTP/1.1\r\nHost:")
         slow_body = socket.create_connection(("127.0.0.1", server.port))
-        slow_body.sendall(b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        slow_body.sendall(b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
         assert ask(server, {"input": "a"}).status_code == 200
         for one in (*idle, slow_head):
             one.settimeout(10)
@@ -302,17 +302,20 @@ def test_slow_and_idle_connections_are_reaped_while_others_are_served(monkeypatc
 
 
 def test_a_client_that_does_not_take_its_answer_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "TAKE_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(connection, "TAKE_TIMEOUT_S", 0.3)
     with running(max_inputs=20_000) as server:
         body = json.dumps({"input": ["a"] * 20_000}).encode()
         lazy = socket.create_connection(("127.0.0.1", server.port))
-        lazy.sendall(b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
-        assert _until(
-            lambda: server.service.metrics.value("nestling_requests_total", path="/v1/embeddings", status="200") == 1,
-            20,
-        )
+        lazy.sendall(HEAD % len(body) + body)
+        assert _until(lambda: _recorded(server, "499") == 1, 20)
+        assert server.service.in_flight == 0
         assert lazy.recv(9) == b"HTTP/1.1 "
         lazy.close()
+
+
+def _recorded(server: Running, status: str) -> float:
+    """Embedding requests that the access log has counted with that status."""
+    return server.service.metrics.value("nestling_requests_total", path="/v1/embeddings", status=status)
 
 
 def test_the_event_loop_is_never_busy_for_50_ms() -> None:
@@ -420,13 +423,13 @@ def test_no_bytes_are_a_server_error(server: Running, body: bytes) -> None:
     assert ask(server, body).status_code == 400
 
 
-def _closed(connection: socket.socket) -> bool:
+def _closed(client: socket.socket) -> bool:
     try:
-        return connection.recv(1) == b""
+        return client.recv(1) == b""
     except ConnectionResetError:
         return True
     finally:
-        connection.close()
+        client.close()
 
 
 def test_keys_are_compared_as_bytes_and_never_logged(caplog: pytest.LogCaptureFixture) -> None:
@@ -477,11 +480,14 @@ def _until(true: Any, timeout_s: float = 5) -> bool:
 CHILD = "import sys; from tests.contract.serving import serve_alone; serve_alone(float(sys.argv[1]))"
 
 
+_ENVIRON = {**os.environ, "PYTHONPATH": os.pathsep.join([".", os.environ.get("PYTHONPATH", "")])}
+
+
 @contextmanager
 def _child(delay_s: float) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """A server of its own process, and its port."""
     command = [sys.executable, "-c", CHILD, str(delay_s)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": "."}) as child:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=_ENVIRON) as child:
         assert child.stdout
         try:
             yield child, int(child.stdout.readline())

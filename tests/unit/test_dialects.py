@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
@@ -41,8 +42,13 @@ OTHER = Dialect(
 )
 
 
+def client_of(**changes: Any) -> TestClient:
+    app = create_app(settings(**changes), loader(), dialects=(*DIALECTS, OTHER))
+    return TestClient(app, base_url="http://localhost")
+
+
 def test_a_dialect_brings_its_routes_its_answers_and_its_errors() -> None:
-    with TestClient(create_app(settings(), loader(), dialects=(*DIALECTS, OTHER))) as client:
+    with client_of() as client:
         for path in ("/other/embed", "/other/embed2"):
             assert len(client.post(path, json={"prompt": "a"}).json()) == 64
             answer = client.post(path, json={"prompt": "a", "model": "gpt"})
@@ -56,7 +62,7 @@ def test_a_dialect_brings_its_routes_its_answers_and_its_errors() -> None:
 
 
 def test_a_missing_key_is_said_as_the_dialect_says_it() -> None:
-    with TestClient(create_app(settings(api_key=("k",)), loader(), dialects=(*DIALECTS, OTHER))) as client:
+    with client_of(api_key=("k",)) as client:
         assert client.post("/other/embed", json={}).json() == {"said": "invalid_api_key"}
         assert client.post("/v1/embeddings", json={}).json()["error"]["code"] == "invalid_api_key"
 

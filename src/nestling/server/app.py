@@ -25,6 +25,7 @@ from nestling.server.core.refusals import UnavailableError
 from nestling.server.core.service import Service
 from nestling.server.http.access_log import AccessLog
 from nestling.server.http.auth import Keys
+from nestling.server.http.hosts import Hosts, guarded
 from nestling.server.http.limits import Bodies
 from nestling.server.http.problems import Problem, Respond, problem_of
 from nestling.server.settings import ServeSettings
@@ -105,6 +106,8 @@ def _guards(service: Service, respond: Respond) -> list[Middleware]:
     if settings.cors_origin:
         origins = list(settings.cors_origin)
         found.append(Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"]))
+    if guarded(settings):
+        found.append(Middleware(Hosts, allowed=settings.allowed_host, respond=respond))
     if settings.api_key:
         found.append(Middleware(Keys, keys=settings.api_key, respond=respond))
     return found

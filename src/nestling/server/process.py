@@ -20,22 +20,18 @@ from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from nestling.errors import NestlingError
 from nestling.server.app import create_app
 from nestling.server.core.model_pool import Load
 from nestling.server.core.service import Service
+from nestling.server.http.connection import PunctualProtocol
 from nestling.server.settings import ServeSettings
 
 LINGER_S = 1.0
 """Time between the signal and the closing of the port, in which every answer closes its connection."""
 HEAR_OUT_S = 2.0
 """Time after it for connections that have not sent a request yet; half a second lost one of 20 on a busy machine."""
-HEADER_TIMEOUT_S = 10.0
-"""Time for a connection to send a whole request head, whether it is new or kept alive."""
-TAKE_TIMEOUT_S = 30.0
-"""Time for a client to take what has been sent, once it is so far behind that sending pauses."""
 LOG = logging.getLogger("nestling.server")
 
 
@@ -49,46 +45,6 @@ def run(settings: ServeSettings, load: Load | None = None) -> None:
         server.run(sockets=[listener])
     if server.failure:
         raise server.failure
-
-
-class PunctualProtocol(H11Protocol):
-    """uvicorn's HTTP/1.1, which also ends connections that are too slow to send a head or to take an answer."""
-
-    _deadline: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """asyncio: a new connection."""
-        super().connection_made(transport)
-        self._expect(HEADER_TIMEOUT_S)
-
-    def data_received(self, data: bytes) -> None:
-        """asyncio: bytes have come."""
-        super().data_received(data)
-        if self.cycle is not None and not self.cycle.response_complete:
-            self._expect(None)
-        elif self._deadline is None:
-            self._expect(HEADER_TIMEOUT_S)
-
-    def pause_writing(self) -> None:
-        """asyncio: the client does not keep up with what is sent."""
-        super().pause_writing()
-        self._expect(TAKE_TIMEOUT_S)
-
-    def resume_writing(self) -> None:
-        """asyncio: the client has caught up."""
-        super().resume_writing()
-        self._expect(None)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """asyncio: the connection is over."""
-        self._expect(None)
-        super().connection_lost(exc)
-
-    def _expect(self, seconds: float | None) -> None:
-        """End the connection after so many seconds, unless this is called again."""
-        if self._deadline:
-            self._deadline.cancel()
-        self._deadline = None if seconds is None else self.loop.call_later(seconds, self.transport.abort)
 
 
 def say_ready(service: Service, listener: socket.socket) -> None:

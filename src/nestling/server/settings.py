@@ -177,6 +177,10 @@ class ServeSettings:
     )
     api_key_file: Path | None = field(default=None, metadata=_file("A file with one key a line."))
     cors_origin: tuple[str, ...] = field(default=(), metadata=_list("A web origin that may call the server.", "ORIGIN"))
+    allowed_host: tuple[str, ...] = field(
+        default=(),
+        metadata=_list("A name in Host to answer to, beside localhost and addresses; no other then is.", "NAME"),
+    )
     max_inputs: int = field(default=2048, metadata=_number("Texts in a request."))
     max_body_bytes: int = field(default=2_000_000, metadata=_number("Bytes of a request's body."))
     max_in_flight: int = field(default=512, metadata=_number("Requests in flight before 429."))

@@ -4,6 +4,7 @@ A field that is null is absent. Unknown fields are kept apart, to be logged once
 the wrong type are refused.
 """
 
+import codecs
 import re
 from collections.abc import Iterable
 from typing import Annotated, Any, Self
@@ -44,9 +45,10 @@ class Body(BaseModel):
     @classmethod
     def parse(cls, body: bytes) -> Self:
         """Read it; InvalidError for anything else, TooLargeError for nesting or for too many lists."""
-        _bound_containers(body)
+        content = _without_mark(body)
+        _bound_containers(content)
         try:
-            return cls.model_validate_json(body)
+            return cls.model_validate_json(content)
         except ValidationError as error:
             raise _of_validation(error) from None
 
@@ -54,6 +56,13 @@ class Body(BaseModel):
     def unknown(self) -> Iterable[str]:
         """Names of the fields that mean nothing here."""
         return self.model_extra or {}
+
+
+def _without_mark(body: bytes) -> bytes:
+    """The body without UTF-8's byte order mark, which RFC 8259 allows to ignore."""
+    if body.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise InvalidError("body: UTF-16, by its byte order mark; expected JSON in UTF-8", code="invalid_json")
+    return body.removeprefix(codecs.BOM_UTF8)
 
 
 def _of_validation(error: ValidationError) -> InvalidError | TooLargeError:
@@ -95,9 +104,7 @@ def texts_or_ids(value: object, *, most: int) -> Inputs:
     if isinstance(value, str):
         return [value]
     if not isinstance(value, list) or not value:
-        raise InvalidError(
-            "input: a text or a list of at least one text is expected", param="input", code="invalid_input"
-        )
+        raise InvalidError("input: expected a text or a list of at least one text", param="input", code="invalid_input")
     if isinstance(value[0], int):
         return [_ids(value, 0)]
     if len(value) > most:
@@ -107,21 +114,47 @@ def texts_or_ids(value: object, *, most: int) -> Inputs:
     return [_text(item, index) for index, item in enumerate(value)]
 
 
+Texts = Annotated[
+    Any,
+    WithJsonSchema({"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
+]
+"""A field that `one_or_more_texts` reads."""
+
+
+def one_or_more_texts(value: object, *, param: str) -> list[str]:
+    """Read a field that is a text or a list of texts, empty ones too; InvalidError naming the one that is not."""
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, list):
+        raise InvalidError(f"{param}: expected a text or a list of texts, this is {kind_of(value)}", param=param)
+    for index, item in enumerate(value):
+        if not isinstance(item, str):
+            raise not_a_text(f"{param}[{index}]", item, param=param)
+    return value
+
+
+def not_a_text(place: str, item: object, *, param: str) -> InvalidError:
+    """What to raise for an item that is no text; `place` says where it stands."""
+    return InvalidError(f"{place}: expected a text, this is {kind_of(item)}", param=param, code="invalid_input")
+
+
 def _text(item: object, index: int) -> str:
     if not isinstance(item, str):
-        raise TextError(f"a text is expected, this is {_kind(item)}", index=index)
+        raise TextError(f"expected a text, this is {kind_of(item)}", index=index)
     return item
 
 
 def _ids(item: object, index: int) -> TokenIds:
     if not isinstance(item, list) or not item:
-        raise TextError(f"a list of token ids is expected, this is {_kind(item)}", index=index)
+        found = "an empty list" if item == [] else kind_of(item)
+        raise TextError(f"expected a list of token ids, this is {found}", index=index)
     for place, number in enumerate(item):
         if type(number) is not int or not 0 <= number <= LARGEST_ID:
             raise TextError(f"token {place} is not a token id (a whole number from 0)", index=index)
     return np.array(item, np.int32)
 
 
-def _kind(item: object) -> str:
-    names = {type(None): "null", dict: "an object", list: "an empty list", bool: "a boolean", str: "a text"}
+def kind_of(item: object) -> str:
+    """What a JSON value is, in words."""
+    names = {type(None): "null", dict: "an object", list: "a list", bool: "a boolean", str: "a text"}
     return names.get(type(item), "a number")

@@ -8,16 +8,17 @@ from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from nestling.server.api.dialect import Call
 from nestling.server.api.routing import Spoken, spoken_for
 from nestling.server.core.service import Service
 from nestling.server.http.limits import Bodies, admitted
+from nestling.server.http.problems import CLIENT_LEFT
 
 WARNING = b"x-nestling-warning"
-CLIENT_LEFT = 499
-"""nginx's status for a client that closed its connection before the answer."""
+_END: Message = {"type": "http.response.body", "body": b""}
+"""By itself, because it is sent only when all before it has gone: then the last byte has left."""
 
 
 class Endpoint:
@@ -42,7 +43,7 @@ class Endpoint:
                 await self._answered(request, send, body, read=held)
 
     async def _answered(self, request: Request, send: Send, body: bytes, read: AsyncExitStack | None = None) -> None:
-        gone = asyncio.ensure_future(request.receive())
+        gone = asyncio.ensure_future(_left(request))
         try:
             call = Call(self._service, body, request.path_params)
             chosen = await call.run(spoken_for, self._spoken, body)
@@ -73,13 +74,16 @@ class Endpoint:
             headers.append((b"content-length", b"%d" % len(piece)))
         spent += time.perf_counter()
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        while following is not None and not gone.done():
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": piece, "more_body": True})
+        while following is not None:
+            await send({"type": "http.response.body", "body": following, "more_body": True})
+            if gone.done():
+                return  # nobody takes the rest
             await asyncio.sleep(0)  # sending to a fast client does not suspend; others have their turn here
             spent -= time.perf_counter()
-            piece, following = following, await anext(pieces, None)
+            following = await anext(pieces, None)
             spent += time.perf_counter()
-        await send({"type": "http.response.body", "body": piece})
+        await send(_END)
         self._service.metrics.stage.labels("serialize").observe(spent)
 
 
@@ -87,6 +91,12 @@ def _warning(warnings: Sequence[str]) -> Iterator[tuple[bytes, bytes]]:
     """A header for what a client should know and its answer has no field for."""
     if warnings:
         yield WARNING, "; ".join(warnings).encode("ascii", "replace")
+
+
+async def _left(request: Request) -> None:
+    """Wait until the client has left; a body that nobody asked for is thrown away meanwhile."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _unless(gone: asyncio.Future[Any], pieces: AsyncGenerator[bytes, None]) -> bytes | None:

@@ -1,17 +1,20 @@
 """Jina's dialect: `/v1/rerank`, in the shape of Cohere's too, and the fields that Jina adds to `/v1/embeddings`."""
 
 from collections.abc import AsyncGenerator, Sequence
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import WithJsonSchema
 from pydantic_core import to_json
 
 from nestling.models.reranking import Scoring
 from nestling.server.api import answers
 from nestling.server.api.answers import Form
-from nestling.server.api.bodies import Body
+from nestling.server.api.bodies import Body, not_a_text
 from nestling.server.api.dialect import Call, Dialect, Route
 from nestling.server.core.refusals import InvalidError, TooLargeError
 from nestling.server.core.requests import RankedDocuments, Ranking, Reading
+
+_DOCUMENTS = {"type": "array", "items": {"anyOf": [{"type": "string"}, {"type": "object"}]}}
 
 
 class JinaFields(Body):
@@ -35,7 +38,7 @@ class RerankRequest(Body):
     """`POST /v1/rerank`."""
 
     query: str
-    documents: list[str | dict[str, Any]]
+    documents: Annotated[list[Any], WithJsonSchema(_DOCUMENTS)]
     """The candidates: texts, or objects with a `text`."""
     model: str | None = None
     """As for embeddings, without a role."""
@@ -55,16 +58,19 @@ class RerankRequest(Body):
     def texts(self, *, most: int) -> list[str]:
         """The candidates' texts; InvalidError naming the one that has none, TooLargeError for more than `most`."""
         if not self.documents:
-            raise InvalidError("documents: at least one is expected", param="documents", code="invalid_input")
+            raise InvalidError("documents: expected at least one", param="documents", code="invalid_input")
         if len(self.documents) > most:
             message = f"documents: {len(self.documents)}, this server takes {most} a request"
             raise TooLargeError(message, param="documents")
-        found = [one if isinstance(one, str) else one.get("text") for one in self.documents]
-        for index, text in enumerate(found):
-            if not isinstance(text, str):
-                message = f"documents[{index}].text: a text is expected"
-                raise InvalidError(message, param="documents", code="invalid_input")
-        return [str(text) for text in found]
+        return [_text(one, f"documents[{index}]") for index, one in enumerate(self.documents)]
+
+
+def _text(document: object, place: str) -> str:
+    """The text of a document: itself, or its `text`."""
+    found, place = (document.get("text"), f"{place}.text") if isinstance(document, dict) else (document, place)
+    if not isinstance(found, str):
+        raise not_a_text(place, found, param="documents")
+    return found
 
 
 async def _rerank(call: Call) -> AsyncGenerator[bytes, None]:

@@ -5,17 +5,17 @@ from collections.abc import AsyncGenerator
 from pydantic_core import to_json
 
 from nestling.server.api import answers
-from nestling.server.api.bodies import Body
+from nestling.server.api.bodies import Body, Texts, one_or_more_texts
 from nestling.server.api.dialect import Call, Dialect, Route
-from nestling.server.core.refusals import InvalidError, agreed
+from nestling.server.core.refusals import agreed
 
 
 class TokenizeRequest(Body):
     """`POST /tokenize`: llama-server's `content` or vLLM's `prompt`; without a prefix unless one is asked for."""
 
-    content: str | list[str] | None = None
+    content: Texts | None = None
     """A text, or several: then `tokens` is a list for each."""
-    prompt: str | list[str] | None = None
+    prompt: Texts | None = None
     """The same as content."""
     model: str | None = None
     """As for embeddings."""
@@ -25,13 +25,17 @@ class TokenizeRequest(Body):
     """query or passage puts that prefix in front; raw by default."""
 
     @property
-    def texts(self) -> str | list[str]:
+    def is_one(self) -> bool:
+        """True for a text, False for a list of texts."""
+        return isinstance(self.content if self.prompt is None else self.prompt, str)
+
+    @property
+    def texts(self) -> list[str]:
         """The text or texts."""
         agreed("content", {"content": self.content, "prompt": self.prompt})
-        found = self.content if self.prompt is None else self.prompt
-        if found is None:
-            raise InvalidError("content: a text or a list of texts is expected", param="content")
-        return found
+        if self.prompt is not None:
+            return one_or_more_texts(self.prompt, param="prompt")
+        return one_or_more_texts(self.content, param="content")
 
 
 class DetokenizeRequest(Body):
@@ -47,8 +51,8 @@ async def _tokenize(call: Call) -> AsyncGenerator[bytes, None]:
     texts = request.texts
     roles = {"prompt_name": request.prompt_name}
     target = call.service.catalog.target(request.model, task=request.task, roles=roles)
-    tokens, longest = await call.service.tokenized([texts] if isinstance(texts, str) else texts, target)
-    shown = tokens[0] if isinstance(texts, str) else tokens
+    tokens, longest = await call.service.tokenized(texts, target)
+    shown = tokens[0] if request.is_one else tokens
     yield to_json({"tokens": shown, "count": sum(map(len, tokens)), "max_model_len": longest})
 
 

@@ -135,6 +135,10 @@ async def _models(call: Call) -> AsyncGenerator[bytes, None]:
     yield to_json({"object": "list", "data": data, "engines": call.service.engines()})
 
 
+async def _one_model(call: Call) -> AsyncGenerator[bytes, None]:
+    yield to_json(_model(await call.service.served_as(call.path["model"])))
+
+
 def _model(served: Served) -> dict[str, object]:
     return {
         "id": served.name,
@@ -163,6 +167,12 @@ DIALECT = Dialect(
             _models,
             "What is served: names, longest text in tokens, vector sizes, tasks.",
             also=("/models",),
+        ),
+        Route(
+            "/v1/models/{model:path}",
+            _one_model,
+            "One of them, by any name that a request may have as its model.",
+            also=("/models/{model:path}",),
         ),
     ),
 )

@@ -4,6 +4,7 @@ A body's top-level fields decide: a route is meant by a body that has a field wh
 is meant by the others. Where that leaves two, the operator's `--dialect` comes first, then the registry's order.
 """
 
+from codecs import BOM_UTF8
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -36,7 +37,7 @@ def spoken_for(spoken: Sequence[Spoken], body: bytes) -> Spoken:
     if len(spoken) == 1:
         return spoken[0]
     try:
-        read = from_json(body, cache_strings="keys")
+        read = from_json(body.removeprefix(BOM_UTF8), cache_strings="keys")
     except ValueError:
         return spoken[0]
     fields = read.keys() if isinstance(read, dict) else set()

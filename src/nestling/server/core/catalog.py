@@ -8,7 +8,6 @@ are refused. Loads nothing.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
 
 from nestling.errors import UsageError
 from nestling.formats.quant_types import FILE_TYPES
@@ -53,15 +52,6 @@ class Offer:
     def tasks(self) -> tuple[Task, ...]:
         """The tasks behind it."""
         return (self.task,) if self.task else tuple(Task)
-
-    def kinds(self) -> list[Self]:
-        """It, and where the operator left the file type open, the same in each other type that all its tasks have."""
-        if self.quant or self.path:
-            return [self]
-        here = [(model.quant, model.task) for model in local.available() if model.family == self.family]
-        files = (None,) if self.base else self.tasks
-        whole = [quant for quant in FILE_TYPES if all((quant, task) in here for task in files)]
-        return [self, *(replace(self, quant=quant) for quant in whole if quant != local.DEFAULT_QUANT)]
 
     def name_of(self, task: Task) -> str:
         """How one task of it is called."""
@@ -108,6 +98,7 @@ class Catalog:
     ) -> None:
         self.offers = [_offer(reference, specs_of_file, adapters=adapters) for reference in references]
         self._aliases = dict(aliases or {})
+        self.refresh()
         for name, target in self._aliases.items():
             try:
                 self.target(target)
@@ -123,31 +114,64 @@ class Catalog:
         self, model: str | None, *, task: str | None = None, roles: Mapping[str, str | None] | None = None
     ) -> Target:
         """Find the model. NotServedError, or UsageError for parts that contradict each other."""
-        name, in_model = self._split(self._aliases.get(model, model) if model else self.default.name)
+        return self.found(model or self.default.name, task=task, roles=roles)[1]
+
+    def found(
+        self, model: str, *, task: str | None = None, roles: Mapping[str, str | None] | None = None
+    ) -> tuple[Offer, Target]:
+        """The same for a name, an empty one too, with the offer that it belongs to."""
+        name, in_model = self._split(self._aliases.get(model, model))
         in_field = _task_and_role("task", task)
         offer, named = self._find(name, model)
         in_name = named.task if named else None
         said = {"model": in_name, "model's end": in_model[0], "task": in_field[0], "served": offer.task}
         wanted = agreed("task", said)
         role = agreed("prompt_name", {"model": in_model[1], "task": in_field[1], **_roles(roles or {})})
-        return Target(offer.reference(wanted, named.quant if named else None), role, offer.chosen(wanted))
+        return offer, Target(offer.reference(wanted, named.quant if named else None), role, offer.chosen(wanted))
+
+    def refresh(self) -> None:
+        """Look again which files are on this machine; reads folders, so not for the event loop."""
+        self._here = frozenset((model.family, model.quant, model.task) for model in local.available())
+
+    def kinds(self, offer: Offer) -> list[Offer]:
+        """An offer, and where the operator left the file type open, the same in each other type that is here."""
+        if offer.quant or offer.path:
+            return [offer]
+        files = (None,) if offer.base else offer.tasks
+        whole = [quant for quant in FILE_TYPES if all((offer.family, quant, task) in self._here for task in files)]
+        return [offer, *(replace(offer, quant=quant) for quant in whole if quant != local.DEFAULT_QUANT)]
 
     def _split(self, name: str) -> tuple[str, tuple[Task | None, Role | None]]:
         head, slash, tail = name.rpartition("/")
         if not slash or any(offer.path == name for offer in self.offers):
             return name, (None, None)
-        return head, _task_and_role("model", tail)
+        try:
+            return head, _task_and_role("model", tail)
+        except UsageError:
+            self._find(head, name)  # an unknown model is the graver fault: `org/name` is no name with a task
+            raise
 
-    def _find(self, name: str, asked: str | None) -> tuple[Offer, ModelReference | None]:
+    def _find(self, name: str, asked: str) -> tuple[Offer, ModelReference | None]:
         for offer in self.offers:
             if offer.path and name in (offer.path, offer.name, f"{offer.family}-{offer.task}"):
                 return offer, None
         named = _parsed(name)
         for offer in self.offers:
-            if named and (offer.base or not offer.path) and _answers(offer, named):
+            if named and (offer.base or not offer.path) and self._answers(offer, named):
                 return offer, named
         served = ", ".join(offer.name for offer in self.offers)
         raise NotServedError(f"model={shown(asked)}: not served here; this server has {served}")
+
+    def _answers(self, offer: Offer, named: ModelReference) -> bool:
+        fits = offer.family == named.family and named.task in (None, *offer.tasks) and named.base <= offer.base
+        quants = (None, offer.quant)
+        return fits and (named.quant in quants or (offer.quant is None and not offer.path and self._is_here(named)))
+
+    def _is_here(self, named: ModelReference) -> bool:
+        """True for a file type that a client may choose: one on this machine, or one that is built in seconds."""
+        if named.family == local.STARTER or named.quant == local.DEFAULT_QUANT:
+            return True
+        return any((family, quant) == (named.family, named.quant) for family, quant, _ in self._here)
 
 
 def _offer(reference: str, specs_of_file: Callable[[str], Sequence[ModelSpec]], *, adapters: bool) -> Offer:
@@ -163,19 +187,6 @@ def _offer(reference: str, specs_of_file: Callable[[str], Sequence[ModelSpec]], 
             f"adapters: model={reference!r} is for {offer.task} alone; name a family or a base", param="adapters"
         )
     return offer
-
-
-def _answers(offer: Offer, named: ModelReference) -> bool:
-    fits = offer.family == named.family and named.task in (None, *offer.tasks) and named.base <= offer.base
-    quants = (None, offer.quant)
-    return fits and (named.quant in quants or (offer.quant is None and not offer.path and _is_here(named)))
-
-
-def _is_here(named: ModelReference) -> bool:
-    """True for a file type that a client may choose: one on this machine, or one that is built in seconds."""
-    if named.family == local.STARTER or named.quant == local.DEFAULT_QUANT:
-        return True
-    return any((model.family, model.quant) == (named.family, named.quant) for model in local.available())
 
 
 def _parsed(name: str) -> ModelReference | None:

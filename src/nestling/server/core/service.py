@@ -172,7 +172,7 @@ class Service:
     async def served(self) -> list[Served]:
         """Each served reference, in each file type that is here, and each task by its own name."""
         await self.ready()
-        offers = [(offer, kind) for offer in self.catalog.offers for kind in offer.kinds()]
+        offers = [(offer, kind) for offer in self.catalog.offers for kind in self.catalog.kinds(offer)]
         found = [served for offer, kind in offers for served in kind.served(self._specs[offer.name])]
         return list({served.name: served for served in found}.values())
 
@@ -180,6 +180,15 @@ class Service:
         """Which engine each model in memory runs on, and why."""
         found = ((one.reference, one.embedder.engine) for one in self.models.loaded)
         return [{"model": name, "engine": engine.name, "reason": engine.reason} for name, engine in found]
+
+    async def served_as(self, name: str) -> Served:
+        """The model that a client calls so; NotServedError or UsageError as for a request with that name."""
+        for one in await self.served():
+            if one.name == name:
+                return one
+        offer, target = self.catalog.found(name)
+        spec = self._specs[offer.name]
+        return Served(name, (offer.chosen(target.task),), spec.max_tokens, spec.dimensions)
 
     async def run(self, work: Callable[..., Result], *values: Any, short: bool) -> Result:  # noqa: ANN401 - work's own
         """Call `work`: at once if it is `short` (a millisecond), otherwise in a thread."""
@@ -209,7 +218,13 @@ class Service:
     async def _keep_house(self) -> None:
         while True:
             await asyncio.sleep(HOUSEKEEPING_S)
-            self.models.unload_idle()
+            try:
+                self.models.unload_idle()
+                await asyncio.to_thread(self.catalog.refresh)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the next round is tried
+                LOG.warning(
+                    "housekeeping failed", extra={"fields": {"error": f"{type(error).__name__}: {error!s:.200}"}}
+                )
 
     async def _ids(self, wanted: Embedding, model: Use) -> list[TokenIds]:
         read = partial(self._reader.read, wanted, model.embedder)

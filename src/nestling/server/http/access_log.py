@@ -3,15 +3,18 @@
 Texts, keys and the messages of unexpected exceptions are never logged.
 """
 
+import asyncio
 import logging
 import time
 import traceback
 import uuid
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from nestling.server.core.refusals import UnavailableError
 from nestling.server.core.service import Service
-from nestling.server.http.problems import Respond, problem_of
+from nestling.server.http.problems import CLIENT_LEFT, Problem, Respond, problem_of
 
 LOG = logging.getLogger("nestling.server")
 UNLOGGED = frozenset({"/health", "/ready", "/metrics"})
@@ -28,22 +31,37 @@ class AccessLog:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        start, request_id, status = time.perf_counter(), uuid.uuid4().hex[:16], 0
+        start, request_id, status, complete = time.perf_counter(), uuid.uuid4().hex[:16], 0, False
 
         async def tell(message: Message) -> None:
-            nonlocal status
+            nonlocal status, complete
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message.setdefault("headers", []).extend(self._headers(request_id))
             await send(message)
+            complete = complete or (message["type"] == "http.response.body" and not message.get("more_body"))
 
         try:
             await self._app(scope, receive, tell)
-        except Exception as error:  # noqa: BLE001 - the last place where it can be answered
-            _log_error(error, request_id)
+        except (ClientDisconnect, asyncio.CancelledError, Exception) as error:
+            problem = self._problem(error, request_id)
             if not status:
-                await self._respond(scope, problem_of(error))(scope, receive, tell)
-        self._record(scope, request_id, status, time.perf_counter() - start)
+                await self._respond(scope, problem)(scope, receive, tell)
+            if isinstance(error, asyncio.CancelledError):
+                raise
+        finally:
+            seconds = time.perf_counter() - start
+            self._record(scope, request_id, status if complete else CLIENT_LEFT, seconds)
+
+    def _problem(self, error: BaseException, request_id: str) -> Problem:
+        """What to answer where there is still something to answer."""
+        if isinstance(error, asyncio.CancelledError):
+            return problem_of(UnavailableError("the server stopped before the answer was ready"))
+        if isinstance(error, ClientDisconnect):
+            return Problem(CLIENT_LEFT, "the client has left", "client_left")
+        assert isinstance(error, Exception)
+        _log_error(error, request_id)
+        return problem_of(error)
 
     def _headers(self, request_id: str) -> list[tuple[bytes, bytes]]:
         closing = [(b"connection", b"close")] if self._service.draining else []

@@ -12,6 +12,8 @@ from starlette.types import Scope
 from nestling.errors import EngineError, ModelNotFoundError, NestlingError, TextError, UsageError
 from nestling.server.core.refusals import BusyError, InvalidError, TooLargeError, UnavailableError
 
+CLIENT_LEFT = 499
+"""nginx's status for a client that closed its connection before it had its whole answer."""
 RETRY_AFTER_S = 5
 """When to ask a server again that is starting or stopping."""
 

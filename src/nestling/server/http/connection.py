@@ -1,0 +1,72 @@
+"""One HTTP/1.1 connection, bounded in time: a head must arrive, and an answer be taken, before its deadline."""
+
+import asyncio
+from collections.abc import Callable
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+HEAD_TIMEOUT_S = 10.0
+"""Time for a connection to send a whole request head, whether it is new or kept alive."""
+TAKE_TIMEOUT_S = 120.0
+"""Time for a client to take its whole answer, from the moment at which it is behind."""
+
+
+class _Deadline:
+    """Ends something unless it is lifted in time."""
+
+    _timer: asyncio.TimerHandle | None = None
+
+    def set(self, loop: asyncio.AbstractEventLoop, seconds: float, end: Callable[[], None]) -> None:
+        """Start it, unless it runs already."""
+        self._timer = self._timer or loop.call_later(seconds, end)
+
+    def lift(self) -> None:
+        """Stop it."""
+        if self._timer:
+            self._timer.cancel()
+        self._timer = None
+
+
+class PunctualProtocol(H11Protocol):
+    """uvicorn's HTTP/1.1, which also ends connections that are too slow to send a head or to take an answer.
+
+    Nothing is buffered here beside the piece that is being sent: the next one is made when the system has taken it.
+    """
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """asyncio: a new connection."""
+        super().connection_made(transport)
+        self._head, self._take = _Deadline(), _Deadline()
+        transport.set_write_buffer_limits(0)
+        self._head.set(self.loop, HEAD_TIMEOUT_S, transport.abort)
+
+    def data_received(self, data: bytes) -> None:
+        """asyncio: bytes have come."""
+        super().data_received(data)
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._head.lift()
+        else:
+            self._head.set(self.loop, HEAD_TIMEOUT_S, self.transport.abort)
+
+    def pause_writing(self) -> None:
+        """asyncio: the client has not taken all that was sent."""
+        super().pause_writing()
+        self._take.set(self.loop, TAKE_TIMEOUT_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """asyncio: it has now; the deadline stays for the rest of the answer."""
+        super().resume_writing()
+        if self.cycle is None or self.cycle.response_complete:
+            self._take.lift()
+
+    def on_response_complete(self) -> None:
+        """uvicorn: the last byte has been given to the transport."""
+        super().on_response_complete()
+        if not self.transport.get_write_buffer_size():
+            self._take.lift()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """asyncio: the connection is over."""
+        self._head.lift()
+        self._take.lift()
+        super().connection_lost(exc)

@@ -1,0 +1,50 @@
+"""Which names the server answers to, so that a web page that rebinds its own name to loopback gets nothing.
+
+An address (`127.0.0.1`, `[::1]`) can be the name of no other site, so it is always answered; so is `localhost`.
+"""
+
+import ipaddress
+from collections.abc import Sequence
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from nestling.server.http.problems import Problem, Respond
+from nestling.server.settings import ServeSettings
+
+
+def guarded(settings: ServeSettings) -> bool:
+    """True where names are checked: some are allowed, or anyone on this machine may ask without a key."""
+    return bool(settings.allowed_host) or (not settings.api_key and _is_loopback(settings.host))
+
+
+class Hosts:
+    """ASGI middleware: refuses a request whose Host is none of the allowed names, with 403."""
+
+    def __init__(self, app: ASGIApp, allowed: Sequence[str], respond: Respond) -> None:
+        self._app, self._respond = app, respond
+        self._allowed = {"localhost", *(name.lower() for name in allowed)}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http" or all(self._knows(value) for name, value in scope["headers"] if name == b"host"):
+            await self._app(scope, receive, send)
+            return
+        message = "Host: this server does not answer to that name; --allowed-host NAME allows one"
+        await self._respond(scope, Problem(403, message, "host_not_allowed"))(scope, receive, send)
+
+    def _knows(self, header: bytes) -> bool:
+        name = header.decode("latin-1").lower()
+        host = name[: name.index("]") + 1] if name.startswith("[") and "]" in name else name.partition(":")[0]
+        return host in self._allowed or _is_address(host.strip("[]"))
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_loopback(host: str) -> bool:
+    return host.lower() == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)

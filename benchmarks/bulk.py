@@ -86,7 +86,7 @@ def speed(folder: Path, rounds: str = "2", count: str = str(DOCUMENTS)) -> dict[
         seconds["engine with tokenizer"].append(time.perf_counter() - began)
         began = time.perf_counter()
         marks: list[tuple[float, int]] = []
-        tokens = bulk.run([str(source)], folder / f"out{turn}", bulk.What(MODEL), told=_Clock(marks).told).tokens
+        tokens = bulk.run([str(source)], folder / f"out{turn}", bulk.JobSpec(MODEL), progress=_Clock(marks).told).tokens
         seconds["job"].append(time.perf_counter() - began)
         steady.append(_steady(marks))
     rates = {name: tokens / min(row) for name, row in seconds.items()}
@@ -149,15 +149,15 @@ def on_ray(folder: Path) -> dict[str, Any]:
     """Tokens per second between the first and the last finished shard, and of the whole run with its start."""
     source = corpus(folder / "c.parquet", texts(DOCUMENTS, *LENGTHS))
     ways = {
-        "local, two threads": bulk.How(threads=2),
-        "local, two workers of one thread": bulk.How(workers=2, threads=1),
-        "ray, two workers of one thread": bulk.How(runner=bulk.Runner.RAY, workers=2, threads=1),
+        "local, two threads": bulk.RunOptions(threads=2),
+        "local, two workers of one thread": bulk.RunOptions(workers=2, threads=1),
+        "ray, two workers of one thread": bulk.RunOptions(runner=bulk.Runner.RAY, workers=2, threads=1),
     }
     found = {}
     for name, how in ways.items():
         marks: list[tuple[float, int]] = []
-        what = bulk.What(MODEL, shard_rows=250)
-        outcome = bulk.run([str(source)], folder / name.replace(" ", "-"), what, how, told=_Clock(marks).told)
+        what = bulk.JobSpec(MODEL, shard_rows=250)
+        outcome = bulk.run([str(source)], folder / name.replace(" ", "-"), what, how, progress=_Clock(marks).told)
         found[name] = {"tokens_per_s": _steady(marks), "with_start_tokens_per_s": outcome.tokens / outcome.seconds}
     rates = [one["tokens_per_s"] for one in found.values()]
     return {
@@ -202,7 +202,7 @@ def planning(folder: Path) -> dict[str, Any]:
         source = corpus(folder / f"{count}.parquet", [f"text {n}" for n in range(count * 10)])
         out = folder / str(count)
         (out / manifest.SHARDS).mkdir(parents=True)
-        what, began = bulk.What(MODEL, shard_rows=10), time.perf_counter()
+        what, began = bulk.JobSpec(MODEL, shard_rows=10), time.perf_counter()
         made = plan.make(sources.expand([str(source)]), what, folder=out)
         job = Job.create(out, what, Model(MODEL, "0" * 64, 128), made)
         shards = job.plan.shards()

@@ -150,7 +150,7 @@ def test_four_workers_make_the_same_bytes(
 def test_no_space_left(tiny_models: dict[str, Path], tmp_path: Path) -> None:
     """A shard that does not fit leaves nothing under its name; with room the job goes on."""
     source = parquet(tmp_path / "c.parquet", rows(40))
-    what = bulk.What(str(tiny_models["F32"]), backend="reference", shard_rows=20)
+    what = bulk.JobSpec(str(tiny_models["F32"]), backend="reference", shard_rows=20)
     with largest_file(tmp_path, 10_000), pytest.raises(OSError, match="File too large"):
         bulk.run([str(source)], tmp_path / "out", what)
     assert shards(tmp_path / "out") == 0

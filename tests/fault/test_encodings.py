@@ -213,7 +213,7 @@ TABLE = "id,text\r\n1,café\r\n2,b\r\n"
 
 def job(tiny_models: dict[str, Path], tmp_path: Path, name: str, content: bytes) -> bulk.Outcome:
     (tmp_path / name).write_bytes(content)
-    what = bulk.What(str(tiny_models["F32"]), backend="reference")
+    what = bulk.JobSpec(str(tiny_models["F32"]), backend="reference")
     return bulk.run([str(tmp_path / name)], tmp_path / "out", what)
 
 

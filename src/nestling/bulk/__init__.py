@@ -1,7 +1,7 @@
 """Corpus jobs: texts of files to vectors of files, shard by shard, resumed after anything.
 
     from nestling import bulk
-    outcome = bulk.run(["corpus/*.parquet"], Path("vectors"), bulk.What("starter-retrieval", dimensions=128))
+    outcome = bulk.run(["corpus/*.parquet"], Path("vectors"), bulk.JobSpec("starter-retrieval", dimensions=128))
     hits = bulk.search(Path("vectors"), "How do I open a socket?", top=10)
 
 Needs the extra `bulk` (pyarrow, fsspec); running on Ray the extra `ray`, a LanceDB table the extra `lance`. The names
@@ -15,9 +15,9 @@ from nestling._util.extras import need
 if TYPE_CHECKING:
     from nestling.bulk.exact_search import search
     from nestling.bulk.job import run
-    from nestling.bulk.settings import How, Outcome, Runner, Sink, Status, VectorType, What
+    from nestling.bulk.settings import JobSpec, Outcome, Runner, RunOptions, Sink, Status, VectorType
 
-__all__ = ["How", "Outcome", "Runner", "Sink", "Status", "VectorType", "What", "run", "search"]
+__all__ = ["JobSpec", "Outcome", "RunOptions", "Runner", "Sink", "Status", "VectorType", "run", "search"]
 
 _HOMES = {"run": "job", "search": "exact_search"}
 

@@ -11,24 +11,44 @@ from nestling._util.files import sha256_file
 from nestling.bulk import local, manifest, plan, sources
 from nestling.bulk.manifest import Finished, Job, Log, Model
 from nestling.bulk.plan import Shard
-from nestling.bulk.settings import How, Outcome, Runner, Sink, Status, Told, What, tell_nobody
+from nestling.bulk.settings import (
+    INDEX_ROWS,
+    JobSpec,
+    Outcome,
+    ProgressCallback,
+    Runner,
+    RunOptions,
+    Sink,
+    Status,
+    VectorType,
+    no_progress,
+)
 from nestling.bulk.sources import Found
 from nestling.bulk.worker import Setup, Ticked
-from nestling.errors import BuildError
+from nestling.errors import BuildError, UsageError
 from nestling.formats.gguf import GGUFFile
 from nestling.models import local as models
 from nestling.models.file_spec import spec_of
 
 
-def run(source: Sequence[str], out: Path, what: What, how: How | None = None, *, told: Told = tell_nobody) -> Outcome:
-    """Embed every row of `source` (files, folders, patterns) into the folder `out`, going on where a run ended.
+def run(
+    source: Sequence[str],
+    out: Path,
+    what: JobSpec,
+    how: RunOptions | None = None,
+    *,
+    progress: ProgressCallback = no_progress,
+) -> Outcome:
+    """Embed every row of `source` (files, folders, patterns) into the folder `out`, resuming where a run ended.
 
     A setting that cannot be honoured is a UsageError; another job in `out`, a changed source and too many rejects are
-    a BuildError; a file that cannot be read is a FileFormatError. `told` hears of every batch.
+    a BuildError; a file that cannot be read is a FileFormatError. `progress` is called after every batch.
     """
-    how, began = how or How(), time.monotonic()
+    how, began = how or RunOptions(), time.monotonic()
+    _check_index(what, how)
     model = _model(what)
-    files = sources.apart(sources.expand(source), out)
+    found = sources.find(source)
+    files = sources.apart(found.files, out)
     with manifest.held(out):
         job = _job(out, files, what, (model, how))
         (out / manifest.SHARDS).mkdir(exist_ok=True)
@@ -36,15 +56,15 @@ def run(source: Sequence[str], out: Path, what: What, how: How | None = None, *,
         with closing(Log(job)) as log:
             log.adopt(shards)
             left = [shard for shard in shards if shard.name not in log.finished]
-            meter = Meter(job.plan.rows, log.rows + log.rejected, told)
+            meter = Meter(job.plan.rows, log.rows + log.rejected, progress)
             _embed(job, log, left, (_setup(job, files, how), how, meter))
         _finish(job, log, how)
-    skipped = tuple(reason for _, reason in job.plan.skipped)
+    skipped = (*(reason for _, reason in job.plan.skipped), *found.said())
     seconds = time.monotonic() - began
     return Outcome(out, log.rows, log.rejected, len(shards), len(left), meter.tokens, seconds, skipped)
 
 
-def _embed(job: Job, log: Log, left: Sequence[Shard], way: tuple[Setup, How, "Meter"]) -> None:
+def _embed(job: Job, log: Log, left: Sequence[Shard], way: tuple[Setup, RunOptions, "Meter"]) -> None:
     setup, how, meter = way
     _check_rejects(job, log, how)
     for one in _runner(setup, left, how, meter.tick) if left else ():
@@ -53,10 +73,10 @@ def _embed(job: Job, log: Log, left: Sequence[Shard], way: tuple[Setup, How, "Me
 
 
 class Meter:
-    """Adds up what is done and tells of it."""
+    """Adds up what is done and reports it."""
 
-    def __init__(self, total: int, before: int, told: Told) -> None:
-        self._total, self._before, self._told = total, before, told
+    def __init__(self, total: int, before: int, progress: ProgressCallback) -> None:
+        self._total, self._before, self._progress = total, before, progress
         self._rows, self.tokens, self._began = 0, 0, time.monotonic()
         self.tick(0, 0)
 
@@ -64,22 +84,31 @@ class Meter:
         """So many rows and tokens more."""
         self._rows, self.tokens = self._rows + rows, self.tokens + tokens
         seconds = time.monotonic() - self._began
-        self._told(Status(self._before + self._rows, self._total, self._rows, self.tokens, seconds))
+        self._progress(Status(self._before + self._rows, self._total, self._rows, self.tokens, seconds))
 
 
-def _model(what: What) -> Model:
+def _check_index(what: JobSpec, how: RunOptions, rows: int = INDEX_ROWS) -> None:
+    """Refuse before the job what LanceDB would refuse after it."""
+    if how.index and what.embedding_type == VectorType.INT8:
+        raise UsageError("index: LanceDB has none for int8 vectors; take float, float16 or binary", param="index")
+    if how.index and rows < INDEX_ROWS:
+        raise UsageError(f"index: LanceDB needs {INDEX_ROWS} rows or more to build one, here are {rows}", param="index")
+
+
+def _model(what: JobSpec) -> Model:
     path = models.resolve(what.model)
     spec = spec_of(GGUFFile.open(path))
     dimensions = spec.dimension(what.dimensions)
     return Model(what.model, sha256_file(path), dimensions)
 
 
-def _job(out: Path, files: Sequence[Found], what: What, context: tuple[Model, How]) -> Job:
+def _job(out: Path, files: Sequence[Found], what: JobSpec, context: tuple[Model, RunOptions]) -> Job:
     """The job of the folder, if it is this one; a new one in an empty folder."""
     model, how = context
     if not (out / manifest.JOB).exists():
         manifest.check_free(out)
         made = plan.make(files, what, folder=out, skip_bad_files=how.skip_bad_files)
+        _check_index(what, how, made.rows)
         return Job.create(out, what, model, made)
     job = Job.read(out)
     manifest.check_same(job, what, model)
@@ -104,12 +133,12 @@ def _check_source(job: Job, files: Sequence[Found]) -> None:
         raise BuildError(f"{job.folder}: {min(missing)} of the source of this job is not there any more")
 
 
-def _setup(job: Job, files: Sequence[Found], how: How) -> Setup:
+def _setup(job: Job, files: Sequence[Found], how: RunOptions) -> Setup:
     threads = how.threads or max(1, usable_threads() // how.workers)
     return Setup(job.folder.resolve(), tuple(_taken(job, files)), job.what.model, threads, how.skip_bad_files)
 
 
-def _runner(setup: Setup, left: Sequence[Shard], how: How, ticked: Ticked) -> Iterator[Finished]:
+def _runner(setup: Setup, left: Sequence[Shard], how: RunOptions, ticked: Ticked) -> Iterator[Finished]:
     if how.runner is Runner.LOCAL:
         return local.run(setup, left, workers=how.workers, ticked=ticked)
     ray = need("nestling.bulk.ray", wanted_for="engine=ray", extra="ray")
@@ -117,7 +146,7 @@ def _runner(setup: Setup, left: Sequence[Shard], how: How, ticked: Ticked) -> It
     return found
 
 
-def _check_rejects(job: Job, log: Log, how: How) -> None:
+def _check_rejects(job: Job, log: Log, how: RunOptions) -> None:
     if how.max_rejects is not None and log.rejected > how.max_rejects:
         manifest.write_rejects(job, log.finished)
         raise BuildError(
@@ -125,7 +154,7 @@ def _check_rejects(job: Job, log: Log, how: How) -> None:
         )
 
 
-def _finish(job: Job, log: Log, how: How) -> None:
+def _finish(job: Job, log: Log, how: RunOptions) -> None:
     log.settle()
     manifest.write_rejects(job, log.finished)
     if how.sink is Sink.LANCE:

@@ -14,14 +14,12 @@ import pyarrow.parquet as pq
 
 from nestling._util.files import atomic_write
 from nestling.bulk.manifest import TABLE, TABLE_DONE, Job
-from nestling.bulk.settings import VectorType
+from nestling.bulk.settings import INDEX_ROWS, VectorType
 from nestling.bulk.worker import schema_of
 from nestling.errors import BuildError, UsageError
 from nestling.vectors import Floats, to_ubinary
 
 NAME = "vectors"
-INDEX_ROWS = 256
-"""Rows below which LanceDB cannot train an index, and need none."""
 
 
 def make(job: Job, *, index: bool) -> None:
@@ -68,8 +66,6 @@ def _batches(job: Job) -> Iterator[pa.RecordBatch]:
 
 
 def _index(job: Job, table: Any) -> None:  # noqa: ANN401 - lancedb's table
-    if job.what.embedding_type == VectorType.INT8:
-        raise UsageError("index: LanceDB has none for int8 vectors", param="index")
     if table.count_rows() < INDEX_ROWS:
         raise UsageError(f"index: LanceDB needs {INDEX_ROWS} rows or more to build one", param="index")
     if job.what.embedding_type == VectorType.BINARY:

@@ -1,115 +1,100 @@
-"""Rows of text files: JSON lines and CSV, plain or compressed. Any range of them, by the byte that it begins at.
+"""Rows of text files: JSON lines and CSV. Any range of them, by the place that it begins at.
 
-A plain file is read from any byte; a compressed one is read on from where the last range ended, or from its start.
-Empty lines are no rows. A row that is not JSON, or has more or fewer fields than the header, is a fault of that row
-alone. The types of JSON columns are those of the first thousand rows.
+Empty lines are no rows. A row that is not JSON, or not CSV, or has more or fewer fields than the header, is a fault of
+that row alone and named with its line: after a record that is not CSV, reading resumes at the second of its lines. The
+types of JSON columns are those of all rows.
 """
 
 import csv
-import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Protocol, cast
 
 import pyarrow as pa
 
-from nestling._util.text import MAX_MARK, lacks_mark, mark_of
-from nestling.bulk.rows import Columns, OnIds, Rows, reading, sound, typed
+from nestling.bulk.rows import (
+    START,
+    Columns,
+    Mark,
+    OnIds,
+    Rows,
+    Survey,
+    Wanted,
+    plain_id,
+    reading,
+    sound,
+    typed,
+)  # fmt: skip
 from nestling.bulk.sources import Found
+from nestling.bulk.text_file import Lines
 from nestling.errors import FileFormatError
 
-FIRST_ROWS = 1000
-BUFFER_BYTES = 1 << 20
+SHOWN_COLUMNS = 1000
+"""Columns of a JSON lines file that are remembered for messages."""
 SURVEY_ROWS = 1 << 14
-_FIELD_LIMIT = 1 << 30
+_FIELD_LIMIT = 1 << 26
+"""Characters of a CSV field; a quotation mark that nothing closes is found out after so many."""
 
 Row = dict[str, Any] | str
 """A row's values by column, or what is wrong with it."""
 
 
-class Lines:
-    """The lines of a file, with the byte that the next one begins at (in the uncompressed file)."""
-
-    def __init__(self, file: Found) -> None:
-        self._file = file
-        self._open()
-
-    def _open(self) -> None:
-        raw: Any = self._file.open()
-        if self._file.codec:
-            raw = pa.CompressedInputStream(pa.PythonFile(raw, "r"), self._file.codec)
-        self._stream, self.at = io.BufferedReader(raw, BUFFER_BYTES), 0
-        try:
-            self._mark = self._byte_order_mark()
-        except BaseException:
-            self.close()
-            raise
-
-    def _byte_order_mark(self) -> bytes:
-        start = self._stream.peek(MAX_MARK)[:MAX_MARK]
-        mark, encoding = mark_of(start)
-        if encoding != "utf-8" or lacks_mark(start):
-            name = encoding[:6].upper() if mark else "UTF-16 without a byte order mark"
-            raise FileFormatError(f"{self._file.name}: {name}; UTF-8 is expected")
-        return mark
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self
-
-    def __next__(self) -> bytes:
-        line = self._stream.readline()
-        if not line:
-            raise StopIteration
-        self.at += len(line)
-        return line.removeprefix(self._mark) if self.at == len(line) else line
-
-    def seek(self, at: int) -> None:
-        """Go to a byte where a line begins."""
-        if not self._file.codec and at != self.at:
-            self._stream.seek(at)
-            self.at = at
-            return
-        if at < self.at:
-            self.close()
-            self._open()
-        while self.at < at:
-            self.at += len(self._stream.read(min(BUFFER_BYTES, at - self.at)) or self._short())
-
-    def _short(self) -> bytes:
-        raise EOFError("the file has become shorter")
-
-    def close(self) -> None:
-        """Close the file."""
-        self._stream.close()
-
-
 class Parser(Protocol):
-    """How lines become rows. `schema` is known once it is made."""
-
-    schema: pa.Schema
+    """How lines become rows."""
 
     def rows(self, lines: Lines) -> Iterator[Row]:
-        """Rows from the lines' place on, one at a time: after each, `lines.at` is where the next one begins."""
+        """Rows from the lines' place on, one at a time: after each, `lines.place` is where the next one begins."""
+        ...
+
+    def schema(self, wanted: Wanted) -> pa.Schema:
+        """The types of the wanted columns that are there, once all rows were read."""
+        ...
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The columns, for messages."""
         ...
 
 
 class JsonLines:
     """One JSON object a line."""
 
-    def __init__(self, lines: Lines) -> None:
-        first = [row for row in islice(self.rows(lines), FIRST_ROWS) if isinstance(row, dict)]
-        names = dict.fromkeys(name for row in first for name in row)
-        self.schema = pa.schema([(name, _type_of([row.get(name) for row in first])) for name in names])
+    def __init__(self, _lines: Lines, wanted: Wanted) -> None:
+        self._kinds: dict[str, set[str]] = {}
+        self._seen: dict[str, None] = {}
+        self._wanted = wanted.names
 
     def rows(self, lines: Lines) -> Iterator[Row]:
         """A row a line that is not empty."""
-        return (_json_row(line) for line in lines if line.strip())
+        for line in lines:
+            if line.strip():
+                row = _json_row(line)
+                yield f"{row} (line {lines.place[1] - 1})" if isinstance(row, str) else row
+
+    def note(self, row: dict[str, Any]) -> None:
+        """Take a row's types in."""
+        if len(self._seen) < SHOWN_COLUMNS:
+            self._seen |= dict.fromkeys(row)
+        for name in self._wanted:
+            if name in row:
+                self._kinds.setdefault(name, set()).add(_kind_of(row[name]))
+
+    def schema(self, wanted: Wanted) -> pa.Schema:
+        """By the kinds of all values of a column."""
+        return pa.schema([(name, _type_of(self._kinds[name])) for name in wanted.names if name in self._kinds])
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those of the first rows."""
+        return tuple(self._seen)
 
 
 def _json_row(line: bytes) -> Row:
     try:
-        row = json.loads(line.decode("utf-8").removeprefix("\ufeff"))  # files that were joined have marks inside
+        row = json.loads(
+            line.decode("utf-8", "surrogatepass").removeprefix("\ufeff")
+        )  # files that were joined have marks inside
     except UnicodeDecodeError:
         return "not UTF-8"
     except (ValueError, RecursionError) as error:
@@ -117,84 +102,144 @@ def _json_row(line: bytes) -> Row:
     return row if isinstance(row, dict) else f"a JSON object is expected, this is {type(row).__name__}"
 
 
-def _type_of(values: list[Any]) -> pa.DataType:
-    kinds = {type(value) for value in values if value is not None}
-    if kinds == {bool}:
+def _kind_of(value: object) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return "negative" if value < 0 else "large" if value >= 1 << 63 else "int"
+    return type(value).__name__ if isinstance(value, bool | float) else "other"
+
+
+def _type_of(kinds: set[str]) -> pa.DataType:
+    found = kinds - {"null"}
+    if not found:
+        return pa.null()
+    if found == {"bool"}:
         return pa.bool_()
-    if kinds == {int}:
-        return pa.int64()
-    return pa.float64() if kinds and kinds <= {int, float} else pa.string()
+    if found <= {"int", "negative", "large"}:
+        return pa.uint64() if "large" in found and "negative" not in found else pa.int64()
+    return pa.float64() if found <= {"int", "negative", "large", "float"} else pa.string()
 
 
 class Csv:
     """Comma-separated values with a header (RFC 4180); every value is text, an empty one of a kept column too."""
 
-    def __init__(self, lines: Lines) -> None:
+    def __init__(self, lines: Lines, _wanted: Wanted) -> None:
         csv.field_size_limit(_FIELD_LIMIT)
-        self.header: list[str] = next(_records(lines), [])
-        if wrong := next((name for name in self.header if not sound(name)), None):
+        header = _record(lines)
+        if isinstance(header, str):
+            raise FileFormatError(f"the header is {header}")
+        self._header = header or []
+        if wrong := next((name for name in self._header if not sound(name)), None):
             shown = wrong.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
             raise FileFormatError(f"the header is not UTF-8: {shown}")
-        if len(set(self.header)) < len(self.header):
-            twice = next(name for name in self.header if self.header.count(name) > 1)
+        if len(set(self._header)) < len(self._header):
+            twice = next(name for name in self._header if self._header.count(name) > 1)
             raise FileFormatError(f"two columns are called {twice!r}")
-        self.schema = pa.schema([(name, pa.string()) for name in self.header])
 
     def rows(self, lines: Lines) -> Iterator[Row]:
         """A row a record."""
-        return (self._row(record) for record in _records(lines) if record)
+        if lines.place == START:
+            _record(lines)  # the header
+        while True:
+            line = lines.place[1]
+            record = _record(lines)
+            if record is None:
+                return
+            if record:
+                yield f"{record} (line {line})" if isinstance(record, str) else self._row(record, line)
 
-    def _row(self, record: list[str]) -> Row:
-        if len(record) != len(self.header):
-            return f"{len(record)} fields, the header has {len(self.header)}"
-        return dict(zip(self.header, record, strict=True))
+    def note(self, _row: dict[str, Any]) -> None:
+        """Every value is text."""
+
+    def schema(self, wanted: Wanted) -> pa.Schema:
+        """Text, all of them."""
+        return pa.schema([(name, pa.string()) for name in wanted.names if name in self._header])
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The header."""
+        return tuple(self._header)
+
+    def _row(self, record: list[str], line: int) -> Row:
+        if len(record) != len(self._header):
+            return f"{len(record)} fields, the header has {len(self._header)} (line {line})"
+        return dict(zip(self._header, record, strict=True))
 
 
-def _records(lines: Lines) -> Iterator[list[str]]:
-    return csv.reader((line.decode("utf-8", "surrogateescape") for line in lines), strict=True)
+def _record(lines: Lines) -> list[str] | str | None:
+    """The next record: its fields, or what is wrong with its first line; None at the end. An empty line is []."""
+    taken: list[bytes] = []
+
+    def decoded() -> Iterator[str]:
+        for line in lines:
+            taken.append(line)
+            yield line.decode("utf-8", "surrogateescape")
+
+    try:
+        return next(csv.reader(decoded(), strict=True), None)
+    except csv.Error as error:
+        lines.unread(taken[1:])
+        if b"\r" in taken[0].rstrip(b"\r\n"):
+            return "not CSV: its lines end in CR alone, LF is expected"
+        return f"not CSV: {error}"
 
 
-PARSERS: dict[str, Callable[[Lines], Parser]] = {"jsonl": JsonLines, "csv": Csv}
+PARSERS: dict[str, Callable[[Lines, Wanted], JsonLines | Csv]] = {"jsonl": JsonLines, "csv": Csv}
 
 
 class LineReader:
     """An open text file."""
 
     def __init__(self, file: Found) -> None:
-        self._name = file.name
+        self._name, self._kind = file.name, file.kind
         with reading(file.name):
             self._lines = Lines(file)
-            try:
-                self._parser = PARSERS[file.kind](self._lines)
-                self._lines.seek(0)
-            except BaseException:
-                self._lines.close()
-                raise
-        self.schema = self._parser.schema
+        self._parser: JsonLines | Csv | None = None
 
-    def survey(self, every: int, id_column: str | None, on_ids: OnIds) -> tuple[int, list[int]]:
+    def survey(self, wanted: Wanted, every: int, on_ids: OnIds) -> Survey:
         """Rows, and where each run of `every` begins: the file is read once from end to end."""
-        marks, count, ids = list[int](), 0, list[object]()
+        parser, marks, ids = self._made(wanted), list[Mark](), list[object]()
+        count = sound_rows = 0
         with reading(self._name):
-            self._lines.seek(0)
-            rows, begins = self._body(), self._lines.at
-            for row in rows:
+            self._lines.seek(START)
+            begins = START
+            for row in parser.rows(self._lines):
+                if count == 0 and isinstance(row, str):
+                    self._check_first(row)
                 if count % every == 0:
                     marks.append(begins)
-                count, begins = count + 1, self._lines.at
-                if id_column:
-                    ids.append(row.get(id_column) if isinstance(row, dict) else None)
+                count, begins = count + 1, self._lines.place
+                if isinstance(row, dict):
+                    parser.note(row)
+                    sound_rows += 1
+                if wanted.id:
+                    ids.append(plain_id(row.get(wanted.id)) if isinstance(row, dict) else None)
                     if len(ids) == SURVEY_ROWS:
                         on_ids(ids)
                         ids = []
+            if count and not sound_rows and self._kind == "jsonl":
+                raise FileFormatError(f"no line is a JSON object; one a line is expected ({count} lines)")
         on_ids(ids)
-        return count, marks
+        return Survey(count, tuple(marks), parser.schema(wanted), parser.names)
 
-    def read(self, start: int, stop: int, mark: int, columns: Columns) -> Rows:
-        """Rows [start, stop), the first of which begins at byte `mark`."""
+    def _check_first(self, fault: str) -> None:
+        """JSON that is spread over lines is no JSON lines, though some of its lines may be objects."""
+        if self._kind == "jsonl" and fault.startswith("not JSON"):
+            place = self._lines.place
+            self._lines.seek(START)
+            first = next(line for line in self._lines if line.strip())
+            self._lines.seek(place)
+            if first.strip() in (b"[", b"{") or b"\r" in first.strip():
+                line = place[1] - 1
+                raise FileFormatError(f"line {line} is not a JSON object; one a line is expected, lines end in LF")
+
+    def read(self, start: int, stop: int, mark: Mark, columns: Columns) -> Rows:
+        """Rows [start, stop), the first of which begins at `mark`."""
+        parser = self._made(Wanted(columns.text, columns.id, tuple(columns.kept.names)))
         with reading(self._name):
             self._lines.seek(mark)
-            rows = list(islice(self._parser.rows(self._lines), stop - start))
+            rows = list(islice(parser.rows(self._lines), stop - start))
             if len(rows) < stop - start:
                 raise EOFError(f"row {start + len(rows)} is missing")
         return _columns(rows, columns)
@@ -203,18 +248,21 @@ class LineReader:
         """Close the file."""
         self._lines.close()
 
-    def _body(self) -> Iterator[Row]:
-        if isinstance(self._parser, Csv):
-            next(_records(self._lines), [])
-        return self._parser.rows(self._lines)
+    def _made(self, wanted: Wanted) -> JsonLines | Csv:
+        """The parser; a CSV's reads the header when it is made."""
+        if self._parser is None:
+            with reading(self._name):
+                self._lines.seek(START)
+                self._parser = PARSERS[self._kind](self._lines, wanted)
+        return self._parser
 
 
-def _columns(rows: list[Row], columns: Columns) -> Rows:
+def _columns(rows: Sequence[Row], columns: Columns) -> Rows:
     faults = {place: row for place, row in enumerate(rows) if isinstance(row, str)}
     whole = [row if isinstance(row, dict) else cast("dict[str, Any]", {}) for row in rows]
     kept = {
         field.name: typed([row.get(field.name) for row in whole], field.type, field.name, faults)
         for field in columns.kept
     }
-    ids = [row.get(columns.id) for row in whole] if columns.id else None
+    ids = [plain_id(row.get(columns.id)) for row in whole] if columns.id else None
     return Rows([row.get(columns.text) for row in whole], ids, kept, faults)

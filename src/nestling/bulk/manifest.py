@@ -30,10 +30,10 @@ import pyarrow.parquet as pq
 from nestling._util.files import atomic_write
 from nestling.bulk import duplicates
 from nestling.bulk.plan import Plan, Shard
-from nestling.bulk.settings import What
+from nestling.bulk.settings import JobSpec
 from nestling.errors import BuildError, FileFormatError, UsageError
 
-VERSION = 1
+VERSION = 2
 JOB, LOG, REJECTS, DUPLICATES, SHARDS, LOCK = (
     "job.json", "finished.jsonl", "rejects.jsonl", "duplicates.npy", "shards", ".lock",
 )  # fmt: skip
@@ -91,7 +91,7 @@ class Job:
 
     folder: Path
     id: str
-    what: What
+    what: JobSpec
     model: Model
     plan: Plan
 
@@ -108,13 +108,13 @@ class Job:
                 raise FileFormatError(f"{path}: written by another version of nestling ({raw['made_by']})")
             repeated = folder / DUPLICATES
             pairs = np.load(repeated, mmap_mode="r") if repeated.exists() else np.empty((0, 2), np.int64)
-            plan = Plan.read(raw["source"], pairs)
-            return cls(folder, _id(content), What.read(raw["settings"]), Model(**raw["model"]), plan)
+            plan = Plan.from_json(raw["source"], pairs)
+            return cls(folder, _id(content), JobSpec.from_json(raw["settings"]), Model(**raw["model"]), plan)
         except (ValueError, KeyError, TypeError, pa.ArrowException) as error:
             raise FileFormatError(f"{path}: not a job of this version ({error})") from None
 
     @classmethod
-    def create(cls, folder: Path, what: What, model: Model, plan: Plan) -> Self:
+    def create(cls, folder: Path, what: JobSpec, model: Model, plan: Plan) -> Self:
         """Write job.json, and before it what belongs to it."""
         from nestling._util.version import __version__
 
@@ -122,8 +122,8 @@ class Job:
         if len(plan.duplicates):
             with atomic_write(folder / DUPLICATES) as file:
                 np.save(file, plan.duplicates)
-        told = {"version": VERSION, "made_by": f"nestling {__version__}", "settings": what.told(),
-                "model": asdict(model), "source": plan.told()}  # fmt: skip
+        told = {"version": VERSION, "made_by": f"nestling {__version__}", "settings": what.to_json(),
+                "model": asdict(model), "source": plan.to_json()}  # fmt: skip
         content = (json.dumps(told, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "surrogateescape")
         with atomic_write(folder / JOB) as file:
             file.write(content)
@@ -147,7 +147,7 @@ def check_free(folder: Path) -> None:
         raise BuildError(f"{folder}: is there, and is no job's folder; give an empty or a new one")
 
 
-def check_same(job: Job, what: What, model: Model) -> None:
+def check_same(job: Job, what: JobSpec, model: Model) -> None:
     """A rerun must make the same of the same; else BuildError that says what differs."""
     old, new = _comparable(job.what, job.model), _comparable(what, model)
     for name, value in new.items():
@@ -157,8 +157,8 @@ def check_same(job: Job, what: What, model: Model) -> None:
             )
 
 
-def _comparable(what: What, model: Model) -> dict[str, Any]:
-    return {"model_sha256": model.sha256} | what.told() | {
+def _comparable(what: JobSpec, model: Model) -> dict[str, Any]:
+    return {"model_sha256": model.sha256} | what.to_json() | {
         "model": "", "dimensions": model.dimensions
     }  # fmt: skip
 

@@ -7,7 +7,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nestling.bulk.rows import Columns, OnIds, Rows, reading
+from nestling.bulk.rows import (
+    Columns,
+    Mark,
+    OnIds,
+    Rows,
+    Survey,
+    Wanted,
+    ascii_only,
+    plain_id,
+    reading,
+    typed,
+)
+from nestling.errors import FileFormatError
 
 BATCH_ROWS = 512
 BUFFER_BYTES = 1 << 20
@@ -21,30 +33,36 @@ class ParquetReader:
         self._name, self._stream = name, stream
         with reading(name):
             self._file = pq.ParquetFile(stream, buffer_size=BUFFER_BYTES, pre_buffer=False)
-            self.schema: pa.Schema = self._file.schema_arrow
+            self._schema: pa.Schema = self._file.schema_arrow
             meta = self._file.metadata
             self._ends = np.cumsum([meta.row_group(place).num_rows for place in range(meta.num_row_groups)])
         self._rest: pa.Table | None = None
         self._batches: Iterator[pa.RecordBatch] = iter(())
         self._at, self._names = -1, list[str]()
 
-    def survey(self, _every: int, id_column: str | None, on_ids: OnIds) -> tuple[int, list[int]]:
+    def survey(self, wanted: Wanted, _every: int, on_ids: OnIds) -> Survey:
         """Rows from the footer; the id column alone is read."""
-        if id_column:
+        names = tuple(self._schema.names)
+        there = [name for name in wanted.names if name in names]
+        if twice := next((name for name in there if names.count(name) > 1), None):
+            raise FileFormatError(f"{self._name}: two columns are called {ascii_only(twice)}")
+        if wanted.id in there:
             with reading(self._name):
-                for batch in self._file.iter_batches(batch_size=1 << 16, columns=[id_column]):
-                    on_ids(batch.column(0).to_pylist())
-        return self._file.metadata.num_rows, []
+                for batch in self._file.iter_batches(batch_size=1 << 16, columns=[wanted.id]):
+                    on_ids(_ids(batch.column(0), {}))
+        schema = pa.schema([self._schema.field(name) for name in there])
+        return Survey(self._file.metadata.num_rows, (), schema, names)
 
-    def read(self, start: int, stop: int, _mark: int, columns: Columns) -> Rows:
+    def read(self, start: int, stop: int, _mark: Mark, columns: Columns) -> Rows:
         """Rows [start, stop)."""
         with reading(self._name):
-            self._seek(start, columns.names)
-            table = self._take(stop - start)
-            ids = table.column(columns.id).to_pylist() if columns.id else None
-            kept = {field.name: table.column(field.name).cast(field.type) for field in columns.kept}
-            kept = {name: column.combine_chunks() for name, column in kept.items()}
-            return Rows(table.column(columns.text).to_pylist(), ids, kept, {})
+            self._seek(start, [name for name in columns.names if name in self._schema.names])
+            table, faults = self._take(stop - start), dict[int, str]()
+            found = {name: _decoded(table.column(name), name, faults) for name in table.column_names}
+            absent = pa.nulls(table.num_rows)
+            ids = _ids(found.get(columns.id, absent), faults) if columns.id else None
+            kept = {one.name: _cast(found.get(one.name, absent), one, faults) for one in columns.kept}
+            return Rows(found[columns.text].to_pylist(), ids, kept, faults)
 
     def close(self) -> None:
         """Close the file."""
@@ -82,3 +100,41 @@ class ParquetReader:
         self._rest = table.slice(count) if rows > count else None
         self._at += count
         return table.slice(0, count)
+
+
+def _decoded(column: pa.ChunkedArray, name: str, faults: dict[int, str]) -> pa.Array:
+    """A column as one plain array; a row whose text, however deep inside, is not UTF-8 is null and a fault."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    array = column.combine_chunks()
+    try:
+        array.validate(full=True)
+    except pa.ArrowInvalid:
+        bad = {place for place in range(len(array)) if not _is_sound(array.take(pa.array([place])))}
+        for place in bad:
+            faults.setdefault(place, f"column {name!r} is not UTF-8")
+        array = array.take(pa.array([None if place in bad else place for place in range(len(array))], pa.int64()))
+    return array
+
+
+def _is_sound(one: pa.Array) -> bool:
+    try:
+        one.validate(full=True)
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def _ids(array: pa.Array, faults: dict[int, str]) -> list[object]:
+    """Ids as they are compared; what is not UTF-8 is None."""
+    if pa.types.is_dictionary(array.type):
+        array = array.cast(array.type.value_type)
+    return [plain_id(value) for value in _decoded(pa.chunked_array([array]), "id", faults).to_pylist()]
+
+
+def _cast(array: pa.Array, field: pa.Field, faults: dict[int, str]) -> pa.Array:
+    """A kept column in the result's type; a value that has no place in it is null and a fault of its row."""
+    try:
+        return array.cast(field.type)
+    except pa.ArrowInvalid:
+        return typed(array.to_pylist(), field.type, field.name, faults)

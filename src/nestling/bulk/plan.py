@@ -21,33 +21,34 @@ from nestling.bulk import rows as rows_
 from nestling.bulk.duplicates import Ids, Pairs
 from nestling.bulk.lines import LineReader
 from nestling.bulk.parquet import ParquetReader
-from nestling.bulk.rows import Columns, Reader
-from nestling.bulk.settings import What
+from nestling.bulk.rows import START, Columns, Mark, Reader
+from nestling.bulk.schema import Schemas
+from nestling.bulk.settings import JobSpec
 from nestling.bulk.sources import Found
 from nestling.errors import FileFormatError, UsageError
 
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """A file of the plan. `marks` are the bytes that its shards begin at, for text files."""
+    """A file of the plan. `marks` are where its shards begin, for text files."""
 
     name: str
     size: int
     fingerprint: str
     rows: int
-    marks: tuple[int, ...] = ()
+    marks: tuple[Mark, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """Rows [start, stop) of a file, which begin at byte `mark`; `first` is the place of `start` in the whole source."""
+    """Rows [start, stop) of a file, which begin at `mark`; `first` is the place of `start` in the whole source."""
 
     number: int
     name: str
     file: int
     start: int
     stop: int
-    mark: int
+    mark: Mark
     first: int
 
 
@@ -80,7 +81,7 @@ class Plan:
                 own.update(f"\0{start}\0{stop}".encode())
                 name = f"{len(found):08d}-{own.hexdigest()[:12]}"
                 found.append(
-                    Shard(len(found), name, place, start, stop, file.marks[at] if file.marks else 0, first + start)
+                    Shard(len(found), name, place, start, stop, file.marks[at] if file.marks else START, first + start)
                 )
             first += file.rows
         return found
@@ -98,7 +99,7 @@ class Plan:
         low, high = np.searchsorted(self.duplicates[:, 0], [shard.first, shard.first + shard.stop - shard.start])
         return {int(row) - shard.first: int(first) for row, first in self.duplicates[low:high]}
 
-    def told(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """As the manifest has it; the duplicates are a file of their own there."""
         schema = pa.schema([pa.field("id", self.columns.id_type), *self.columns.kept])
         return {
@@ -112,26 +113,33 @@ class Plan:
         }
 
     @classmethod
-    def read(cls, raw: dict[str, Any], duplicates: Pairs) -> Self:
-        """What `told` told."""
+    def from_json(cls, raw: dict[str, Any], duplicates: Pairs) -> Self:
+        """Read what `to_json` wrote."""
         schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(raw["schema"])))
         columns = Columns(raw["text_column"], raw["id_column"], schema.field(0).type, pa.schema(list(schema)[1:]))
         files = tuple(
-            SourceFile(name, size, print_, rows, tuple(marks)) for name, size, print_, rows, marks in raw["files"]
+            SourceFile(name, size, print_, rows, tuple((at, line) for at, line in marks))
+            for name, size, print_, rows, marks in raw["files"]
         )
         return cls(files, columns, raw["shard_rows"], tuple((a, b) for a, b in raw["skipped"]), duplicates)
 
 
 def open_reader(file: Found) -> Reader:
     """The reader of a file's format; FileFormatError when it cannot be read."""
+    if file.fault:
+        raise FileFormatError(f"{file.name}: {file.fault}")
     if file.kind == "parquet":
         with rows_.reading(file.name):
             stream = file.open()
-        return ParquetReader(stream, name=file.name)
+        try:
+            return ParquetReader(stream, name=file.name)
+        except BaseException:
+            stream.close()
+            raise
     return LineReader(file)
 
 
-def make(files: Sequence[Found], what: What, *, folder: Path, skip_bad_files: bool = False) -> Plan:
+def make(files: Sequence[Found], what: JobSpec, *, folder: Path, skip_bad_files: bool = False) -> Plan:
     """Open every file and cut it; `folder` is for what has to lie on disk meanwhile.
 
     No row at all and a missing column are a UsageError, a file that cannot be read is a FileFormatError unless they
@@ -148,38 +156,27 @@ def make(files: Sequence[Found], what: What, *, folder: Path, skip_bad_files: bo
                     raise FileFormatError(f"{error}; skip_bad_files goes on without it") from None
                 planner.ids.back_to(before)
                 planner.skipped.append((file.name, str(error)))
-        if planner.columns is None or not planner.rows:
+        if not planner.rows:
             raise UsageError(f"source: no rows in {', '.join(file.name for file in files[:3])}", param="source")
-        duplicates = planner.ids.duplicates()
-    return Plan(tuple(planner.files), planner.columns, what.shard_rows, tuple(planner.skipped), duplicates)
+        columns, duplicates = planner.schemas.columns(), planner.ids.duplicates()
+    return Plan(tuple(planner.files), columns, what.shard_rows, tuple(planner.skipped), duplicates)
 
 
 class _Planner:
-    def __init__(self, what: What, ids: Ids) -> None:
+    def __init__(self, what: JobSpec, ids: Ids) -> None:
         self.what, self.ids = what, ids
-        self.columns: Columns | None = None
+        self.schemas = Schemas(text=what.text_column, id_column=what.id_column, keep=what.keep)
         self.files, self.skipped, self.rows = list[SourceFile](), list[tuple[str, str]](), 0
 
     def add(self, file: Found) -> None:
         with closing(open_reader(file)) as reader:
-            columns = self._columns(reader, file)
-            rows, marks = reader.survey(self.what.shard_rows, columns.id, self.ids.add)
+            found = reader.survey(self.schemas.wanted, self.what.shard_rows, self.ids.add)
         with rows_.reading(file.name):
             fingerprint = file.fingerprint()
-        self.files.append(SourceFile(file.name, file.size, fingerprint, rows, tuple(marks)))
-        self.columns, self.rows = columns, self.rows + rows
-
-    def _columns(self, reader: Reader, file: Found) -> Columns:
-        columns = self.columns or rows_.columns_of(
-            reader.schema,
-            name=file.name,
-            text=self.what.text_column,
-            id_column=self.what.id_column,
-            keep=self.what.keep,
-        )
-        rows_.check_same(reader.schema, name=file.name, columns=columns)
-        rows_.check_text(reader.schema, name=file.name, text=columns.text)
-        return columns
+        self.schemas.add(file.name, found)
+        self.files.append(SourceFile(file.name, file.size, fingerprint, found.rows, found.marks))
+        self.rows += found.rows
+        self.ids.rows = self.rows  # also where the file has no ids
 
 
 def source_of(files: Sequence[SourceFile]) -> str:

@@ -1,7 +1,9 @@
 """Rows of a source file, whatever its format: what a reader promises, and how values get their column's type."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+import uuid
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from csv import Error as CsvError
 from dataclasses import dataclass
@@ -9,13 +11,17 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from nestling.errors import FileFormatError, UsageError
+from nestling.errors import FileFormatError
 
 OnIds = Callable[[Sequence[object]], None]
-"""Told the ids of the next rows, None where a row has none."""
+"""Called with the ids of the next rows, None where a row has none."""
 _MOST = 1 << 1023
 """Whole numbers below have a double."""
-_BROKEN = (pa.ArrowException, OSError, EOFError, CsvError, UnicodeError)
+UUID_BYTES = 16
+Mark = tuple[int, int]
+"""Where a row begins in a text file: its byte (uncompressed) and its line, counted from 1."""
+START: Mark = (0, 1)
+_BROKEN = (pa.ArrowException, OSError, EOFError, CsvError, UnicodeError, zlib.error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,20 +52,42 @@ class Columns:
         return list(dict.fromkeys([self.text, *([self.id] if self.id else []), *self.kept.names]))
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The columns that a job asks for: its text, its ids (None: rows are numbered), those that are kept."""
+
+    text: str
+    id: str | None
+    keep: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """Every column, each once."""
+        return list(dict.fromkeys([self.text, *([self.id] if self.id else []), *self.keep]))
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """A file read once: its rows, where runs of them begin, its own types of the wanted columns, all its columns."""
+
+    rows: int
+    marks: tuple[Mark, ...]
+    schema: pa.Schema
+    names: tuple[str, ...]
+
+
 class Reader(Protocol):
     """An open source file. What it cannot read is a FileFormatError that names the file."""
 
-    schema: pa.Schema
+    def survey(self, wanted: Wanted, every: int, on_ids: OnIds) -> Survey:
+        """Go through the file once; `marks` are where each run of `every` rows begins (none where rows need none).
 
-    def survey(self, every: int, id_column: str | None, on_ids: OnIds) -> tuple[int, list[int]]:
-        """Rows in all, and the byte that each run of `every` rows begins at (no bytes where rows are found without).
-
-        `on_ids` is told the ids of all rows in order, when there is an id column.
+        `on_ids` is called with the ids of all rows in order, when the file has the id column.
         """
         ...
 
-    def read(self, start: int, stop: int, mark: int, columns: Columns) -> Rows:
-        """Rows [start, stop); `mark` is what `survey` said of `start`."""
+    def read(self, start: int, stop: int, mark: Mark, columns: Columns) -> Rows:
+        """Rows [start, stop); `mark` is what `survey` said of `start`. A column that the file lacks is null."""
         ...
 
     def close(self) -> None:
@@ -79,52 +107,23 @@ def reading(name: str) -> Iterator[None]:
         raise FileFormatError(f"{name}: cannot be read ({reason})") from None
 
 
-def columns_of(schema: pa.Schema, *, name: str, text: str, id_column: str | None, keep: Sequence[str]) -> Columns:
-    """The columns of a source by its first file; one that is not there is a UsageError that lists those that are."""
-    wanted = {"text_column": text, "keep": keep} | ({"id_column": id_column} if id_column else {})
-    for param, value in wanted.items():
-        for one in [value] if isinstance(value, str) else value:
-            if one not in schema.names:
-                raise UsageError(f"{param}={one!r}: {name} has the columns {', '.join(schema.names)}", param=param)
-    found = id_column or ("id" if "id" in schema.names else None)
-    id_type = _id_type(schema.field(found).type, name, found) if found else pa.string()
-    kept = pa.schema([pa.field(one, _plain(schema.field(one).type)) for one in keep])
-    return Columns(text, found, id_type, kept)
+def quoted(names: Iterable[str]) -> str:
+    """Column names for a message: in quotes, so that a blank in front is seen."""
+    return ", ".join(map(ascii_only, names))
 
 
-def check_same(schema: pa.Schema, *, name: str, columns: Columns) -> None:
-    """A file after the first must have the same columns in the same types; else FileFormatError."""
-    if missing := [one for one in columns.names if one not in schema.names]:
-        raise FileFormatError(f"{name}: no column {missing[0]!r}; it has {', '.join(schema.names)}")
-    expected = {field.name: field.type for field in columns.kept}
-    for one, kind in expected.items():
-        if _plain(schema.field(one).type) != kind:
-            raise FileFormatError(f"{name}: column {one!r} is {schema.field(one).type}, {kind} in the first file")
-    if columns.id and _id_type(schema.field(columns.id).type, name, columns.id) != columns.id_type:
-        raise FileFormatError(f"{name}: column {columns.id!r} is not {columns.id_type} as in the first file")
+def ascii_only(name: str) -> str:
+    """A name in quotes; what has no UTF-8 form is escaped."""
+    return repr(name) if sound(name) else ascii(name)
 
 
-def check_text(schema: pa.Schema, *, name: str, text: str) -> None:
-    """The text column must hold text: FileFormatError."""
-    kind = schema.field(text).type
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
-        raise FileFormatError(f"{name}: column {text!r} is {kind}, text is expected; text_column names another")
-
-
-def _plain(kind: pa.DataType) -> pa.DataType:
-    """The type that the result has: the source's, less what is only a way to store text."""
-    value = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return pa.string() if pa.types.is_large_string(value) or pa.types.is_string_view(value) else value
-
-
-def _id_type(kind: pa.DataType, name: str, column: str) -> pa.DataType:
-    plain = _plain(kind)
-    if pa.types.is_integer(plain):
-        return pa.int64()
-    if not pa.types.is_string(plain):
-        raise FileFormatError(f"{name}: column {column!r} is {kind}; ids are text or whole numbers")
-    return plain
+def plain_id(value: object) -> object:
+    """An id as it is compared and stored: a whole float is a whole number, a UUID its text."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, bytes) and len(value) == UUID_BYTES:
+        return str(uuid.UUID(bytes=value))
+    return str(value) if isinstance(value, uuid.UUID) else value
 
 
 def typed(values: Sequence[Any], kind: pa.DataType, name: str, faults: dict[int, str]) -> pa.Array:
@@ -144,8 +143,11 @@ def _fitted(value: Any, kind: pa.DataType) -> Any:  # noqa: ANN401 - any JSON
         return text if sound(text) else None
     if pa.types.is_boolean(kind) or isinstance(value, bool):
         return value if pa.types.is_boolean(kind) and isinstance(value, bool) else None
+    if pa.types.is_binary(kind):
+        return value.encode() if isinstance(value, str) and sound(value) else None
     if pa.types.is_integer(kind):
-        return value if isinstance(value, int) and -(1 << 63) <= value < 1 << 63 else None
+        low, high = (0, 1 << 64) if pa.types.is_uint64(kind) else (-(1 << 63), 1 << 63)
+        return value if isinstance(value, int) and low <= value < high else None
     return float(value) if isinstance(value, float) or (isinstance(value, int) and abs(value) < _MOST) else None
 
 

@@ -1,6 +1,7 @@
-"""What a corpus job makes, how it is run, and what it tells. Data alone; knows no files.
+"""A corpus job's settings and its progress. Data alone; knows no files.
 
-`What` decides every byte of the result and is recorded in the manifest: a rerun must say the same. `How` does not.
+`JobSpec` decides every byte of the result and is recorded in the manifest: a rerun must have the same. `RunOptions` do
+not matter to the result.
 """
 
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from nestling.errors import UsageError
 from nestling.spec import Role
 
 _Kind = TypeVar("_Kind", bound=StrEnum)
+INDEX_ROWS = 256
+"""Rows below which LanceDB cannot train an index, and need none."""
 SHARD_ROWS = 1000
 """Rows of a shard: the window that is sorted by length, held in memory, and lost at most when a run dies."""
 
@@ -55,16 +58,16 @@ def _parsed(kind: type[_Kind], text: str, param: str) -> _Kind:
     try:
         return kind(text)
     except ValueError:
-        raise UsageError(f"{param}={text!r}: this is one of {', '.join(kind)}", param=param) from None
+        raise UsageError(f"{param}={text!r}: expected one of {', '.join(kind)}", param=param) from None
 
 
 @dataclass(frozen=True, slots=True)
-class What:
-    """What is made of a source; equal `What`, source and model file give equal bytes.
+class JobSpec:
+    """What is made of a source; equal specs, source and model file give equal bytes.
 
-    `id_column` is `id` by default where the source has it; without one, ids are `file#row`. `keep` names columns that
-    go into the result. `prompt` is the role: passage, query or raw. `backend` is the engine: openvino, llamacpp or
-    reference; there is no `auto`, since engines differ in the last bits.
+    `id_column` is `id` by default where the source has it; `none`, or a source without one, makes ids `file#row`.
+    `keep` names columns that go into the result. `prompt` is the role: passage, query or raw. `backend` is the engine:
+    openvino, llamacpp or reference; there is no `auto`, since engines differ in the last bits.
     """
 
     model: str
@@ -82,7 +85,7 @@ class What:
         """Refuse what can never be done."""
         if self.embedding_type not in set(VectorType):
             names = ", ".join(VectorType)
-            raise UsageError(f"embedding_type={self.embedding_type!r}: this is one of {names}", param="embedding_type")
+            raise UsageError(f"embedding_type={self.embedding_type!r}: expected one of {names}", param="embedding_type")
         Role.parse(self.prompt)
         if EngineName.parse(self.backend) is EngineName.AUTO:
             raise UsageError("backend='auto': a job names its engine, openvino by default", param="backend")
@@ -93,18 +96,18 @@ class What:
         if len(set(self.keep)) < len(self.keep):
             raise UsageError(f"keep={', '.join(self.keep)}: a column is named twice", param="keep")
 
-    def told(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """As the manifest has it."""
         return asdict(self) | {"keep": list(self.keep), "prompt": str(Role.parse(self.prompt))}
 
     @classmethod
-    def read(cls, raw: dict[str, Any]) -> Self:
-        """What `told` told."""
+    def from_json(cls, raw: dict[str, Any]) -> Self:
+        """Read what `to_json` wrote."""
         return cls(**raw | {"keep": tuple(raw["keep"])})
 
 
 @dataclass(frozen=True, slots=True)
-class How:
+class RunOptions:
     """How a job is run.
 
     `threads` are those of each worker; by default the usable processors are shared out. More than `max_rejects`
@@ -152,11 +155,11 @@ class Status:
         return self.seconds / self.rows_now * (self.rows_total - self.rows_done) if self.rows_now else None
 
 
-Told = Callable[[Status], None]
+ProgressCallback = Callable[[Status], None]
 
 
-def tell_nobody(_status: Status) -> None:
-    """A `Told` that tells nobody."""
+def no_progress(_status: Status) -> None:
+    """A `ProgressCallback` that ignores what it is told."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,7 +62,7 @@ def bulk(
     library = need("nestling.bulk", wanted_for="bulk", extra="bulk")
     check_output_folder(out)
     reference = local.with_task(model, task, default=Task.RETRIEVAL)
-    what = library.What(
+    what = library.JobSpec(
         model=reference,
         text_column=text_column,
         id_column=id_column,
@@ -74,7 +74,7 @@ def bulk(
         backend=backend,
         shard_rows=shard_rows,
     )
-    how = library.How(
+    how = library.RunOptions(
         runner=library.Runner.parse(engine),
         workers=workers,
         threads=threads,
@@ -87,7 +87,7 @@ def bulk(
     with Bars() as bars:
         local.resolve(reference, steps=bars.step)
     with _Shown() as shown:
-        outcome = library.run(source, out, what, how, told=shown.told)
+        outcome = library.run(source, out, what, how, progress=shown.told)
     _tell(outcome, as_json=as_json)
 
 

@@ -1,0 +1,138 @@
+"""The schema of a source: that of all its files together. Knows no formats and no settings.
+
+A column that a file lacks is null in its rows. Types unify as Arrow's permissive promotion has it (integers and floats
+widen, null takes any type); scalar types that do not unify that way become text. Ids are text, or whole numbers in
+every file: whole floats count as such, UUIDs are text.
+"""
+
+from collections.abc import Iterable
+
+import pyarrow as pa
+
+from nestling.bulk.rows import UUID_BYTES, Columns, Survey, Wanted, ascii_only, quoted
+from nestling.errors import FileFormatError, UsageError
+
+NO_IDS = "none"
+"""The name of an id column that stands for none: rows are numbered, `file#row`."""
+DEFAULT_ID = "id"
+
+
+class Schemas:
+    """Adds up the files' own types, file by file. `id_column` None takes `id` where the source has it."""
+
+    def __init__(self, *, text: str, id_column: str | None, keep: tuple[str, ...]) -> None:
+        self._given = id_column not in (None, NO_IDS)
+        self.wanted = Wanted(text, None if id_column == NO_IDS else id_column or DEFAULT_ID, keep)
+        self._kept: dict[str, pa.DataType] = {}
+        self._ids: set[str] = set()
+        self._with_id: list[str] = []
+        self._without_id: list[str] = []
+        self._first: tuple[str, tuple[str, ...]] | None = None
+
+    def add(self, name: str, survey: Survey) -> None:
+        """Take a file in; FileFormatError when it cannot be of this source, which it then does not change."""
+        types = {field.name: field.type for field in survey.schema}
+        self._check_text(name, types, survey.names)
+        kept = {one: self._merged(name, one, types[one]) for one in self.wanted.keep if one in types}
+        if self.wanted.id and self.wanted.id in types:
+            self._ids |= _id_kinds(name, self.wanted.id, types[self.wanted.id])
+        (self._with_id if self.wanted.id in types else self._without_id).append(name)
+        self._kept |= kept
+        self._first = self._first or (name, survey.names)
+
+    def columns(self) -> Columns:
+        """The columns of all files that were added; a wanted one that none has is a UsageError."""
+        assert self._first is not None, "a source without files"
+        for one in self.wanted.keep:
+            if one not in self._kept:
+                raise self._missing("keep", one)
+        kept = pa.schema([pa.field(one, _stored(self._kept[one])) for one in self.wanted.keep])
+        found = self._id_column()
+        return Columns(self.wanted.text, found, self._id_type() if found else pa.string(), kept)
+
+    def _check_text(self, name: str, types: dict[str, pa.DataType], names: Iterable[str]) -> None:
+        text = self.wanted.text
+        if text not in types:
+            if self._first is None:
+                raise UsageError(f"text_column={text!r}: {name} has the columns {quoted(names)}", param="text_column")
+            raise FileFormatError(f"{name}: no column {text!r}; it has {quoted(names)}")
+        kind = plain(types[text])
+        if not (pa.types.is_string(kind) or pa.types.is_null(kind)):
+            raise FileFormatError(f"{name}: column {text!r} is {types[text]}, expected text; text_column names another")
+
+    def _merged(self, name: str, column: str, kind: pa.DataType) -> pa.DataType:
+        new = plain(kind)
+        try:
+            return _unified(self._kept.get(column, new), new)
+        except pa.ArrowException:
+            raise FileFormatError(
+                f"{name}: column {ascii_only(column)} is {kind}, {self._kept[column]} in the files before it"
+            ) from None
+
+    def _id_column(self) -> str | None:
+        if self._given and not self._with_id:
+            assert self.wanted.id is not None
+            raise self._missing("id_column", self.wanted.id)
+        if self._with_id and self._without_id and not self._given:
+            raise UsageError(
+                f"id_column: {self._with_id[0]} has a column 'id', {self._without_id[0]} has none;"
+                " 'id' rejects the rows without one, 'none' numbers all rows",
+                param="id_column",
+            )
+        return self.wanted.id if self._with_id else None
+
+    def _id_type(self) -> pa.DataType:
+        return {frozenset({"int"}): pa.int64(), frozenset({"uint64"}): pa.uint64()}.get(
+            frozenset(self._ids), pa.string()
+        )
+
+    def _missing(self, param: str, column: str) -> UsageError:
+        assert self._first is not None
+        name, names = self._first
+        return UsageError(f"{param}={column!r}: {name} has the columns {quoted(names)}", param=param)
+
+
+def plain(kind: pa.DataType) -> pa.DataType:
+    """The type of the values, less what is only a way to store text."""
+    value = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.string() if pa.types.is_large_string(value) or pa.types.is_string_view(value) else value
+
+
+def _stored(kind: pa.DataType) -> pa.DataType:
+    return pa.string() if pa.types.is_null(kind) else kind
+
+
+def _unified(old: pa.DataType, new: pa.DataType) -> pa.DataType:
+    both = [pa.schema([pa.field("", kind)]) for kind in (old, new)]
+    try:
+        return pa.unify_schemas(both, promote_options="permissive").field(0).type
+    except pa.ArrowException:
+        if all(_is_scalar(kind) for kind in (old, new)):
+            return pa.string()
+        raise
+
+
+def _is_scalar(kind: pa.DataType) -> bool:
+    checks = (pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating, pa.types.is_string)
+    return any(check(kind) for check in checks)
+
+
+def _id_kinds(name: str, column: str, kind: pa.DataType) -> set[str]:
+    """What a file's ids are, `int`, `uint64` or `text`; nothing where all are null."""
+    value = plain(kind)
+    if pa.types.is_null(value):
+        return set()
+    if pa.types.is_uint64(value):
+        return {"uint64"}
+    if pa.types.is_integer(value) or pa.types.is_floating(value):
+        return {"int"}
+    if pa.types.is_string(value) or pa.types.is_boolean(value) or _is_uuid(value):
+        return {"text"}
+    raise FileFormatError(
+        f"{name}: column {column!r} is {kind}; ids are text, whole numbers or UUIDs;"
+        f" id_column={NO_IDS} numbers the rows instead"
+    )
+
+
+def _is_uuid(kind: pa.DataType) -> bool:
+    return isinstance(kind, pa.UuidType) or (pa.types.is_fixed_size_binary(kind) and kind.byte_width == UUID_BYTES)

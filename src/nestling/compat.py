@@ -6,15 +6,22 @@
 As in the original, one text gives one vector and a list gives a list, and `encode_text` cuts texts to `max_length`
 tokens. Differences, all towards the documented behaviour: text-matching puts `Query: ` on both sides whatever way the
 task is given; an empty text is an error; any sequence of texts gives a list, not a list alone. Arrays are numpy's. What
-cannot be honoured is refused, not ignored: images, `truncate_dim` with multi-vectors, where and in what precision the
-weights go (`torch_dtype`, `device_map` and the like).
+cannot be honoured is refused, not ignored: `truncate_dim` with multi-vectors, where and in what precision the
+weights go (`torch_dtype`, `device_map` and the like). Images take the vision tower beside the models; URLs of them are
+fetched from public addresses alone, within limits of time and size.
 """
 
 from collections.abc import Sequence
-from typing import Self, overload
+from pathlib import Path
+from typing import Any, Self, overload
+
+import numpy as np
 
 from nestling._util.numbers import whole_number
-from nestling.errors import UsageError
+from nestling.errors import ImageError, UsageError
+from nestling.inputs.image import ImageLike
+from nestling.inputs.image.download import ANY_HOST, Downloads
+from nestling.models.arguments import listed
 from nestling.models.embedder import Embedder
 from nestling.models.families import FAMILIES
 from nestling.models.local import ModelReference
@@ -103,11 +110,8 @@ class JinaEmbeddingsV4:
         change nothing: batches are packed by tokens, and there are no tensors but numpy's. `prompt_name` is `query`
         (default) or `passage`.
         """
-        if return_multivector and truncate_dim is not None:
-            raise UsageError(
-                "truncate_dim: the vectors of tokens have one size; leave it out with return_multivector",
-                param="truncate_dim",
-            )
+        if return_multivector:
+            _refuse_size(truncate_dim)
         most = whole_number(max_length, param="max_length")
         whole_number(batch_size, param="batch_size")
         model = self._model(task)
@@ -117,20 +121,56 @@ class JinaEmbeddingsV4:
         found = model.embed_tokens(ids) if return_multivector else list(model.embed_ids(ids, dimension=size))
         return found[0] if isinstance(texts, str) else found
 
+    @overload
+    def encode_image(  # type: ignore[overload-overlap] # a str is a sequence, too
+        self,
+        images: ImageLike,
+        task: str | None = ...,
+        batch_size: int = ...,
+        return_multivector: bool = ...,
+        return_numpy: bool = ...,
+        truncate_dim: int | None = ...,
+        max_pixels: int | None = ...,
+    ) -> Floats: ...
+
+    @overload
     def encode_image(
         self,
-        images: object,
+        images: Sequence[ImageLike],
+        task: str | None = ...,
+        batch_size: int = ...,
+        return_multivector: bool = ...,
+        return_numpy: bool = ...,
+        truncate_dim: int | None = ...,
+        max_pixels: int | None = ...,
+    ) -> list[Floats]: ...
+
+    def encode_image(
+        self,
+        images: ImageLike | Sequence[ImageLike],
         task: str | None = None,
         batch_size: int = 8,
         return_multivector: bool = False,
         return_numpy: bool = False,
         truncate_dim: int | None = None,
         max_pixels: int | None = None,
-    ) -> list[Floats]:
-        """Refused: the files hold the text tower only."""
-        raise UsageError(
-            "encode_image: these files hold the text tower only; images cannot be embedded", param="images"
+    ) -> Floats | list[Floats]:
+        """Embed images as the original does: one -> (dim,) float32, a unit vector; a list -> a list of them.
+
+        An image is a path, a URL (http or https, of a public address), a PIL image; bytes and arrays besides.
+        `max_pixels` holds for this call; the other parameters are those of `encode_text`.
+        """
+        whole_number(batch_size, param="batch_size")
+        if return_multivector:
+            _refuse_size(truncate_dim)
+        model, one = self._model(task), _is_one(images)
+        values = _fetched([images] if one else images)
+        found = (
+            model.encode_image_tokens(values, max_pixels=max_pixels)
+            if return_multivector
+            else list(model.encode_image(values, truncate_dim=truncate_dim, max_pixels=max_pixels))
         )
+        return found[0] if one else found
 
     def _model(self, task: str | None) -> Embedder:
         chosen = task or self.task
@@ -141,6 +181,33 @@ class JinaEmbeddingsV4:
             reference = str(ModelReference(self._family, parsed, self._quant))
             self._loaded[parsed] = Embedder.load(reference, engine=self._engine, threads=self._threads)
         return self._loaded[parsed]
+
+
+def _refuse_size(truncate_dim: int | None) -> None:
+    if truncate_dim is not None:
+        raise UsageError(
+            "truncate_dim: the vectors of tokens have one size; leave it out with return_multivector",
+            param="truncate_dim",
+        )
+
+
+def _is_one(images: object) -> bool:
+    """True for what is one image, or can be none: a list of images is anything else that can be gone through."""
+    return isinstance(images, str | bytes | bytearray | memoryview | Path | np.ndarray) or not hasattr(
+        images, "__iter__"
+    )
+
+
+def _fetched(images: object) -> list[Any]:
+    """The images, URLs among them as the bytes behind them."""
+    values = listed(images, "images", "a list of images")
+    for index, value in enumerate(values):
+        if isinstance(value, str) and value.startswith("http"):
+            try:
+                values[index] = Downloads([ANY_HOST]).fetch(value)
+            except ImageError as error:
+                raise error.at(index) from None
+    return values
 
 
 def _family(name: object) -> str:

@@ -5,13 +5,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from tests import tiny_gguf
+from tests.picture_files import png
+from tests.pictures import gradient
 
 from nestling.compat import JinaEmbeddingsV4
-from nestling.errors import ModelNotFoundError, TextError, UsageError
+from nestling.errors import ImageError, ModelNotFoundError, TextError, UsageError
 from nestling.models.embedder import Embedder
 from nestling.models.local import family_folder
-from nestling.pipeline.pipeline import model_path
+from nestling.pipeline.conversion.checkpoint import Checkpoint
+from nestling.pipeline.pipeline import Pipeline, model_path
 from nestling.spec import Task
 from nestling.vectors import paired_cosine
 
@@ -171,9 +175,56 @@ def test_an_empty_text_is_named(model: JinaEmbeddingsV4) -> None:
         model.encode_text(["a", ""], task="code")
 
 
-def test_images_are_refused(model: JinaEmbeddingsV4) -> None:
-    with pytest.raises(UsageError, match="images cannot be embedded"):
-        model.encode_image(["a.png"], task="retrieval", batch_size=2, max_pixels=602112)
+@pytest.fixture(scope="module")
+def pictured(vision_checkpoint: Path) -> JinaEmbeddingsV4:
+    """A family with a vision tower."""
+    Pipeline(Checkpoint.open(vision_checkpoint), family_folder("seer"), "seer", 1).build(list(Task), ["F32"])
+    return JinaEmbeddingsV4.from_pretrained("seer", quant="F32", engine="reference")
+
+
+def test_one_image_gives_one_vector_and_a_list_a_list(pictured: JinaEmbeddingsV4, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png())
+    embedder = Embedder.load("seer-retrieval:F32", engine="reference")
+    expected = embedder.encode_image([png(), gradient(56, 84)])
+    for one in (str(tmp_path / "a.png"), tmp_path / "a.png", Image.open(tmp_path / "a.png"), png()):
+        np.testing.assert_array_equal(pictured.encode_image(one, "retrieval"), expected[0])
+    found = pictured.encode_image([png(), gradient(56, 84)], task="retrieval", batch_size=1, return_numpy=True)
+    assert isinstance(found, list)
+    np.testing.assert_array_equal(np.stack(found), expected)
+    np.testing.assert_array_equal(pictured.encode_image(gradient(56, 84), "retrieval"), expected[1])
+    assert pictured.encode_image([png()], "code", truncate_dim=16)[0].shape == (16,)
+
+
+def test_images_get_multi_vectors_and_pixels_for_this_call(pictured: JinaEmbeddingsV4) -> None:
+    few = pictured.encode_image(gradient(500, 500), "code", return_multivector=True, max_pixels=9 * 784)
+    many = pictured.encode_image([gradient(500, 500)], "code", return_multivector=True)
+    assert few.shape[0] == 9 + 20 < many[0].shape[0]
+    assert few.shape[1] == 32
+    with pytest.raises(UsageError, match="leave it out with return_multivector"):
+        pictured.encode_image([png()], "code", return_multivector=True, truncate_dim=16)
+
+
+def test_a_url_of_an_image_is_fetched_from_public_addresses_alone(
+    pictured: JinaEmbeddingsV4, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ImageError, match=r"input 1: url: its host has no public address"):
+        pictured.encode_image([png(), "http://127.0.0.1/a.png"], "code")
+    asked: list[str] = []
+
+    def fetch(_self: object, url: str) -> bytes:
+        asked.append(url)
+        return png()
+
+    monkeypatch.setattr("nestling.compat.Downloads.fetch", fetch)
+    np.testing.assert_array_equal(
+        pictured.encode_image("https://example.com/a.png", "code"), pictured.encode_image(png(), "code")
+    )
+    assert asked == ["https://example.com/a.png"]
+
+
+def test_a_family_without_a_tower_refuses_images(model: JinaEmbeddingsV4) -> None:
+    with pytest.raises(UsageError, match="no vision tower for it"):
+        model.encode_image([png()], task="retrieval")
 
 
 def test_an_absent_family_is_named_when_it_is_used() -> None:

@@ -29,9 +29,10 @@ from tests.golden.texts import LONG_TEXTS, TEXTS
 from benchmarks import measuring
 from nestling._util.cpu import usable_threads
 from nestling.engine.lora import Adapter
-from nestling.engine.protocol import plain
+from nestling.engine.protocol import Item, plain
 from nestling.engine.registry import EngineName, load_engine
 from nestling.formats.gguf import GGUFFile
+from nestling.models.compute import Work
 from nestling.models.embedder import Embedder
 from nestling.models.local import starter_checkpoint
 from nestling.pipeline.conversion.adapters import write_adapter
@@ -97,10 +98,11 @@ def _race(merged: Embedder, adapted: Embedder, lengths: Sequence[int]) -> dict[s
     rng = np.random.default_rng(0)
     ids = [rng.integers(0, 20_000, length).astype(np.int32) for length in lengths]
     tasks = [list(Task)[place % 3] for place in range(len(ids))]
+    works = [Work(Item(one), task) for one, task in zip(ids, tasks, strict=True)]
     seconds: dict[str, list[float]] = {"merged": [], "adapters": []}
     runs: dict[str, Callable[[], object]] = {
         "merged": lambda: merged.pool(plain(ids)),
-        "adapters": lambda: adapted.pool(plain(ids), tasks=tasks),
+        "adapters": lambda: list(adapted.compute.planned(works)),
     }
     for _ in range(ROUNDS + 1):
         for how, run in runs.items():

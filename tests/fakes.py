@@ -46,6 +46,11 @@ class FakeEngine:
         self.closed = True
 
 
+def token_states(engine: Engine, texts: Sequence[TokenIds]) -> list[Floats]:
+    """Every token's state of texts that need several batches: B -> B arrays of (T, D)."""
+    return [engine.token_states(plain([ids]))[0] for ids in texts]
+
+
 def pool(engine: Engine, texts: Sequence[TokenIds]) -> Floats:
     """Pooled states of texts that need several batches, as an embedder asks for them: B -> (B, D)."""
     found: dict[int, Floats] = {}

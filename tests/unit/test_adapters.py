@@ -19,6 +19,7 @@ from nestling.errors import FileFormatError, GGUFError, ModelNotFoundError, Usag
 from nestling.formats.card import Card
 from nestling.formats.gguf import Field, GGUFFile, TensorPlan, write_gguf
 from nestling.models import local
+from nestling.models.compute import Work
 from nestling.models.embedder import Embedder
 from nestling.models.file_spec import spec_of
 from nestling.models.local import ModelReference
@@ -110,15 +111,16 @@ def test_a_batch_of_mixed_tasks_is_as_each_alone(folder: Path, engine: str, kind
     base = Embedder.load(base_path(folder, kind), engine=engine, threads=1)
     tasks = [Task.CODE, Task.RETRIEVAL, Task.TEXT_MATCHING, Task.CODE, Task.RETRIEVAL]
     alone = [base.for_task(task).pool([Item(ids)]) for task, ids in zip(tasks, texts(), strict=True)]
-    assert paired_cosine(base.pool(plain(texts()), tasks=tasks), np.concatenate(alone)).min() >= EXACT
+    works = [Work(Item(ids), task) for ids, task in zip(texts(), tasks, strict=True)]
+    assert paired_cosine(np.stack(base.compute.batch(works)), np.concatenate(alone)).min() >= EXACT
     base.close()
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_token_states_take_the_adapter_too(folder: Path, engine: str) -> None:
     model = Embedder.load(base_path(folder), engine=engine, threads=1).for_task(Task.CODE)
-    states = dict(model.token_states(plain(texts())))
-    means = np.stack([states[place].mean(0) for place in range(len(LENGTHS))])
+    states = model.engine.token_states(plain(texts()), adapters=[list(Task).index(Task.CODE)] * len(LENGTHS))
+    means = np.stack([rows.mean(0) for rows in states])
     assert paired_cosine(means, merged(folder, "F32", Task.CODE)).min() >= EXACT
     model.close()
 

@@ -15,11 +15,11 @@ from tests.contract.serving import ROWS, WIDTH, ByteTokenizer, FakeEngine, fake_
 from nestling.engine.protocol import Item
 from nestling.errors import EngineError
 from nestling.models.embedder import Embedder
-from nestling.server.core.fair_queue import Batch, Job, Queue
+from nestling.server.core.fair_queue import Batch, Job, Limits, Queue
 from nestling.server.core.metrics import Metrics
 from nestling.server.core.model_pool import Model
 from nestling.server.core.refusals import BusyError
-from nestling.server.core.scheduler import Scheduler, pooled
+from nestling.server.core.scheduler import Scheduler
 from nestling.spec import Task
 
 
@@ -31,7 +31,7 @@ def job(model: Model, *lengths: int) -> Job:
     loop = asyncio.new_event_loop()
     future: asyncio.Future[Any] = loop.create_future()
     loop.close()
-    return Job(model, [ids(n) for n in lengths], future, pooled)
+    return Job(model, [ids(n) for n in lengths], future)
 
 
 def model(name: str = "m", engine: FakeEngine | None = None) -> Model:
@@ -39,7 +39,7 @@ def model(name: str = "m", engine: FakeEngine | None = None) -> Model:
 
 
 def take(queue: Queue, budget: int) -> Batch:
-    batch = queue.take(lambda _model: budget)
+    batch = queue.take(lambda _model: Limits(budget, budget))
     assert batch is not None
     return batch
 
@@ -68,8 +68,8 @@ def test_a_batch_is_of_texts_of_like_length_from_several_requests() -> None:
     queue, one = Queue(), model()
     for _ in range(10):
         queue.add(job(one, 5, 50, 200))
-    assert [len(part[0].sequences[part[1]]) for part in take(queue, 2000).parts] == [200] * 10
-    assert [len(part[0].sequences[part[1]]) for part in take(queue, 300).parts] == [50] * 6
+    assert [len(part[0].items[part[1]]) for part in take(queue, 2000).parts] == [200] * 10
+    assert [len(part[0].items[part[1]]) for part in take(queue, 300).parts] == [50] * 6
 
 
 def test_requests_of_one_kind_share_a_batch() -> None:
@@ -78,7 +78,7 @@ def test_requests_of_one_kind_share_a_batch() -> None:
     for each in jobs:
         queue.add(each)
     assert [part[0] for part in take(queue, 80).parts] == jobs
-    assert queue.take(lambda _model: 80) is None
+    assert queue.take(lambda _model: Limits(80, 80)) is None
 
 
 def test_a_batch_is_of_one_model_and_the_other_comes_next() -> None:
@@ -102,8 +102,9 @@ def test_what_was_cancelled_is_not_taken_and_not_counted() -> None:
     queue.add(gone)
     queue.add(stays)
     gone.cancelled = True
+    queue.drop_cancelled()
     assert [part[0] for part in take(queue, 100).parts] == [stays]
-    assert (queue.tokens, len(queue)) == (0, 0)
+    assert len(queue) == 0
 
 
 @given(st.lists(st.lists(st.integers(1, 200), min_size=1, max_size=8), min_size=1, max_size=12), st.integers(1, 300))
@@ -113,11 +114,11 @@ def test_every_text_is_taken_once_within_the_budget(requests: list[list[int]], b
     for each in jobs:
         queue.add(each)
     taken: list[tuple[int, int]] = []
-    while batch := queue.take(lambda _model: budget):
+    while batch := queue.take(lambda _model: Limits(budget, budget)):
         assert batch.tokens <= budget or len(batch.parts) == 1
         taken += [(id(part), index) for part, index in batch.parts]
-    assert sorted(taken) == sorted((id(each), n) for each in jobs for n in range(len(each.sequences)))
-    assert queue.tokens == 0
+    assert sorted(taken) == sorted((id(each), n) for each in jobs for n in range(len(each.items)))
+    assert len(queue) == 0
 
 
 def scheduler(reset: Any = None, *, max_tokens: int = 10_000, largest: int = 512) -> Scheduler:
@@ -221,15 +222,35 @@ def test_stopping_finishes_what_waits() -> None:
 def test_pooled_texts_of_several_tasks_share_a_batch() -> None:
     queue, one = Queue(), model()
     for task in (Task.CODE, Task.RETRIEVAL, Task.CODE):
-        queue.add(replace(job(one, 10), task=task, mixes=True))
+        queue.add(replace(job(one, 10), task=task))
     assert len(take(queue, 100).parts) == 3
 
 
-def test_other_work_keeps_its_task_to_itself() -> None:
+def test_vectors_of_tokens_of_chunks_and_of_texts_share_a_batch() -> None:
+    """What is made of the states is no reason for a batch of its own: late chunking was, being a function each time."""
     queue, one = Queue(), model()
-    for task in (Task.CODE, Task.RETRIEVAL, Task.CODE):
-        queue.add(replace(job(one, 10), task=task))
-    assert {part[0].task for part in take(queue, 100).parts} == {Task.CODE}
+    makes = [None, lambda states: states * 2, one.embedder.chunk_pool([np.array([0, 1]), np.array([2, 3])])]
+    for make in makes:
+        queue.add(replace(job(one, 4), make=make))
+    batch = take(queue, 100)
+    assert len(batch.parts) == 3
+    text, tokens, chunks = one.embedder.compute.batch(batch.works())
+    row = ROWS[97]
+    assert (text.shape, tokens.shape, chunks.shape) == ((WIDTH,), (4, WIDTH), (2, WIDTH))
+    for found, expected in ((text, row), (tokens, np.tile(2 * row, (4, 1))), (chunks, np.tile(row, (2, 1)))):
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_bulk_requests_take_turns() -> None:
+    """By quanta: none waits until the other is done, however large."""
+    queue, one = Queue(), model()
+    large, small = job(one, *[100] * 100), job(one, *[90] * 30)
+    queue.add(large)
+    queue.add(small)
+    taken = [take(queue, 100).parts[0][0] for _ in range(40)]
+    assert 15 <= taken.count(large) <= 25
+    assert large in taken[:12]
+    assert small in taken[:12]
 
 
 def test_each_text_of_a_mixed_batch_takes_its_own_adapter() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nestling.engine.protocol import Item
 from nestling.errors import EngineError, ModelNotFoundError, NestlingError, TextError, UsageError
 from nestling.server.api import answers, openai
 from nestling.server.api.answers import Form
@@ -201,19 +202,20 @@ def test_metrics_in_prometheus_text_belong_to_one_server() -> None:
 
 
 def test_the_cache_is_bounded_in_bytes_and_lets_the_oldest_go() -> None:
-    ids = [np.array([n], np.int32) for n in range(3)]
-    cache = ResultCache(2 * (4 + ROWS[0].nbytes + OVERHEAD_BYTES))
+    ids = [Item(np.array([n], np.int32)) for n in range(3)]
+    bound = 2 * (len(ids[0].identity) + ROWS[0].nbytes + OVERHEAD_BYTES)
+    cache = ResultCache(bound)
     for one, row in zip(ids[:2], ROWS, strict=False):
-        cache.put("m", one, row)
-    assert cache.get("m", ids[0]) is not None
-    cache.put("m", ids[2], ROWS[2])
-    assert cache.get("m", ids[1]) is None
-    assert np.array_equal(cache.get("m", ids[0]), ROWS[0])  # type: ignore[arg-type]
-    assert cache.get("other", ids[0]) is None
-    assert cache.size_bytes <= 2 * (4 + ROWS[0].nbytes + OVERHEAD_BYTES)
+        cache.put(b"m", one, row)
+    assert cache.get(b"m", ids[0]) is not None
+    cache.put(b"m", ids[2], ROWS[2])
+    assert cache.get(b"m", ids[1]) is None
+    assert np.array_equal(cache.get(b"m", ids[0]), ROWS[0])  # type: ignore[arg-type]
+    assert cache.get(b"other", ids[0]) is None
+    assert cache.size_bytes <= bound
     off = ResultCache(0)
-    off.put("m", ids[0], ROWS[0])
-    assert off.get("m", ids[0]) is None
+    off.put(b"m", ids[0], ROWS[0])
+    assert off.get(b"m", ids[0]) is None
 
 
 def test_cl100k_without_its_vocabulary_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ on the item's neighbours in the batch, their order or their lengths. Which items
 business: `batching.plan` says it, once.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -107,6 +107,20 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free the memory; the engine cannot be used afterwards."""
+        ...
+
+
+@runtime_checkable
+class Resumable(Protocol):
+    """An engine that can pause in the middle of an item that is longer than a batch, and run others meanwhile."""
+
+    def steps(self, item: Item, *, adapters: Sequence[int] = ()) -> Generator[float, None, Floats]:
+        """Every token's hidden state of one item, piece by piece: (T, D) is returned.
+
+        Yields after each piece the work that it was, in tokens of a short text. Between two pieces the engine may be
+        called for other batches, or be closed, which is an EngineError at the next piece. The generator holds all
+        state: dropping it frees the memory. `adapters` is that of the item, if the engine has some.
+        """
         ...
 
 

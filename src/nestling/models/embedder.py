@@ -12,7 +12,6 @@ from typing import Self
 
 import numpy as np
 
-from nestling import vectors
 from nestling.engine.lora import beside
 from nestling.engine.protocol import POOLS, Item, TokenIds, plain
 from nestling.engine.registry import EngineName, load_engine
@@ -24,6 +23,7 @@ from nestling.inputs.late_chunking import ChunkedIds, Chunks, Cut, Places, Span
 from nestling.inputs.tokenizer import Tokenizer
 from nestling.models import local
 from nestling.models.arguments import check_document, listed, whole_numbers
+from nestling.models.compute import Make
 from nestling.models.file_spec import spec_of
 from nestling.models.item_embedder import ItemEmbedder
 from nestling.models.reranking import Ranked, Scoring, check_top_n, ranked, token_scores, vector_scores
@@ -187,7 +187,7 @@ class Embedder(ItemEmbedder):
         """
         size = self.spec.dimension(truncate_dim)
         found = self.chunk(document, Cut(spans, chunk_tokens, overlap), prompt_name=prompt_name)
-        return Chunks(found.spans, found.counts, vectors.finish(self.pool_chunks(found.ids, found.places), size))
+        return Chunks(found.spans, found.counts, self.finish(self.pool_chunks(found.ids, found.places), size))
 
     def chunk(self, document: str, cut: Cut, *, prompt_name: str = "passage") -> ChunkedIds:
         """The tokens of a document, prefix and all, and which of them each chunk pools; errors as `encode_chunks`."""
@@ -197,9 +197,13 @@ class Embedder(ItemEmbedder):
 
     def pool_chunks(self, ids: TokenIds, places: Sequence[Places]) -> Floats:
         """Pool one text's states chunk by chunk: (T,) ids, C arrays of places -> (C, D), lengths not normalised."""
+        [(_, [rows])] = self.run([Item(ids)], self.chunk_pool(places))
+        return rows
+
+    def chunk_pool(self, places: Sequence[Places]) -> Make:
+        """What pools the hidden states of a document chunk by chunk: C arrays of places; (T, D) -> (C, D)."""
         pool = POOLS[self.spec.pooling]
-        [(_, states)] = self.token_states([Item(ids)])
-        return np.concatenate([pool(states[mine], np.array([len(mine)], np.int64)) for mine in places])
+        return lambda states: np.concatenate([pool(states[mine], np.array([len(mine)])) for mine in places])
 
     def rerank(
         self,

@@ -5,20 +5,22 @@ multi-vector head, the vision tower) are found beside it when they are first wan
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
+from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nestling import vectors
-from nestling.engine import batching
 from nestling.engine.protocol import Engine, Item
 from nestling.errors import TextError, UsageError
 from nestling.formats.multivector_head import Projector
 from nestling.inputs.tokenizer import Tokenizer
 from nestling.models import local
+from nestling.models.compute import Compute, Make, Work
 from nestling.models.vision import TowerOptions, Vision
 from nestling.spec import ModelSpec, Task
 from nestling.vectors import Floats
@@ -41,51 +43,53 @@ class ItemEmbedder:
         self.spec, self.tokenizer, self.engine, self.path = spec, tokenizer, engine, path
         self._images = images or TowerOptions()
         self._adapters = tuple(adapters)
+        self.compute = Compute(engine, spec.pooling, tuple(one.task for one in adapters))
+        self.identity = uuid4().bytes  # what results are cached by: another for every load, as its file may be another
         self._of_other_tasks: dict[Task, Self] = {}
 
     @property
     def tasks(self) -> tuple[Task, ...]:
         """The tasks that this model in memory is for: one, or with adapters all."""
-        return tuple(one.task for one in self._adapters) or (self.spec.task,)
+        return self.compute.adapters or (self.spec.task,)
+
+    def limited(self, max_tokens: int) -> Self:
+        """The same model in memory for texts of at most so many tokens, where it takes more."""
+        spec, *adapters = (
+            replace(one, max_tokens=min(one.max_tokens, max_tokens)) for one in (self.spec, *self._adapters)
+        )
+        return type(self)(spec, self.tokenizer, self.engine, path=self.path, adapters=adapters, images=self._images)
 
     def embed(self, items: Sequence[Item], *, dimension: int | None = None) -> Floats:
         """Embed items: -> (B, dimension) float32, unit rows. Errors: as `embed_ids`."""
         size = self.spec.dimension(dimension)
-        return vectors.finish(self.pool(items), size) if items else np.empty((0, size), np.float32)
+        return self.finish(self.pool(items), size) if items else np.empty((0, size), np.float32)
 
     def embed_iter(self, items: Sequence[Item], *, dimension: int | None = None) -> Iterator[tuple[list[int], Floats]]:
         """The same a batch at a time, longest items first: yields (places of b items, (b, dimension) unit rows)."""
         size = self.spec.dimension(dimension)
-        for places, pooled in self._pooled(items, ()):
-            yield places, vectors.finish(pooled, size)
+        for places, pooled in self.run(items):
+            yield places, self.finish(np.stack(pooled), size)
 
-    def pool(self, items: Sequence[Item], *, tasks: Sequence[Task] = ()) -> Floats:
-        """Pooled hidden states: B items (of this task, or each of its own of `tasks`) -> (B, D), not normalised."""
+    def pool(self, items: Sequence[Item]) -> Floats:
+        """Pooled hidden states: B items -> (B, D), not normalised."""
         rows = np.empty((len(items), self.spec.dimensions[-1]), np.float32)
-        for places, pooled in self._pooled(items, tasks):
+        for places, pooled in self.run(items):
             rows[places] = pooled
         return rows
 
-    def _pooled(self, items: Sequence[Item], tasks: Sequence[Task]) -> Iterator[tuple[list[int], Floats]]:
-        for places, batch, adapters in self._batches(items, tasks):
-            yield places, self.engine.pool(batch, adapters=adapters)
+    def finish(self, pooled: Floats, dimension: int | None = None, *, normalized: bool = True) -> Floats:
+        """Pooled states to vectors: (B, D) -> (B, dimension); unit rows, or merely cut if not `normalized`."""
+        size = self.spec.dimension(dimension)
+        return vectors.finish(pooled, size) if normalized else pooled[:, :size]
 
-    def token_states(self, items: Sequence[Item], *, tasks: Sequence[Task] = ()) -> Iterator[tuple[int, Floats]]:
-        """Every token's hidden state, a batch computed at a time: yields (place of the item, (T, D)), longest first."""
-        for places, batch, adapters in self._batches(items, tasks):
-            yield from zip(places, self.engine.token_states(batch, adapters=adapters), strict=True)
+    def run(self, items: Sequence[Item], make: Make | None = None) -> Iterator[tuple[list[int], list[Floats]]]:
+        """The pooled state of each item, or what `make` makes of its states, a batch at a time: yields places and they.
 
-    def _batches(
-        self, items: Sequence[Item], tasks: Sequence[Task]
-    ) -> Iterator[tuple[list[int], list[Item], list[int]]]:
-        """Plan, once, which items go through the engine together: yields their places, they, the adapter of each."""
+        No ids, more than `spec.max_tokens` or ids outside the vocabulary are a TextError.
+        """
         for index, item in enumerate(items):
             self._check_ids(item.ids, index)
-        order = {one.task: place for place, one in enumerate(self._adapters)}
-        wanted = tasks or [self.spec.task] * len(items)
-        for places in batching.plan([len(item) for item in items], self.engine.token_budget):
-            adapters = [order[wanted[place]] for place in places] if order else []
-            yield places, [items[place] for place in places], adapters
+        return self.compute.planned([Work(item, self.spec.task, make) for item in items])
 
     @cached_property
     def projector(self) -> Projector:
@@ -102,8 +106,9 @@ class ItemEmbedder:
 
     def multivectors(self, items: Sequence[Item]) -> list[Floats]:
         """Multi-vectors of items: -> B arrays of (T, width) float32, unit rows."""
-        project = self.projector.project
-        found = {index: project(states) for index, states in self.token_states(items)}
+        found: dict[int, Floats] = {}
+        for places, rows in self.run(items, self.projector.project):
+            found.update(zip(places, rows, strict=True))
         return [found[index] for index in range(len(items))]
 
     @cached_property

@@ -185,7 +185,12 @@ class ServeSettings:
     max_body_bytes: int = field(default=2_000_000, metadata=_number("Bytes of a request's body."))
     max_in_flight: int = field(default=512, metadata=_number("Requests in flight before 429."))
     max_queue_tokens: int = field(default=1_000_000, metadata=_number("Tokens waiting before 429."))
-    batch_tokens: int = field(default=2048, metadata=_number("Tokens that go through the engine together."))
+    max_text_tokens: int | None = field(
+        default=None, metadata=_number("Tokens of a text, prefix included.", unset="what the model takes")
+    )
+    batch_tokens: int | None = field(
+        default=None, metadata=_number("Most tokens of a batch.", unset="what the engine takes at once")
+    )
     memory_budget_mb: int = field(
         default_factory=_half_of_memory_mb, metadata=_number("MiB for loaded models.", unset="half of the memory")
     )

@@ -9,7 +9,7 @@ a little more exact.
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,8 @@ STAGES = {"FullyConnected": "matrix products", "FullyConnectedCompressed": "matr
 """Which stage of a profile a node of the compiled graph belongs to, by its type; the others are the layers' rest."""
 SCORE_BYTES = 136 << 20
 """Memory for the attention scores of a piece of a long text: with 16 heads, 64 tokens that see 32,768."""
+PAST_WORK = 8192
+"""Earlier tokens that cost a token about as much to attend to as its matrix products: the measure of a piece's work."""
 PAST_BYTES, PAST_TOKENS = 320 << 20, 1 << 15
 """Memory for the keys and values of a text of so many tokens: layers are in groups that keep within it."""
 
@@ -129,27 +131,30 @@ class OpenVINOEngine:
     def _run(self, items: Sequence[Item], adapters: Sequence[int]) -> Floats:
         """The states of a batch, one item after another: -> (N, D)."""
         if len(items) == 1 and len(items[0]) > self.token_budget:
-            return self._long(items[0], adapters)
+            return _drained(self.steps(items[0], adapters=adapters))
         lengths = [len(item) for item in items]
         packed = packing.side_by_side(lengths, heads=self._shape.kv_heads)
         rows = np.repeat(np.array(adapters, np.int64), lengths if adapters else 0)
         work = _Work(packed, rotary.positions(items), rows, range(len(self._groups)), self._nothing)
         return self._infer(self._embedded(items), work)
 
-    def _long(self, item: Item, adapters: Sequence[int]) -> Floats:
+    def steps(self, item: Item, *, adapters: Sequence[int] = ()) -> Generator[float, None, Floats]:
         """One item in pieces, each of which sees the keys and values of those before it: T tokens -> (T, D).
 
-        All pieces go through a group of layers before the next, so that only one group's are held.
+        All pieces go through a group of layers before the next, so that only one group's keys and values are held.
+        Yields after each piece; see `Resumable`.
         """
         states, positions = self._embedded([item]), rotary.positions([item])
         for place in range(len(self._groups)):
-            self._through(states, positions, adapters, place)
+            yield from self._through(states, positions, adapters, place)
             if len(self._groups) > 1:
                 self._shrink()
         return states
 
-    def _through(self, states: Floats, positions: Positions, adapters: Sequence[int], place: int) -> None:
-        """All pieces of a long text through one group of layers, in place."""
+    def _through(
+        self, states: Floats, positions: Positions, adapters: Sequence[int], place: int
+    ) -> Generator[float, None, None]:
+        """All pieces of a long item through one group of layers, in place."""
         shape, layers = self._shape, self._groups[place]
         sides, before = slice(2 * layers.start, 2 * layers.stop), list(self._nothing)
         room = packing.handed(len(states)), shape.kv_heads, shape.head_dim
@@ -164,6 +169,7 @@ class OpenVINOEngine:
             packed, own = packing.piece(start, stop, heads=shape.kv_heads), positions[..., start:stop]
             work = _Work(packed, own, rows, range(place, place + 1), before)
             states[start:stop] = self._infer(states[start:stop], work, new=[one[start:stop] for one in kept])
+            yield (stop - start) * len(layers) / shape.layers * (1 + start / PAST_WORK)
 
     def _shrink(self) -> None:
         """Give back what the plugin keeps for its own: every layer keeps arrays as long as the text was."""
@@ -232,6 +238,16 @@ class Observer:
         first = 1 + 2 * self._shape.layers
         sums = [np.array(self._request.get_output_tensor(first + place).data) for place in range(len(self._names))]
         return {name: (row, len(ids)) for names, row in zip(self._names, sums, strict=True) for name in names}
+
+
+def _drained(steps: Generator[float, None, Floats]) -> Floats:
+    """Run to the end without a pause."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            states: Floats = done.value
+            return states
 
 
 def _between(file: GGUFFile) -> str:

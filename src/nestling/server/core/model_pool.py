@@ -52,11 +52,6 @@ class Use:
         """The model for that task; another one after a reset."""
         return self.model.embedder.for_task(self.task) if self.task else self.model.embedder
 
-    @property
-    def reference(self) -> str:
-        """What its vectors are remembered by."""
-        return f"{self.model.reference} {self.task}"
-
 
 class ModelPool:
     """Models by reference. All methods run on the event loop, but `reset`, which the engine's thread calls."""

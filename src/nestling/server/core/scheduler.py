@@ -1,7 +1,10 @@
 """One thread in which engines run, fed from the fair queue.
 
-A batch takes about `BATCH_S` of the engine's measured speed: what a query that comes while one runs has to wait for.
-The queue is bounded; a failing engine is loaded anew. Knows token ids and vectors only.
+A batch takes about `BATCH_S` of the engine's measured speed; a text that is longer than a batch is computed in pieces,
+and between two of them others may go first, its client may leave, and the thread may end. So what a query waits for is
+a batch or a piece. At most one text is under way in pieces: it holds its states, and a few layers' keys and values.
+
+The queue is bounded; a failing engine is loaded anew. Knows items and vectors only.
 """
 
 import asyncio
@@ -9,16 +12,16 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
-from nestling.engine.batching import TOKEN_BUDGET
 from nestling.engine.protocol import Item
 from nestling.errors import EngineError
-from nestling.models.embedder import Embedder
-from nestling.server.core.fair_queue import Batch, Job, Queue, Work
+from nestling.models.compute import Make
+from nestling.server.core.fair_queue import Batch, Job, Limits, Part, Queue
 from nestling.server.core.metrics import Metrics
 from nestling.server.core.model_pool import Model
 from nestling.server.core.refusals import BusyError
@@ -30,115 +33,205 @@ BATCH_S = 0.25
 SMALLEST_BATCH = 512
 TELLING = 256
 """Tokens from which on a batch tells the engine's speed."""
+UNKNOWN_SPEED = 4096
+"""Tokens per second, of a model that has not been measured yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class _InPieces:
+    """A long text under way: its batch of one, its remaining pieces, when it began, whether it is its second try."""
+
+    batch: Batch
+    steps: Generator[float, None, Floats]
+    began: float
+    again: bool = False
+
+    @property
+    def job(self) -> Job:
+        return self.batch.parts[0][0]
 
 
 class Scheduler:
     """The queue, its bound, and the thread in which engines run."""
 
     def __init__(
-        self, *, reset: Callable[[Model], None], metrics: Metrics, max_tokens: int, largest_batch: int
+        self, *, reset: Callable[[Model], None], metrics: Metrics, max_tokens: int, largest_batch: int | None = None
     ) -> None:
-        self._reset, self._metrics, self._max_tokens, self._largest = reset, metrics, max_tokens, largest_batch
-        self._queue, self._ready, self._stopping = Queue(), threading.Condition(), False
+        """`max_tokens`: bound of the queue. `largest_batch`: bound of a batch below the engine's own budget."""
+        self._reset_engine, self._metrics = reset, metrics
+        self._max_tokens, self._largest = max_tokens, largest_batch
+        self._ready, self._arrived, self._tokens = threading.Condition(), list[Job](), 0
+        self._stopping = self._abandoned = False
+        self._queue = Queue()  # of the thread alone, as are the next two
+        self._long: _InPieces | None = None
         self._speeds: dict[str, float] = {}
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
 
     @property
     def is_alive(self) -> bool:
-        """False if the thread has died, which only a bug can do: the process must be started anew."""
+        """False if the thread has died, which only a bug can do: the process must be restarted."""
         return self._thread.is_alive()
 
     @property
     def waiting_tokens(self) -> int:
         """Tokens in the queue."""
-        return self._queue.tokens
+        return self._tokens
 
-    async def pool(self, model: Model, sequences: Sequence[Item], *, task: Task | None = None) -> Floats:
-        """Pooled hidden states of B items: B -> (B, D), not normalised; see `run`."""
-        return np.stack(await self.run(model, sequences, pooled, task=task))
+    async def pool(self, model: Model, items: Sequence[Item], *, task: Task | None = None) -> Floats:
+        """Pooled hidden states: B items -> (B, D), not normalised; see `run`."""
+        return np.stack(await self.run(model, items, task=task))
 
     async def run(
-        self, model: Model, sequences: Sequence[Item], work: Work, *, task: Task | None = None
+        self, model: Model, items: Sequence[Item], *, task: Task | None = None, make: Make | None = None
     ) -> list[Floats]:
-        """What a work gives for each of B token sequences: arrays whose rows are finite and never zero.
+        """The pooled state of each of B items, or what `make` makes of its states: rows are finite and never zero.
 
-        `task` is the one of the model's that they are for; pooled texts of several tasks share batches.
-        BusyError when the queue is full, EngineError when the engine fails twice. Cancelling drops what has not run.
+        `task` is the one of the model's that they are for. BusyError when the queue is full, EngineError when the
+        engine fails twice or the server stops first. Cancelling drops what has not run, a long text after its piece.
         """
         loop = asyncio.get_running_loop()
-        job = Job(model, sequences, loop.create_future(), work, task, mixes=work is pooled)
+        job = Job(model, items, loop.create_future(), task, make)
         self._admit(job)
         try:
             return await job.future
         except asyncio.CancelledError:
-            job.cancelled = True
-            self._metrics.dropped.inc(len(job.waiting))
+            self._metrics.dropped.inc(len(items) - len(job.rows))
+            self._forget(job)
             raise
 
     def stop(self) -> None:
-        """Finish what waits, then end the thread."""
+        """Finish what waits, or what `abandon` leaves of it, then end the thread."""
         with self._ready:
             self._stopping = True
             self._ready.notify()
         self._thread.join()
 
-    def _admit(self, job: Job) -> None:
-        tokens = job.tokens()
+    def abandon(self) -> None:
+        """Fail everything that waits or is under way after the present batch or piece, and end the thread."""
         with self._ready:
-            if self._queue.tokens and self._queue.tokens + tokens > self._max_tokens:
+            self._stopping = self._abandoned = True
+            self._ready.notify()
+
+    def _admit(self, job: Job) -> None:
+        with self._ready:
+            if self._tokens and self._tokens + job.counted > self._max_tokens:
                 self._metrics.rejected.labels("queue").inc()
                 raise BusyError("the queue is full", retry_after_s=self._drain_time_s(job.model))
-            self._queue.add(job)
+            self._tokens += job.counted
+            self._arrived.append(job)
             self._ready.notify()
 
     def _drain_time_s(self, model: Model) -> int:
         """Seconds until half of the queue is done, from 1 to 60."""
-        speed = self._speeds.get(model.reference, TOKEN_BUDGET / BATCH_S)
-        return min(max(math.ceil(self._queue.tokens / 2 / speed), 1), 60)
+        speed = self._speeds.get(model.reference, UNKNOWN_SPEED)
+        return min(max(math.ceil(self._tokens / 2 / speed), 1), 60)
+
+    def _forget(self, job: Job) -> None:
+        """Nobody waits for it: it leaves the count at once, the queue and the engine at the next turn."""
+        job.cancelled = True
+        self._uncount(job, job.counted)
+
+    def _uncount(self, job: Job, tokens: int) -> None:
+        with self._ready:
+            taken = min(tokens, job.counted)
+            job.counted -= taken
+            self._tokens -= taken
 
     def _work(self) -> None:
-        while (batch := self._next()) is not None:
-            self._run(batch)
+        while self._wait():
+            if self._long and self._long.job.cancelled:
+                self._long = None
+            batch = self._queue.take(self._limits, beside=self._long.job if self._long else None)
+            if batch is not None:
+                for job, index in batch.parts:
+                    self._uncount(job, len(job.items[index]))
+                self._begin(batch)
+            elif self._long is not None:
+                self._step(self._long)
+        self._fail_all()
 
-    def _next(self) -> Batch | None:
+    def _wait(self) -> bool:
+        """Until there is something to do: True, or False for the end."""
         with self._ready:
-            while True:
-                if batch := self._queue.take(self._budget):
-                    return batch
+            while not self._abandoned:
+                for job in self._arrived:
+                    self._queue.add(job)
+                self._arrived.clear()
+                self._queue.drop_cancelled()
+                if len(self._queue) or self._long is not None:
+                    return True
                 if self._stopping:
-                    return None
+                    return False
                 self._ready.wait()
+        return False
 
-    def _budget(self, model: Model) -> int:
-        speed = self._speeds.get(model.reference)
-        wanted = TOKEN_BUDGET if speed is None else int(speed * BATCH_S)
-        if wanted > TOKEN_BUDGET:
-            wanted -= wanted % TOKEN_BUDGET  # a pass for the rest would be slow for what it holds
-        return min(max(wanted, SMALLEST_BATCH), self._largest)
+    def _limits(self, model: Model) -> Limits:
+        whole, speed = model.embedder.engine.token_budget, self._speeds.get(model.reference)
+        largest = min(whole, self._largest or whole)
+        wanted = largest if speed is None else int(speed * BATCH_S)
+        return Limits(min(max(wanted, SMALLEST_BATCH), largest), whole)
 
-    def _run(self, batch: Batch) -> None:
+    def _begin(self, batch: Batch) -> None:
         start = time.perf_counter()
         for job in batch.live():
             if not job.started:
                 self._metrics.stage.labels("queue").observe(start - job.queued_at)
                 job.started = True
+        if batch.in_pieces:
+            self._long = self._opened(batch)
+        else:
+            self._run(batch, start)
+
+    def _run(self, batch: Batch, start: float) -> None:
         try:
             rows = _checked(batch, batch.parts)
         except Exception as error:  # noqa: BLE001 - whatever an engine raises, the next request must be served
-            facts = {"model": batch.model.reference, "error": f"{type(error).__name__}: {error!s:.200}"}
-            LOG.warning("batch failed", extra={"fields": facts})
+            _log_failure(batch, error)
             self._rescue(batch)
             return
-        seconds = time.perf_counter() - start
-        self._learn(batch, seconds)
+        self._observe(batch, time.perf_counter() - start)
         _deliver(batch.parts, rows)
 
-    def _learn(self, batch: Batch, seconds: float) -> None:
+    @staticmethod
+    def _opened(batch: Batch, *, again: bool = False) -> _InPieces:
+        [work] = batch.works()
+        return _InPieces(batch, batch.model.embedder.compute.steps(work), time.perf_counter(), again)
+
+    def _step(self, long: _InPieces) -> None:
+        """One piece of the long text."""
+        try:
+            self._queue.charge(long.job, next(long.steps))
+        except StopIteration as done:
+            self._long = None
+            self._ended(long, done.value)
+        except Exception as error:  # noqa: BLE001 - as in _run
+            self._long = None
+            self._failed(long, error)
+
+    def _ended(self, long: _InPieces, rows: Floats) -> None:
+        try:
+            _check([rows])
+        except EngineError as error:
+            self._failed(long, error)
+            return
+        self._observe(long.batch, time.perf_counter() - long.began)
+        _deliver(long.batch.parts, [rows])
+
+    def _failed(self, long: _InPieces, error: Exception) -> None:
+        """Load the engine anew and begin again, once."""
+        _log_failure(long.batch, error)
+        if not self._reset_quietly(long.batch.model) or long.again:
+            self._forget(long.job)
+            _fail(long.job, error)
+        elif not long.job.cancelled:
+            self._long = self._opened(long.batch, again=True)
+
+    def _observe(self, batch: Batch, seconds: float) -> None:
         self._metrics.stage.labels("inference").observe(seconds)
         self._metrics.batch_tokens.observe(batch.tokens)
-        self._metrics.batch_fill.observe(batch.tokens / batch.budget)
-        if batch.tokens >= TELLING:
+        self._metrics.batch_fill.observe(min(batch.tokens / batch.limits.budget, 1))
+        if batch.tokens >= TELLING and not batch.in_pieces:
             now, name = batch.tokens / seconds, batch.model.reference
             self._speeds[name] = 0.8 * self._speeds.get(name, now) + 0.2 * now
 
@@ -149,58 +242,69 @@ class Scheduler:
             parts = [(one, index) for one, index in batch.parts if one is job]
             try:
                 if broken:
-                    self._metrics.resets.inc()
                     self._reset(batch.model)
                 rows, broken = _checked(batch, parts), False
             except Exception as error:  # noqa: BLE001 - as in _run
                 broken = True
+                self._forget(job)
                 _fail(job, error)
             else:
                 _deliver(parts, rows)
         if broken and batch.live():
             self._reset_quietly(batch.model)
 
-    def _reset_quietly(self, model: Model) -> None:
+    def _reset(self, model: Model) -> None:
+        """Load an engine anew; a long text under way in the old one begins again."""
+        self._metrics.resets.inc()
+        self._reset_engine(model)
+        if self._long and self._long.batch.model is model:
+            self._long = self._opened(self._long.batch, again=self._long.again)
+
+    def _reset_quietly(self, model: Model) -> bool:
         try:
-            self._metrics.resets.inc()
             self._reset(model)
         except Exception:  # noqa: BLE001 - the next request tries again
             LOG.warning("engine reset failed", extra={"fields": {"model": model.reference}})
+            return False
+        return True
+
+    def _fail_all(self) -> None:
+        """What was abandoned."""
+        with self._ready:
+            jobs = [*self._queue.empty(), *self._arrived, *([self._long.job] if self._long else [])]
+            self._arrived.clear()
+            self._long = None
+        for job in dict.fromkeys(jobs):
+            self._forget(job)
+            _fail(job, EngineError("the server is stopping"))
 
 
-def pooled(embedder: Embedder, sequences: Sequence[Item]) -> Sequence[Floats]:
-    """The work that makes one vector a text: B -> (B, D), not normalised."""
-    return list(embedder.pool(sequences))
-
-
-def token_vectors(embedder: Embedder, sequences: Sequence[Item]) -> Sequence[Floats]:
-    """The work that makes a vector a token: B -> B arrays of (T, P), unit rows."""
-    return embedder.embed_tokens([item.ids for item in sequences])
-
-
-def _checked(batch: Batch, parts: Sequence[tuple[Job, int]]) -> Sequence[Floats]:
-    embedder, sequences = batch.model.embedder, [job.sequences[index] for job, index in parts]
-    tasks = [job.task or embedder.spec.task for job, _ in parts]
-    if len(set(tasks)) > 1:
-        found: Sequence[Floats] = list(embedder.pool(sequences, tasks=tasks))
-    else:
-        found = batch.work(embedder.for_task(tasks[0]), sequences)
-    if not all(np.isfinite(rows).all() and rows.any(axis=-1).all() for rows in found):
-        raise EngineError("the engine answered with something that is not a vector")
+def _checked(batch: Batch, parts: Sequence[Part]) -> Sequence[Floats]:
+    found = batch.model.embedder.compute.batch(batch.works(parts))
+    _check(found)
     return found
 
 
-def _deliver(parts: Sequence[tuple[Job, int]], rows: Sequence[Floats]) -> None:
+def _check(answers: Sequence[Floats]) -> None:
+    if not all(np.isfinite(rows).all() and rows.any(axis=-1).all() for rows in answers):
+        raise EngineError("the engine answered with something that is not a vector")
+
+
+def _log_failure(batch: Batch, error: Exception) -> None:
+    facts = {"model": batch.model.reference, "error": f"{type(error).__name__}: {error!s:.200}"}
+    LOG.warning("batch failed", extra={"fields": facts})
+
+
+def _deliver(parts: Sequence[Part], rows: Sequence[Floats]) -> None:
     for (job, index), row in zip(parts, rows, strict=True):
         job.rows[index] = row
     for job in dict.fromkeys(job for job, _ in parts):
-        if len(job.rows) == len(job.sequences):
+        if len(job.rows) == len(job.items):
             _tell(job.future, partial(job.future.set_result, job.results()))
 
 
 def _fail(job: Job, error: Exception) -> None:
     wrapped = error if isinstance(error, EngineError) else EngineError(f"{type(error).__name__} in the engine")
-    job.cancelled = True  # what it still has in the queue is of no use
     _tell(job.future, partial(job.future.set_exception, wrapped))
 
 

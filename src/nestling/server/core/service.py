@@ -15,10 +15,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from nestling import vectors
 from nestling.engine.protocol import TokenIds, plain
 from nestling.errors import NestlingError
 from nestling.formats.gguf import GGUFFile
+from nestling.models.compute import as_they_are
 from nestling.models.embedder import Embedder
 from nestling.models.families import read_spec
 from nestling.models.file_spec import specs_of
@@ -41,7 +41,7 @@ from nestling.server.core.requests import (
     are_texts,
 )
 from nestling.server.core.result_cache import ResultCache
-from nestling.server.core.scheduler import Scheduler, pooled, token_vectors
+from nestling.server.core.scheduler import Scheduler
 from nestling.server.settings import MIB, ServeSettings
 from nestling.spec import ModelSpec, Role
 from nestling.vectors import Floats
@@ -62,7 +62,7 @@ def loader(settings: ServeSettings) -> Load:
     def load(reference: str) -> Embedder:
         embedder = Embedder.load(reference, engine=settings.engine, threads=settings.threads, spec=spec)
         self_test.check(embedder.path or resolve(reference), partial(embedder.encode, prompt_name=Role.RAW))
-        return embedder
+        return embedder if settings.max_text_tokens is None else embedder.limited(settings.max_text_tokens)
 
     return load
 
@@ -138,7 +138,8 @@ class Service:
                 values = await self._works[wanted.output](model, ids)
             tokens = self._counted(wanted.target, texts=len(wanted.inputs), ids=ids)
             if wanted.output not in PER_TOKEN:
-                finish = partial(_rows, np.asarray(values), dimension, normalized=wanted.normalized)
+                pooled = np.asarray(values)
+                finish = partial(model.embedder.finish, pooled, dimension, normalized=wanted.normalized)
                 values = await self.run(finish, short=np.size(values) < SHORT_NUMBERS)
             warnings = _warnings(wanted, model.embedder.spec)
         yield Embedded(values, tokens, warnings)
@@ -150,8 +151,8 @@ class Service:
             read = partial(of_tokens.candidates, wanted, model.embedder)
             with self._timed("tokenize"):
                 ids = await self.run(read, short=_is_short(wanted.documents))
-            work = token_vectors if wanted.scoring is Scoring.MAXSIM else pooled
-            values = await self.scheduler.run(model.model, plain(ids), work, task=model.task)
+            make = model.embedder.projector.project if wanted.scoring is Scoring.MAXSIM else None
+            values = await self.scheduler.run(model.model, plain(ids), task=model.task, make=make)
             tokens = self._counted(wanted.target, texts=len(ids), ids=ids)
             scores = await self.run(of_tokens.scores, wanted.scoring, values, short=tokens < SHORT_CHARACTERS)
             warnings = _ranking_warnings(wanted, model.embedder.spec)
@@ -232,32 +233,34 @@ class Service:
             return await self.run(read, short=_are_short(wanted.inputs))
 
     async def _pooled(self, model: Use, ids: Sequence[TokenIds]) -> Floats:
-        known = [self.cache.get(model.reference, one) for one in ids]
+        items, identity = plain(ids), model.embedder.identity
+        known = [self.cache.get(identity, one) for one in items]
         missing = [index for index, row in enumerate(known) if row is None]
         self.metrics.cache_hits.inc(len(ids) - len(missing))
         if not missing:
             return np.stack([row for row in known if row is not None])
-        fresh = await self.scheduler.pool(model.model, plain([ids[index] for index in missing]), task=model.task)
+        fresh = await self.scheduler.pool(model.model, [items[index] for index in missing], task=model.task)
         for index, row in zip(missing, fresh, strict=True):
             known[index] = row
-            self.cache.put(model.reference, ids[index], row)
+            self.cache.put(identity, items[index], row)
         return fresh if len(missing) == len(ids) else np.stack([row for row in known if row is not None])
 
     async def _states(self, model: Use, ids: Sequence[TokenIds]) -> Sequence[Floats]:
         of_tokens.check_size(ids, param="inputs")
-        return await self.scheduler.run(model.model, plain(ids), of_tokens.token_states, task=model.task)
+        return await self.scheduler.run(model.model, plain(ids), task=model.task, make=as_they_are)
 
     async def _tokens(self, model: Use, ids: Sequence[TokenIds]) -> Sequence[Floats]:
         of_tokens.check_head(model.embedder, param="return_multivector")
         of_tokens.check_size(ids, param="input")
-        return await self.scheduler.run(model.model, plain(ids), token_vectors, task=model.task)
+        make = model.embedder.projector.project
+        return await self.scheduler.run(model.model, plain(ids), task=model.task, make=make)
 
     async def _chunks(self, wanted: Embedding, model: Use) -> tuple[Floats, Sequence[TokenIds]]:
         cut = partial(of_tokens.chunked, wanted.inputs, model.embedder, role=wanted.target.role or Role.QUERY)
         with self._timed("tokenize"):
             found = await self.run(cut, short=_are_short(wanted.inputs))
-        work = of_tokens.pool_chunks(found.places)
-        [rows] = await self.scheduler.run(model.model, plain([found.ids]), work, task=model.task)
+        make = model.embedder.chunk_pool(found.places)
+        [rows] = await self.scheduler.run(model.model, plain([found.ids]), task=model.task, make=make)
         return rows, [found.ids]
 
     def _counted(self, target: Target, *, texts: int, ids: Sequence[TokenIds]) -> int:
@@ -289,11 +292,6 @@ class Service:
             lambda: sum("cannot be loaded" in one["reason"] for one in self.engines()),
         )
         add("nestling_cache_bytes", "Size of the result cache", lambda: self.cache.size_bytes)
-
-
-def _rows(pooled_states: Floats, dimension: int, *, normalized: bool) -> Floats:
-    """Pooled states to vectors: (B, D) -> (B, dimension); unit rows, or cut as they are."""
-    return vectors.finish(pooled_states, dimension) if normalized else pooled_states[:, :dimension]
 
 
 def _token_ids(texts: Sequence[str], embedder: Embedder, role: Role) -> list[list[int]]:

@@ -3,16 +3,16 @@
 Each function is a step between reading a request and writing its answer; what runs engines is the scheduler's.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nestling.engine.protocol import Item, TokenIds
+from nestling.engine.protocol import TokenIds
 from nestling.errors import TextError, UsageError
-from nestling.inputs.late_chunking import ChunkedIds, Cut, Places
+from nestling.inputs.late_chunking import ChunkedIds, Cut
 from nestling.models.embedder import Embedder
 from nestling.models.reranking import Scoring, token_scores, vector_scores
 from nestling.server.core.inputs import tokenized
@@ -55,17 +55,6 @@ def chunked(inputs: Inputs, embedder: Embedder, *, role: Role) -> ChunkedIds:
         if error.param != "spans":
             raise
         raise InvalidError(f"late_chunking: input {str(error).removeprefix('spans: ')}", param="input") from None
-
-
-def pool_chunks(places: Sequence[Places]) -> Callable[[Embedder, Sequence[Item]], Sequence[Floats]]:
-    """The work that pools one document's chunks: one sequence -> one (C, D), not normalised."""
-    return lambda embedder, sequences: [embedder.pool_chunks(item.ids, places) for item in sequences]
-
-
-def token_states(embedder: Embedder, items: Sequence[Item]) -> Sequence[Floats]:
-    """The work that gives each token's final hidden state, as the engine has it: B -> B arrays of (T, D)."""
-    states = dict(embedder.token_states(items))
-    return [states[index] for index in range(len(items))]
 
 
 def candidates(wanted: Ranking, embedder: Embedder) -> list[TokenIds]:

@@ -198,6 +198,7 @@ def test_a_full_queue_is_refused_and_a_cancelled_request_makes_room() -> None:
             await running.pool(one, [ids(20)])
         assert caught.value.retry_after_s == 1
         second.cancel()
+        await asyncio.sleep(0)  # the turn in which it learns of it
         assert engine.gate
         engine.gate.set()
         await first

@@ -4,6 +4,7 @@ python -m benchmarks.tables          (rewrites what stands between the markers o
 """
 
 import json
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,8 @@ def speed() -> str:
             for name, share in one["share_of_peak"].items()
         )
         mixed = f"texts of mixed lengths are at {one['mixed_over_equal']:.0%} of the speed of equal ones"
-        lines.append(f"{one['quant']}, matrix products in 10^9 operations a second: {shares}; {mixed}.\n")
+        said = f"{one['quant']}, matrix products in 10^9 operations a second: {shares}; {mixed}."
+        lines += [*textwrap.wrap(said, 120), ""]
     return "\n".join(lines)
 
 

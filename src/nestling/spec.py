@@ -5,6 +5,7 @@ Knows nothing of files or engines. The prefixes are those of the jina-embeddings
 """
 
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from numbers import Real
@@ -14,6 +15,13 @@ from typing import Self, TypeVar
 from nestling.errors import FileFormatError, UsageError
 
 MAX_SPEC_LENGTH = 1 << 16
+DEFAULT_DIMENSIONS = (128, 256, 512, 1024, 2048)
+"""The Matryoshka sizes that jina-embeddings-v4 was trained for."""
+MAX_TOKENS = 32768
+"""The longest text that jina-embeddings-v4 was made for; its context field says more."""
+MAX_DIMENSION, MAX_CONTEXT, MAX_TEXT = 1 << 16, 1 << 20, 1000
+FAMILY_RULE = "1 to 64 of A-Z a-z 0-9 . _ - beginning with a letter or digit, no two dots in a row"
+_FAMILY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 BASE_FIELD = "nestling.base"
 """The GGUF field of a model without an adapter merged: the source of the checkpoint that its adapters are of."""
 BASE_STEM = "base"
@@ -80,6 +88,18 @@ class Pooling(StrEnum):
         return {Pooling.MEAN: 1, Pooling.LAST: 3}[self]
 
 
+def is_family(name: str) -> bool:
+    """True for a name that is safe in file names, references and URLs."""
+    return bool(_FAMILY.fullmatch(name)) and ".." not in name
+
+
+def checked_family(name: str) -> str:
+    """The name of a family as it is; UsageError for one that is not safe."""
+    if not is_family(name):
+        raise UsageError(f"family={name!r:.80}: expected {FAMILY_RULE}", param="family")
+    return name
+
+
 def prefixes_for(task: Task) -> dict[str, str]:
     """The published prefix of each role of a task."""
     passage = "Query: " if task is Task.TEXT_MATCHING else "Passage: "
@@ -134,7 +154,7 @@ class ModelSpec:
             spec = cls(
                 family=_typed(raw["family"], str),
                 task=Task(raw["task"]),
-                dimensions=tuple(sorted(_typed(size, int) for size in _typed(raw["dimensions"], list))),
+                dimensions=tuple(_typed(size, int) for size in _typed(raw["dimensions"], list)),
                 max_tokens=_typed(raw["max_tokens"], int),
                 prefixes={Role(role).value: _typed(prefix, str) for role, prefix in raw["prefixes"].items()},
                 pooling=Pooling(raw["pooling"]),
@@ -142,13 +162,30 @@ class ModelSpec:
             )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise FileFormatError(f"nestling.spec: not a model specification ({error})") from None
-        sound = spec.dimensions and spec.dimensions[0] >= 1 and spec.max_tokens >= 1
-        if not sound or not {"query", "passage"} <= spec.prefixes.keys():
-            raise FileFormatError("nestling.spec: dimensions, max_tokens or prefixes are missing")
+        if fault := spec.fault():
+            raise FileFormatError(f"nestling.spec: {fault}")
         return spec
+
+    def fault(self) -> str:
+        """What no model can be: the first field that is wrong and what is right; empty for a sound specification."""
+        sizes, texts = self.dimensions, [*self.prefixes.values(), self.source]
+        rules = {
+            f"family={self.family!r:.80}: expected {FAMILY_RULE}": is_family(self.family),
+            f"dimensions={list(sizes)!r:.80}: expected different sizes from 1 to {MAX_DIMENSION}, ascending": (
+                bool(sizes) and sizes[0] >= 1 and sizes[-1] <= MAX_DIMENSION and list(sizes) == sorted(set(sizes))
+            ),
+            f"max_tokens={self.max_tokens!r:.40}: expected 1 to {MAX_CONTEXT}": 1 <= self.max_tokens <= MAX_CONTEXT,
+            "prefixes: expected one for query and one for passage": {"query", "passage"} <= self.prefixes.keys(),
+            f"prefixes, source: expected Unicode text of at most {MAX_TEXT} characters": all(map(_is_text, texts)),
+        }
+        return next((fault for fault, holds in rules.items() if not holds), "")
 
 
 def _typed(value: object, kind: type[_T]) -> _T:
     if not isinstance(value, kind) or isinstance(value, bool):
         raise TypeError(f"{value!r} where {kind.__name__} is expected")
     return value
+
+
+def _is_text(text: str) -> bool:
+    return len(text) <= MAX_TEXT and not any("\ud800" <= char <= "\udfff" for char in text)

@@ -79,7 +79,7 @@ def shares(wanted: dict[str, bytes]) -> list[int]:
 
 
 def test_convert(disk: tuple[Full, Path], small_checkpoint: Path) -> None:
-    arguments: Arguments = ["convert", small_checkpoint, "--task", "code", "--out", disk[1] / "x.gguf"]
+    arguments: Arguments = ["convert", small_checkpoint, "--task", "code", "--family", "s", "--out", disk[1] / "x.gguf"]
     assert goes_on(arguments, disk, rooms=shares) == len(SHARES)
 
 

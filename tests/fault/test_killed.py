@@ -245,10 +245,10 @@ def test_the_command_interrupted_says_so_and_leaves_no_half_file(tmp_path: Path)
 def stage(name: str, checkpoint: Path, models: dict[str, Path]) -> list[str]:
     """A command that writes into {out}."""
     found: dict[str, list[str | Path]] = {
-        "convert": ["convert", checkpoint, "--task", "code", "--out", "{out}/x.gguf"],
+        "convert": ["convert", checkpoint, "--task", "code", "--family", "s", "--out", "{out}/x.gguf"],
         "imatrix": ["imatrix", models["F32"], "--calibration", "{text}", "--threads", "1", "--out", "{out}/x.gguf"],
         "quantize": ["quantize", models["F32"], "Q4_K_M", "--threads", "1", "--out", "{out}/x.gguf"],
-        "build": ["build", checkpoint, "--task", "code", "--quant", "Q8_0,Q4_K_M", "--threads", "1",
+        "build": ["build", checkpoint, "--task", "code", "--quant", "Q8_0,Q4_K_M", "--threads", "1", "--family", "s",
                   "--calibration", "{text}", "--out", "{out}", "--json"],
     }  # fmt: skip
     return [str(one) for one in found[name]]

@@ -67,7 +67,7 @@ def door(request: pytest.FixtureRequest, inputs: dict[str, Path], monkeypatch: p
     ]
     commands: dict[str, list[str | Path]] = {
         "embed": ["embed", "a", "b", "--model", model, "--engine", "reference", "--out"],
-        "convert": ["convert", inputs["checkpoint"], "--task", "code", "--out"],
+        "convert": ["convert", inputs["checkpoint"], "--task", "code", "--family", "s", "--out"],
         "quantize": ["quantize", model, "Q8_0", "--threads", "1", "--out"],
         "vision": ["vision", "starter", "--out"],
         "recipe-out": ["quantize", model, *mix, "--threads", "1", "--recipe-out"],

@@ -302,7 +302,9 @@ def test_list(cache_folder: Path) -> None:
 
 def test_convert_then_quantize_then_verify(small_checkpoint: Path, tmp_path: Path) -> None:
     base, out = tmp_path / "code-F32.gguf", tmp_path / "code-Q8_0.gguf"
-    made = nestling("convert", small_checkpoint, "--task", "code", "--quant", "f32", "--out", base, "--json")
+    made = nestling(
+        "convert", small_checkpoint, "--task", "code", "--quant", "f32", "--family", "s", "--out", base, "--json"
+    )
     report = json.loads(made.out)
     assert report["size_bytes"] == base.stat().st_size
     assert report["parameters"]["result"] == sum(np.prod(one.shape) for one in GGUFFile.open(base).tensors.values())
@@ -322,7 +324,15 @@ def test_convert_then_quantize_then_verify(small_checkpoint: Path, tmp_path: Pat
         (["quantize", "MODEL", "IQ1_S", "--out", "OUT"], 1, "importance matrix"),
         (["quantize", "MODEL", "Q8_0", "--out", "MODEL"], 2, "this is the source"),
         (["convert", "CHECKPOINT", "--task", "clustering", "--out", "OUT"], 2, "retrieval, text-matching, code"),
-        (["convert", "CHECKPOINT", "--task", "code", "--quant", "Q8_0", "--out", "OUT"], 2, "F32, F16, BF16"),
+        (
+            ["convert", "CHECKPOINT", "--task", "code", "--quant", "Q8_0", "--family", "s", "--out", "OUT"],
+            2,
+            "F32, F16, BF16",
+        ),
+        (["convert", "CHECKPOINT", "--task", "code", "--out", "OUT"], 2, "--family NAME (jina-v4 for jinaai/"),
+        (["build", "CHECKPOINT", "--out", "OUT"], 2, "--family NAME (jina-v4 for jinaai/"),
+        (["multivector", "CHECKPOINT", "--out", "OUT"], 2, "--family NAME (jina-v4 for jinaai/"),
+        (["build", "CHECKPOINT", "--family", "../x", "--out", "OUT"], 2, "family='../x'"),
         (["convert", "absent", "--task", "code", "--out", "OUT"], 1, "absent"),
         (["build", "absent", "--out", "OUT"], 1, "absent"),
         (["build", "CHECKPOINT", "--quant", "Q8_0,Q9", "--out", "OUT"], 2, "quant='Q9'"),

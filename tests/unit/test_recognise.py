@@ -94,7 +94,7 @@ def test_a_pooling_type_that_agrees_is_no_hindrance(tmp_path: Path) -> None:
 NAME = "jina-embeddings-v4-text-code-F16.gguf"
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "another architecture": (NAME, {"architecture": "llama"}, "architecture 'llama', jina-v4 has qwen2vl or qwen2"),
-    "a projector": (NAME, {"architecture": "clip"}, "architecture 'clip'"),
+    "another decoder": (NAME, {"architecture": "llama"}, "architecture 'llama'"),
     "fewer layers": (NAME, {"block_count": 28}, "block_count 28, jina-v4 has 36"),
     "another width": (NAME, {"embedding_length": 1024}, "embedding_length 1024, jina-v4 has 2048"),
     "more heads": (NAME, {"attention__head_count_kv": 16}, "attention.head_count_kv 16, jina-v4 has 2"),
@@ -122,6 +122,11 @@ def test_what_is_not_published_is_refused_with_the_reason(tmp_path: Path, fault:
     assert reason in str(caught.value)
     assert "--spec FILE" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_vision_tower_is_no_model(tmp_path: Path) -> None:
+    with pytest.raises(FileFormatError, match=r"a vision tower, which goes beside a model; name the model's file"):
+        spec_of(published(tmp_path, NAME, architecture="clip"))
 
 
 def test_an_empty_file_has_no_architecture(tmp_path: Path) -> None:
@@ -272,7 +277,7 @@ def test_a_files_own_specification_is_not_replaced(tiny_models: dict[str, Path],
         (b"{}", "not a model specification"),
         (json.dumps(SPEC | {"task": "cooking"}).encode(), "not a model specification .*cooking"),
         (json.dumps(SPEC | {"pooling": "cls"}).encode(), "not a model specification .*cls"),
-        (json.dumps(SPEC | {"dimensions": []}).encode(), "dimensions, max_tokens or prefixes are missing"),
+        (json.dumps(SPEC | {"dimensions": []}).encode(), r"dimensions=\[\]: expected different sizes"),
         (b" " * (MAX_SPEC_LENGTH + 1), "larger than"),
     ],
 )

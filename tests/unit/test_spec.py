@@ -1,5 +1,6 @@
 import json
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -7,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nestling.errors import FileFormatError, UsageError
-from nestling.spec import ModelSpec, Pooling, Role, Task, prefixes_for
+from nestling.formats.mmproj import tower_path
+from nestling.formats.multivector_head import projector_path
+from nestling.models import local
+from nestling.pipeline.pipeline import model_path
+from nestling.spec import ModelSpec, Pooling, Role, Task, checked_family, prefixes_for
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SPEC = ModelSpec("jina-v4", Task.CODE, (128, 256, 2048), 32768, prefixes_for(Task.CODE), source="sha256:ab")
 
@@ -97,11 +105,11 @@ def test_true_is_not_the_dimension_one() -> None:
 @given(
     st.builds(
         ModelSpec,
-        st.text(),
+        st.from_regex(r"[A-Za-z0-9]([._-]?[A-Za-z0-9]){0,30}", fullmatch=True),
         st.sampled_from(Task),
-        st.sets(st.integers(1, 1 << 20), min_size=1).map(lambda sizes: tuple(sorted(sizes))),
-        st.integers(1, 1 << 30),
-        st.fixed_dictionaries({"query": st.text(), "passage": st.text()}),
+        st.sets(st.integers(1, 1 << 16), min_size=1).map(lambda sizes: tuple(sorted(sizes))),
+        st.integers(1, 1 << 20),
+        st.fixed_dictionaries({"query": st.text(), "passage": st.text(max_size=1000)}),
         st.sampled_from(Pooling),
         st.text(),
     )
@@ -138,8 +146,44 @@ MALFORMED = {
     "a dimension is infinite": changed(dimensions=[128]).replace("128", "1e400"),
     "max_tokens is zero": changed(max_tokens=0),
     "max_tokens is a text": changed(max_tokens="many"),
+    "a family leads elsewhere": changed(family="../../../../tmp/x"),
+    "a family has a slash": changed(family="a/b"),
+    "a family has two dots in a row": changed(family="a..b"),
+    "a family is empty": changed(family=""),
+    "a family is long": changed(family="a" * 65),
+    "a family is hidden": changed(family=".ssh"),
+    "a family ends its line": changed(family="a\n"),
+    "a family is not ASCII": changed(family="ü"),
+    "a dimension stands twice": changed(dimensions=[128, 128]),
+    "dimensions descend": changed(dimensions=[256, 128]),
+    "a dimension is huge": changed(dimensions=[1 << 17]),
+    "max_tokens is huge": changed(max_tokens=10**30),
+    "a prefix is long": changed(prefixes={"query": "x" * 1001, "passage": ""}),
+    "a prefix has no UTF-8 form": changed(prefixes={"query": "\ud800", "passage": ""}),
+    "a source is long": changed(source="x" * 1001),
     "max_tokens is infinite": changed(max_tokens=77).replace("77", "1e400"),
 }
+
+
+@pytest.mark.parametrize("name", ["jina-v4", "a.b_c-1", "Q", "1"])
+def test_a_familys_name_is_safe_everywhere(name: str) -> None:
+    assert checked_family(name) == name
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", "a\\b", "-a", ".a", "a b", "a..b", "a" * 65])
+def test_an_unsafe_name_of_a_family_is_refused_where_files_are_named(name: str) -> None:
+    """Doors: everything that makes a path or a URL of a family's name."""
+    doors: list[Callable[[], object]] = [
+        lambda: checked_family(name),
+        lambda: local.family_folder(name),
+        lambda: model_path(Path(), family=name, task=Task.CODE, file_type="F16"),
+        lambda: projector_path(Path(), family=name, task=Task.CODE),
+        lambda: tower_path(Path(), name),
+    ]
+    for door in doors:
+        with pytest.raises(UsageError, match=r"family=.*beginning with a letter or digit") as caught:
+            door()
+        assert caught.value.param == "family"
 
 
 @pytest.mark.parametrize("text", MALFORMED.values(), ids=MALFORMED)

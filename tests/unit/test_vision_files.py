@@ -58,7 +58,7 @@ def test_a_base_with_adapters_gets_it_too(vision_checkpoint: Path, tmp_path: Pat
 def test_a_checkpoint_without_a_tower_builds_without(small_checkpoint: Path, tmp_path: Path) -> None:
     Pipeline(Checkpoint.open(small_checkpoint), tmp_path, "mine", 1).build([Task.CODE], ["F16"])
     assert not list(tmp_path.glob("mmproj*"))
-    done = nestling("vision", small_checkpoint, "--out", tmp_path / "v.gguf")
+    done = nestling("vision", small_checkpoint, "--family", "s", "--out", tmp_path / "v.gguf")
     assert (done.code, "vision_config is missing: this checkpoint has no vision tower" in done.err) == (1, True)
 
 

@@ -11,7 +11,7 @@ from nestling._util import files
 from nestling._util.text import read_text
 from nestling.cli.console import Bars, say_written, show_table
 from nestling.cli.hub import open_checkpoint
-from nestling.cli.options import CalibrationOption, ChunksOption, JsonOption, SpecOption, ThreadsOption
+from nestling.cli.options import CalibrationOption, ChunksOption, FamilyOption, JsonOption, SpecOption, ThreadsOption
 from nestling.errors import UsageError
 from nestling.formats.quant_types import FILE_TYPES, FLOAT_FILE_TYPES, parse_file_type
 from nestling.models import hub_models, local
@@ -41,7 +41,7 @@ def build(
         str, typer.Option("--quant", "-q", help="File types, separated by commas; `all` for the whole ladder.")
     ] = LADDER,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder; the model cache by default.")] = None,
-    family: Annotated[str, typer.Option(help="The name of the files of a checkpoint of your own.")] = "jina-v4",
+    family: FamilyOption = None,
     keep_adapters: Annotated[
         bool,
         typer.Option("--keep-adapters", help="One base for all tasks, and each task's adapter in a file beside it."),
@@ -53,6 +53,7 @@ def build(
 ) -> None:
     """Build a checkpoint's task models in every file type asked for; what is already there is kept."""
     from nestling._util.cpu import usable_threads
+    from nestling.models.families import family_of
     from nestling.pipeline import self_test
     from nestling.pipeline.eta import COMPARE, Whole, weights
     from nestling.pipeline.pipeline import Pipeline
@@ -63,11 +64,11 @@ def build(
     if out is not None:
         files.check_output_folder(out)
     starter = checkpoint == local.STARTER
-    name = local.STARTER if starter else family
     tasks = [Task.parse(one) for one in task] if task else list(Task)
     kinds, workers = _kinds(quant), threads or usable_threads()
     with Bars() as bars:
         source = open_checkpoint(checkpoint, bars)
+        name = local.STARTER if starter else family_of(source, family)
         folder = out or local.family_folder(name)
         collect = for_pipeline(threads=workers, text=calibration, limit=chunks)
         whole = Whole(bars.step("everything"))
@@ -126,19 +127,21 @@ def convert(
     task: Annotated[str, typer.Option("--task", "-t", help=f"One of {', '.join(Task)}.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The GGUF file to write.")],
     quant: Annotated[str, typer.Option("--quant", "-q", help=f"One of {', '.join(FLOAT_FILE_TYPES)}.")] = "F16",
-    family: Annotated[str, typer.Option(help="The family's name in the file.")] = "jina-v4",
+    family: FamilyOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Merge one task's adapter, drop the vision tower and write a float GGUF file."""
+    from nestling.models.families import family_of
     from nestling.pipeline.conversion.convert import convert as run
 
     files.check_output(out)
     with Bars() as bars:
+        source = open_checkpoint(checkpoint, bars)
         report = run(
-            open_checkpoint(checkpoint, bars),
+            source,
             task=Task.parse(task),
             out=out,
-            family=family,
+            family=local.STARTER if checkpoint == local.STARTER else family_of(source, family),
             file_type=parse_file_type(quant),
             progress=bars.step(out.name),
         )

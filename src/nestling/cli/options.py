@@ -23,10 +23,17 @@ ThreadsOption = Annotated[
 ]
 SpecOption = Annotated[
     Path | None,
-    typer.Option("--spec", metavar="FILE", help="What a file is for that does not say so itself, as JSON."),
+    typer.Option(
+        "--spec",
+        metavar="FILE",
+        help="JSON description (task, prefixes, dimensions, pooling) of a GGUF file without nestling metadata.",
+    ),
 ]
 CalibrationOption = Annotated[
     Path | None, typer.Option("--calibration", metavar="FILE", help="Plain text; the package's own by default.")
+]
+FamilyOption = Annotated[
+    str | None, typer.Option("--family", help="The family name of the files of a checkpoint of your own.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 ChunksOption = Annotated[

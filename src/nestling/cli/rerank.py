@@ -10,7 +10,7 @@ from nestling._util.files import check_output_folder
 from nestling.cli.console import Bars, show_table
 from nestling.cli.embed import load, naming_lines, read_texts
 from nestling.cli.hub import open_checkpoint
-from nestling.cli.options import EngineOption, JsonOption, ModelOption, SpecOption, TaskOption
+from nestling.cli.options import EngineOption, FamilyOption, JsonOption, ModelOption, SpecOption, TaskOption
 from nestling.models import local
 from nestling.spec import Task
 
@@ -57,19 +57,19 @@ def multivector(
         list[str] | None, typer.Option("--task", "-t", help="A task, several times; all by default.")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder; the model cache by default.")] = None,
-    family: Annotated[str, typer.Option(help="The family's name in the files.")] = "jina-v4",
+    family: FamilyOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make the multi-vector head of a checkpoint's tasks, for models that lie here without it; `build` makes it too."""
+    from nestling.models.families import family_of
     from nestling.pipeline.pipeline import Pipeline
 
     if out is not None:
         check_output_folder(out)
-    starter = checkpoint == local.STARTER
-    name = local.STARTER if starter else family
     tasks = [Task.parse(one) for one in task] if task else list(Task)
     with Bars() as bars:
         source = open_checkpoint(checkpoint, bars)
+        name = local.STARTER if checkpoint == local.STARTER else family_of(source, family)
         built = Pipeline(source, out or local.family_folder(name), name, threads=1).projectors(tasks)
     if as_json:
         typer.echo(

@@ -9,7 +9,7 @@ import typer
 from nestling._util import files
 from nestling.cli.console import Bars, say_written
 from nestling.cli.hub import open_checkpoint
-from nestling.cli.options import JsonOption
+from nestling.cli.options import FamilyOption, JsonOption
 from nestling.models import local
 
 if TYPE_CHECKING:
@@ -21,15 +21,17 @@ def vision(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FILE", help="A file; in the model cache by default.")
     ] = None,
-    family: Annotated[str, typer.Option(help="The family's name in the file.")] = "jina-v4",
+    family: FamilyOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make the vision tower of a checkpoint, one file for all tasks (`mmproj-*-BF16.gguf`); `build` makes it too."""
-    name = local.STARTER if checkpoint == local.STARTER else family
+    from nestling.models.families import family_of
+
     if out:
         files.check_output(out)
     with Bars() as bars:
         source = open_checkpoint(checkpoint, bars)
+        name = local.STARTER if checkpoint == local.STARTER else family_of(source, family)
         made = _streamed(source, out, name) if out and files.is_stream(out) else _made(source, out, name, bars)
     say_written(Path(made["path"]), json.dumps(made) if as_json else f"{made['path']}: sha256 {made['sha256']}")
 

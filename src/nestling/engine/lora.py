@@ -44,6 +44,12 @@ class Adapter:
             raise FileFormatError(
                 f"{path}: an adapter of another base ({spec.source}) than {base.path} ({base.value(BASE_FIELD)})"
             )
+        shape, context = Hyperparameters.of(base), base.value(f"{base.value('general.architecture')}.context_length")
+        if spec.dimensions[-1] != shape.hidden or spec.max_tokens > context:
+            raise FileFormatError(
+                f"{path}: nestling.spec says {spec.dimensions[-1]} dimensions and {spec.max_tokens} tokens, the base "
+                f"{base.path} has {shape.hidden} and {context}"
+            )
         return cls(file, spec)
 
     @cached_property

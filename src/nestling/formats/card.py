@@ -11,6 +11,7 @@ from typing import Self, get_origin
 from nestling._util.files import atomic_write
 from nestling._util.text import read_text
 from nestling.errors import FileFormatError
+from nestling.spec import FAMILY_RULE, is_family
 
 SUMS = "SHA256SUMS"
 MAX_CARD_BYTES = 1 << 20
@@ -70,6 +71,10 @@ class Card:
             value, kind = getattr(self, one.name), get_origin(one.type) or one.type
             if not isinstance(value, (int, float) if kind is float else kind):  # type: ignore[arg-type]
                 raise TypeError(f"{one.name}={value!r:.80}: {kind} is expected")
+        if not is_family(self.family):
+            raise ValueError(f"family={self.family!r:.80}: expected {FAMILY_RULE}")
+        if Path(self.file).name != self.file:
+            raise ValueError(f"file={self.file!r:.80}: expected the name of a file beside the card")
 
 
 def card_path(model: Path) -> Path:

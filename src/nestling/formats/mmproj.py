@@ -14,6 +14,7 @@ from nestling.errors import FileFormatError, GGUFError
 from nestling.formats.gguf import Field, GGUFFile
 from nestling.formats.gguf.fields import ValueKind
 from nestling.formats.tower_shape import CHANNELS, MAX_PIXELS, MIN_PIXELS, WINDOW, ImageSpec, TowerShape
+from nestling.spec import FAMILY_RULE, checked_family, is_family
 
 ARCHITECTURE, PROJECTOR = "clip", "qwen2.5vl_merger"
 OURS = "nestling.vision."
@@ -69,7 +70,7 @@ def is_tower(file: GGUFFile) -> bool:
 
 def tower_path(folder: Path, family: str) -> Path:
     """The published name of a family's tower: `mmproj-{family}-BF16.gguf`."""
-    return folder / f"mmproj-{family.replace('/', '_')}-BF16.gguf"
+    return folder / f"mmproj-{checked_family(family)}-BF16.gguf"
 
 
 def fields_of(shape: TowerShape, spec: ImageSpec) -> dict[str, Field]:
@@ -194,6 +195,8 @@ def _spec(fields: _Fields) -> ImageSpec:
     )
     if prompt and prompt.count(token or 0) != 1:
         raise GGUFError(f"{fields.file.path}: {OURS}prompt: the image token {token} is expected once in it")
+    if spec.family and not is_family(spec.family):
+        raise GGUFError(f"{fields.file.path}: {OURS}family={spec.family!r:.80}: expected {FAMILY_RULE}")
     if spec.min_pixels > spec.max_pixels:
         raise GGUFError(
             f"{fields.file.path}: {OURS}min_pixels={spec.min_pixels}: more than {spec.max_pixels}, the most"

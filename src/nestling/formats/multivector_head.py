@@ -16,7 +16,7 @@ import numpy as np
 from nestling.errors import FileFormatError, GGUFError
 from nestling.formats.gguf import GGUFFile
 from nestling.formats.quant_types import QuantType
-from nestling.spec import ModelSpec, Task
+from nestling.spec import ModelSpec, Task, checked_family
 from nestling.vectors import Floats, normalise
 
 ARCHITECTURE = "nestling-multivector"
@@ -32,7 +32,7 @@ def is_head(file: GGUFFile) -> bool:
 
 def projector_path(folder: Path, *, family: str, task: Task) -> Path:
     """The published name of a task's head: `{family}-text-{task}-multivector.gguf`."""
-    return folder / f"{family.replace('/', '_')}-text-{task.stem}{SUFFIX}"
+    return folder / f"{checked_family(family)}-text-{task.stem}{SUFFIX}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,18 @@ from nestling._util.text import read_text
 from nestling.errors import FileFormatError, UsageError
 from nestling.formats.gguf import GGUFFile
 from nestling.formats.quant_types import FILE_TYPES
-from nestling.pipeline.conversion.config import DEFAULT_DIMENSIONS
-from nestling.pipeline.conversion.convert import MAX_TOKENS
-from nestling.spec import MAX_SPEC_LENGTH, ModelSpec, Pooling, Task, prefixes_for
+from nestling.pipeline.conversion.checkpoint import Checkpoint
+from nestling.spec import (
+    DEFAULT_DIMENSIONS,
+    MAX_SPEC_LENGTH,
+    MAX_TOKENS,
+    ModelSpec,
+    Pooling,
+    Task,
+    checked_family,
+    is_family,
+    prefixes_for,
+)
 
 ARCHITECTURES = ("qwen2vl", "qwen2")
 _NAME_FIELDS = ("general.name", "general.basename", "general.finetune")
@@ -88,9 +97,35 @@ def with_spec(file: GGUFFile, spec: ModelSpec) -> ModelSpec:
         raise UsageError(
             f"{file.path}: it carries a nestling.spec of its own, which --spec cannot replace", param="spec"
         )
+    return checked(file, spec)
+
+
+def checked(file: GGUFFile, spec: ModelSpec) -> ModelSpec:
+    """The same specification; FileFormatError when the file cannot be run as it says."""
     if fault := _unfit(file, spec):
         raise FileFormatError(f"{file.path}: {fault}")
     return spec
+
+
+def family_of(checkpoint: Checkpoint, given: str | None) -> str:
+    """The family name of a checkpoint's files: as `given`, else a known family's own checkpoint or its repository.
+
+    A fine-tune has the shape of what it was made from, so that only the repository tells them apart. UsageError for a
+    folder of one's own without a name.
+    """
+    if given is not None:
+        return checked_family(given)
+    repository = checkpoint.folder.repository
+    if known := next((family.family for family in FAMILIES if family.checkpoint == repository), None):
+        return known
+    name = repository.rpartition("/")[2]
+    if is_family(name) and known_family(name) is None:
+        return name
+    raise UsageError(
+        f"{checkpoint.folder.path}: give the name of its files with --family NAME "
+        f"({', '.join(f'{family.family} for {family.checkpoint} itself' for family in FAMILIES)})",
+        param="family",
+    )
 
 
 def read_spec(path: Path) -> ModelSpec:

@@ -52,4 +52,4 @@ def spec_of(file: GGUFFile, given: ModelSpec | None = None) -> ModelSpec:
     width = file.value(f"{file.value('general.architecture')}.embedding_length")
     if spec.dimensions[-1] != width:
         raise FileFormatError(f"{file.path}: nestling.spec says {spec.dimensions[-1]} dimensions, the weights {width}")
-    return spec
+    return families.checked(file, spec)

@@ -26,7 +26,7 @@ from nestling.pipeline import self_test
 from nestling.pipeline.conversion.checkpoint import Checkpoint
 from nestling.pipeline.pipeline import Pipeline, Steps, made_by, model_path, silent
 from nestling.pipeline.quantization import calibration
-from nestling.spec import BASE_STEM, ModelSpec, Task, adapter_path
+from nestling.spec import BASE_STEM, ModelSpec, Task, adapter_path, checked_family
 
 STARTER = "starter"
 _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -74,7 +74,7 @@ def starter_checkpoint() -> Path:
 
 def family_folder(family: str) -> Path:
     """Where a family's files lie."""
-    return cache_folder() / "models" / family
+    return cache_folder() / "models" / checked_family(family)
 
 
 def projector_of(model: Path, spec: ModelSpec) -> Path:

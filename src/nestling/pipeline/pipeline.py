@@ -33,7 +33,7 @@ from nestling.pipeline.eta import CONVERT, OBSERVE_A_TOKEN, Whole, file_effort, 
 from nestling.pipeline.quantization.kept_imatrix import WITHOUT, CollectMatrix, MadeMatrix, keep, kept, matrix_path
 from nestling.pipeline.quantization.plan import Mix
 from nestling.pipeline.quantization.quantize import quantize_many
-from nestling.spec import BASE_STEM, Task, adapter_path, stem_of
+from nestling.spec import BASE_STEM, Task, adapter_path, checked_family, stem_of
 
 BASE = "F16"
 TOGETHER = 4
@@ -53,7 +53,7 @@ class BuiltFile:
 
 def model_path(folder: Path, *, family: str, task: Task | None, file_type: str) -> Path:
     """The published name of a file: `{family}-text-{task}-{QUANT}.gguf`, with `base` in the task's place for None."""
-    return folder / f"{family}-text-{stem_of(task)}-{file_type}.gguf"
+    return folder / f"{checked_family(family)}-text-{stem_of(task)}-{file_type}.gguf"
 
 
 def silent(_step: str) -> Progress:

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from nestling.errors import CheckpointError
-from nestling.spec import Task
+from nestling.spec import DEFAULT_DIMENSIONS, Task
 
 MAX_LAYERS = 1000
 MAX_COUNT = 2**31 - 1
-DEFAULT_DIMENSIONS = (128, 256, 512, 1024, 2048)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,10 +21,9 @@ from nestling.pipeline.conversion.casts import cast_rows
 from nestling.pipeline.conversion.checkpoint import Checkpoint
 from nestling.pipeline.conversion.config import TextConfig
 from nestling.pipeline.conversion.merge import MergedTensor, ParameterCounts, task_model
-from nestling.spec import BASE_FIELD, ModelSpec, Pooling, Task, prefixes_for, stem_of
+from nestling.spec import BASE_FIELD, MAX_TOKENS, ModelSpec, Pooling, Task, checked_family, prefixes_for, stem_of
 
 ARCHITECTURE = "qwen2vl"
-MAX_TOKENS = 32768
 _QUANTIZATION_VERSION = 2
 _LICENCE_KEYS = {
     "license": "general.license",
@@ -61,7 +60,7 @@ def convert(
     if file_type not in FLOAT_FILE_TYPES:
         raise UsageError(f"file_type={file_type!r}: this is one of {', '.join(FLOAT_FILE_TYPES)}", param="file_type")
     model = task_model(checkpoint, task)
-    name = f"{family}-text-{stem_of(task)}"
+    name = f"{checked_family(family)}-text-{stem_of(task)}"
     metadata = general_fields(checkpoint, name, file_type) | _hyperparameters(checkpoint.config)
     metadata |= tokenizer_fields(checkpoint.tokenizer_json, vocab_size=checkpoint.config.vocab)
     metadata |= _purpose(checkpoint, task, family)

@@ -77,7 +77,7 @@ def main() -> None:
     """Measure and write `benchmarks/results/cpu-speed.json`, or that of another shape."""
     asked = _arguments()
     name = "cpu-speed" if asked.shape == SHORT else f"cpu-speed-{asked.shape}"
-    peaks = {name: _peak(precision, rounded=name == "int8") for name, precision in PEAKS.items()}
+    peaks = {name: peak(precision, rounded=name == "int8") for name, precision in PEAKS.items()}
     result: dict[str, Any] = {"shape": asked.shape, "peak_gops": peaks, "lengths": LENGTHS, "files": []}
     for quant in asked.quant:
         path = _file(asked.folder, asked.shape, quant)
@@ -160,17 +160,18 @@ def _row(side: Side) -> dict[str, Any]:
     }
 
 
-def _peak(precision: str, *, rounded: bool) -> float:
+def peak(precision: str, *, rounded: bool, threads: int | None = None) -> float:
     """The best of five, in 10^9 additions and multiplications a second."""
     rng = np.random.default_rng(0)
     matrix = rng.standard_normal((PEAK_SIZE, PEAK_SIZE), np.float32)
     x = op.parameter(matrix.shape, np.float32)
     sides = [_int8(x, 0, 256), _int8(op.constant(matrix), -4, 255)] if rounded else [x, op.constant(matrix)]
     model = ov.Model([op.matmul(*sides, transpose_a=False, transpose_b=True)], [x], "peak")
-    threads = len(os.sched_getaffinity(0))
-    run = ov.Core().compile_model(
-        model, "CPU", {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": precision}
-    )
+    properties = {
+        "INFERENCE_NUM_THREADS": threads or len(os.sched_getaffinity(0)),
+        "INFERENCE_PRECISION_HINT": precision,
+    }
+    run = ov.Core().compile_model(model, "CPU", properties)
     seconds = []
     for _ in range(ROUNDS + 1):
         began = time.perf_counter()

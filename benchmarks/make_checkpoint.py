@@ -249,7 +249,11 @@ def config_json(shape: Shape) -> dict[str, Any]:
         "rope_scaling": {"mrope_section": list(shape.sections), "rope_type": "default", "type": "default"},
         "vocab_size": shape.vocab, "torch_dtype": "bfloat16",
     }  # fmt: skip
-    vision = asdict(shape.vision) | {"out_hidden_size": shape.hidden, "model_type": "qwen2_5_vl"}
+    depth, every = shape.vision.depth, min(8, shape.vision.depth)
+    vision = asdict(shape.vision) | {
+        "out_hidden_size": shape.hidden, "model_type": "qwen2_5_vl", "hidden_act": "silu", "window_size": 112,
+        "fullatt_block_indexes": list(range(every - 1, depth, every)),
+    }  # fmt: skip
     names = {"model_type": "jina_embeddings_v4", "architectures": ["JinaEmbeddingsV4Model"], "task_names": list(TASKS)}
     return {**names, **text, "text_config": text, "vision_config": vision}
 

@@ -16,11 +16,10 @@ SPARE_PAIRS = 1 << 17
 some 12 tokens in the matrix products, which is about what one more batch costs."""
 
 
-def plan(lengths: Sequence[int], token_budget: int, *, spare_pairs: int = SPARE_PAIRS) -> list[list[int]]:
+def plan(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
     """Split texts into batches: (B,) token counts -> lists of indices, longest texts first.
 
-    Every index appears once. A batch holds at most `token_budget` tokens, or a single text that alone has more;
-    `spare_pairs` is the padding that it may have.
+    Every index appears once. A batch holds at most `token_budget` tokens, or a single text that alone has more.
     """
     order = np.argsort(-np.asarray(lengths, np.int64), kind="stable")
     batches: list[list[int]] = []
@@ -28,7 +27,7 @@ def plan(lengths: Sequence[int], token_budget: int, *, spare_pairs: int = SPARE_
     for index in order.tolist():
         length = lengths[index]
         more = longest**2 - length**2
-        if batches and tokens + length <= token_budget and padding + more <= spare_pairs:
+        if batches and tokens + length <= token_budget and padding + more <= SPARE_PAIRS:
             batches[-1].append(index)
             tokens, padding = tokens + length, padding + more
         else:

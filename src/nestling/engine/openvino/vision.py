@@ -25,8 +25,6 @@ PIECE = 1024
 """Patches that go through a section of windows at once: memory grows with them, speed no more."""
 TOGETHER = 3072
 """Patches of images whose attention is computed at once."""
-SPARE_PAIRS = 1 << 20
-"""Pairs of patches in that attention that may be padding: what they take is about what one more run costs."""
 KEPT_SHAPES = 64
 """Kernels that are kept for shapes met before."""
 
@@ -95,7 +93,7 @@ def _pieces(windows: Index) -> Iterator[tuple[Index, Index]]:
 def _images(images: Index) -> Iterator[tuple[Index, Index]]:
     """Images of like size together: the places of their patches, and their lengths."""
     starts = np.cumsum(images) - images
-    for run in batching.plan(images.tolist(), TOGETHER, spare_pairs=SPARE_PAIRS):
+    for run in batching.plan(images.tolist(), TOGETHER):
         yield np.concatenate([starts[image] + np.arange(images[image]) for image in run]), images[run]
 
 

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from nestling.cli.console import Bars, show_table
 from nestling.cli.options import (
     DimensionsOption,
     EngineOption,
+    ImagesOption,
     JsonOption,
     ModelOption,
     PromptOption,
@@ -25,8 +26,8 @@ from nestling.cli.options import (
 )
 from nestling.cli.output import Embedded, Format, render
 from nestling.cli.profile import Watch
-from nestling.engine.protocol import Profiled, TokenIds, plain
-from nestling.errors import NestlingError, TextError, UsageError
+from nestling.engine.protocol import Item, Profiled
+from nestling.errors import ImageError, NestlingError, TextError, UsageError
 from nestling.models import local
 from nestling.models.embedder import Embedder
 from nestling.models.families import read_spec
@@ -39,6 +40,7 @@ TextsArgument = Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", 
 def embed(
     texts: TextsArgument = None,
     file: Annotated[Path | None, typer.Option("--file", "-f", help="One text a line; `-` is standard input.")] = None,
+    image: ImagesOption = None,
     model: ModelOption = local.STARTER,
     task: TaskOption = None,
     prompt: PromptOption = "query",
@@ -55,20 +57,20 @@ def embed(
     ] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Print to standard error where the time went.")] = False,
 ) -> None:
-    """Embed texts; the task's prefix is put in front of each."""
+    """Embed texts and images; the task's prefix is put in front of each text."""
     _refuse(form, out, dimensions, multivector=multivector)
-    rows = read_texts(texts, file)
+    rows = read_inputs(texts, file, image)
     reference = local.with_task(model, task, default=Task.RETRIEVAL)
     watch = Watch()
     with Bars() as bars:
         with watch.stage("load"):
             embedder = load(reference, task, engine, spec, bars, profile=profile)
-        with watch.stage("tokenize"), naming_lines(texts, file):
-            ids = embedder.tokenize(rows, prompt_name=prompt, truncate=truncate)
+        with watch.stage("tokenize"), naming(rows, lines_of=None if texts else file or Path("-")):
+            items = embedder.items(rows, prompt_name=prompt, truncate=truncate)
         with watch.stage("embed"):
-            vectors = _vectors(embedder, ids, dimensions, bars.step("embedding"), multivector=multivector)
+            vectors = _vectors(embedder, items, dimensions, bars.step("embedding"), multivector=multivector)
     with watch.stage("serialize"):
-        content = render(Embedded(rows, vectors, reference, sum(map(len, ids))), form)
+        content = render(Embedded([*map(str, rows)], vectors, reference, sum(map(len, items))), form)
     _write(content, out)
     if isinstance(embedder.engine, Profiled) and profile:
         watch.show(embedder.engine.profile())
@@ -98,14 +100,14 @@ def _write(content: bytes, out: Path | None) -> None:
 
 
 def _vectors(
-    embedder: Embedder, ids: list[TokenIds], dimensions: int | None, told: Progress, *, multivector: bool
+    embedder: Embedder, items: list[Item], dimensions: int | None, told: Progress, *, multivector: bool
 ) -> Floats | list[Floats]:
     if multivector:
-        return embedder.embed_tokens(ids)
-    rows, done = np.empty((len(ids), embedder.spec.dimension(dimensions)), np.float32), 0
-    for places, found in embedder.embed_iter(plain(ids), dimension=dimensions):
+        return embedder.multivectors(items)
+    rows, done = np.empty((len(items), embedder.spec.dimension(dimensions)), np.float32), 0
+    for places, found in embedder.embed_iter(items, dimension=dimensions):
         rows[places], done = found, done + len(places)
-        told(done, len(ids))
+        told(done, len(items))
     return rows
 
 
@@ -126,15 +128,25 @@ def read_texts(texts: list[str] | None, file: Path | None) -> list[str]:
     return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
 
 
+def read_inputs(texts: list[str] | None, file: Path | None, images: list[Path] | None) -> list[str | Path]:
+    """The texts of a command, then its images; standard input is not waited for when there are images."""
+    rows = [] if images and not texts and file is None else read_texts(texts, file)
+    return [*rows, *(images or [])]
+
+
 @contextmanager
-def naming_lines(texts: list[str] | None, file: Path | None) -> Iterator[None]:
-    """A text that cannot be embedded is named by its line when it came from a file or standard input."""
+def naming(rows: Sequence[str | Path], *, lines_of: Path | None) -> Iterator[None]:
+    """An image that cannot be embedded is named by its path, a text by its line where texts are a file's lines."""
     try:
         yield
     except TextError as error:
-        if texts:
+        if lines_of is None:
             raise
-        raise NestlingError(f"{file or 'standard input'}: line {error.index + 1}: {error.reason}") from None
+        name = "standard input" if str(lines_of) == "-" else lines_of
+        raise NestlingError(f"{name}: line {error.index + 1}: {error.reason}") from None
+    except ImageError as error:
+        path = str(rows[error.index])
+        raise NestlingError(f"{path}: {error.reason.removeprefix(path + ': ')}") from None
 
 
 def _read(file: Path) -> bytes:
@@ -154,7 +166,8 @@ def load(
 
 
 def similarity(
-    texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="Two texts or more.")],
+    texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts; two inputs or more.")] = None,
+    image: ImagesOption = None,
     model: ModelOption = local.STARTER,
     task: TaskOption = None,
     prompt: PromptOption = "query",
@@ -163,16 +176,18 @@ def similarity(
     spec: SpecOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Print the cosine of every pair of texts."""
+    """Print the cosine of every pair of texts and images."""
+    rows = read_inputs(texts, None, image)
     reference = local.with_task(model, task, default=Task.TEXT_MATCHING)
     with Bars() as bars:
         embedder = load(reference, task, engine, spec, bars)
         if task is None and Task.TEXT_MATCHING in embedder.tasks:
             embedder = embedder.for_task(Task.TEXT_MATCHING)  # of a base
-        vectors = embedder.encode(texts, prompt_name=prompt, truncate_dim=dimensions)
-    matrix = cosine(vectors, vectors)
+        with naming(rows, lines_of=None):
+            vectors = embedder.embed(embedder.items(rows, prompt_name=prompt), dimension=dimensions)
+    names, matrix = [*map(str, rows)], cosine(vectors, vectors)
     if as_json:
-        typer.echo(json.dumps({"texts": texts, "cosine": matrix.tolist()}, ensure_ascii=False))
+        typer.echo(json.dumps({"texts": names, "cosine": matrix.tolist()}, ensure_ascii=False))
         return
-    rows = [[str(i + 1), *(f"{x:.3f}" for x in row), texts[i]] for i, row in enumerate(matrix.tolist())]
-    show_table("cosine", ["", *(str(i + 1) for i in range(len(texts))), "text"], rows)
+    cells = [[str(i + 1), *(f"{x:.3f}" for x in row), names[i]] for i, row in enumerate(matrix.tolist())]
+    show_table("cosine", ["", *(str(i + 1) for i in range(len(names))), "text"], cells)

@@ -35,6 +35,10 @@ CalibrationOption = Annotated[
 FamilyOption = Annotated[
     str | None, typer.Option("--family", help="The family name of the files of a checkpoint of your own.")
 ]
+ImagesOption = Annotated[
+    list[Path] | None,
+    typer.Option("--image", "-i", metavar="FILE", help="PNG, JPEG, WebP, GIF or BMP, after the texts; several times."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 ChunksOption = Annotated[
     int | None,

@@ -8,9 +8,17 @@ import typer
 
 from nestling._util.files import check_output_folder
 from nestling.cli.console import Bars, show_table
-from nestling.cli.embed import load, naming_lines, read_texts
+from nestling.cli.embed import load, naming, read_inputs
 from nestling.cli.hub import open_checkpoint
-from nestling.cli.options import EngineOption, FamilyOption, JsonOption, ModelOption, SpecOption, TaskOption
+from nestling.cli.options import (
+    EngineOption,
+    FamilyOption,
+    ImagesOption,
+    JsonOption,
+    ModelOption,
+    SpecOption,
+    TaskOption,
+)
 from nestling.models import local
 from nestling.spec import Task
 
@@ -21,6 +29,7 @@ def rerank(
     file: Annotated[
         Path | None, typer.Option("--file", "-f", help="One candidate a line; `-` is standard input.")
     ] = None,
+    image: ImagesOption = None,
     model: ModelOption = local.STARTER,
     task: TaskOption = None,
     top_n: Annotated[
@@ -36,18 +45,18 @@ def rerank(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Order candidates by their nearness to a query, best first."""
-    rows = read_texts(documents, file)
+    """Order texts and images by their nearness to a query, best first."""
+    rows = read_inputs(documents, file, image)
     reference = local.with_task(model, task, default=Task.RETRIEVAL)
     with Bars() as bars:
         embedder = load(reference, task, engine, spec, bars)
-        with naming_lines(documents, file):
+        with naming(rows, lines_of=None if documents else file or Path("-")):
             best = embedder.rerank(query, rows, top_n=top_n, scoring=scoring, truncate=truncate)
     if as_json:
-        results = [{"index": one.index, "relevance_score": one.score, "text": rows[one.index]} for one in best]
+        results = [{"index": one.index, "relevance_score": one.score, "text": str(rows[one.index])} for one in best]
         typer.echo(json.dumps({"model": reference, "scoring": scoring, "results": results}, ensure_ascii=False))
         return
-    cells = [[f"{one.score:.4f}", str(one.index + 1), rows[one.index]] for one in best]
+    cells = [[f"{one.score:.4f}", str(one.index + 1), str(rows[one.index])] for one in best]
     show_table(f"{scoring}, {reference}", ["score", "line", "text"], cells)
 
 

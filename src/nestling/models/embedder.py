@@ -15,7 +15,7 @@ import numpy as np
 from nestling.engine.lora import beside
 from nestling.engine.protocol import POOLS, Item, TokenIds, plain
 from nestling.engine.registry import EngineName, load_engine
-from nestling.errors import TextError, UsageError
+from nestling.errors import InputError, TextError, UsageError
 from nestling.formats.gguf import GGUFFile
 from nestling.inputs import late_chunking
 from nestling.inputs.image import ImageLike
@@ -163,7 +163,7 @@ class Embedder(ItemEmbedder):
         return self.vision.grouped(values, max_pixels=max_pixels)
 
     def items(self, inputs: Sequence[object], *, prompt_name: str = "query", truncate: bool = False) -> list[Item]:
-        """Texts and images, mixed, as items for `embed`: a str is a text, anything else an image as above."""
+        """Texts and images, mixed, as items for `embed`: a str is a text, a Path, bytes and so on an image as above."""
         values = listed(inputs, "inputs", "a list of texts and images")
         tokenize = partial(self.tokenize, prompt_name=prompt_name, truncate=truncate)
         return mixed(values, tokenize=tokenize, vision=lambda: self.vision)
@@ -207,33 +207,32 @@ class Embedder(ItemEmbedder):
 
     def rerank(
         self,
-        query: str,
-        documents: Sequence[str],
+        query: str | ImageLike,
+        documents: Sequence[str | ImageLike],
         *,
         top_n: int | None = None,
         scoring: str = Scoring.MAXSIM,
         truncate: bool = False,
     ) -> list[Ranked]:
-        """Order candidates by nearness to a query: -> the best `top_n` (all by default), best first.
+        """Order texts and images by nearness to a query: -> the best `top_n` (all by default), best first.
 
         `scoring` is `maxsim`, over the vectors of all tokens (a token's nearest counterpart, averaged over the query's
-        tokens), or `cosine` of one vector a text. Texts are refused or cut as in `encode`; without a multi-vector head
-        `maxsim` is a UsageError.
+        tokens), or `cosine` of one vector each. Texts are refused or cut as in `encode`; without a multi-vector head
+        `maxsim` is a UsageError. A str is a text; `items` says what images are.
         """
         way, most = Scoring.parse(scoring), check_top_n(top_n)
-        ids = self.tokenize(
-            listed(documents, "documents", "a list of texts"), prompt_name=Role.PASSAGE, truncate=truncate
-        )
+        values = listed(documents, "documents", "a list of texts")
+        items = self.items(values, prompt_name=Role.PASSAGE, truncate=truncate)
         try:
-            asked = self.tokenize([query], prompt_name=Role.QUERY, truncate=truncate)
-        except TextError as error:
+            asked = self.items([query], prompt_name=Role.QUERY, truncate=truncate)
+        except InputError as error:
             raise UsageError(f"query: {error.reason}", param="query") from None
         if way is Scoring.COSINE:
-            scores = vector_scores(self.embed_ids(asked)[0], self.embed_ids(ids))
+            scores = vector_scores(self.embed(asked)[0], self.embed(items))
         else:
-            wanted = self.embed_tokens(asked)[0]
-            groups = (ids[start : start + RERANKED_TEXTS] for start in range(0, len(ids), RERANKED_TEXTS))
-            scores = np.concatenate([np.empty(0), *(token_scores(wanted, self.embed_tokens(one)) for one in groups)])
+            wanted = self.multivectors(asked)[0]
+            groups = (items[start : start + RERANKED_TEXTS] for start in range(0, len(items), RERANKED_TEXTS))
+            scores = np.concatenate([np.empty(0), *(token_scores(wanted, self.multivectors(one)) for one in groups)])
         return ranked(scores, most)
 
     def _fitted(self, ids: TokenIds, index: int, *, truncate: bool) -> TokenIds:

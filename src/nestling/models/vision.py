@@ -7,7 +7,7 @@ what the model's tokenizer makes of the prompt around an image; not how images a
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from nestling.engine.protocol import Item, Rows, TokenIds, plain
 from nestling.engine.registry import EngineName
@@ -16,7 +16,7 @@ from nestling.engine.vision import VisionEngine
 from nestling.errors import FileFormatError, ImageError, TextError, UsageError
 from nestling.formats.mmproj import VisionFile
 from nestling.formats.tower_shape import IMAGE_TOKEN, PROMPT, ImageSpec
-from nestling.inputs.image import Image, placed, read_all
+from nestling.inputs.image import Image, is_image, placed, read_all
 from nestling.inputs.image.patches import PATCH
 from nestling.inputs.image.resize import FACTOR
 from nestling.inputs.tokenizer import Tokenizer
@@ -110,9 +110,9 @@ def _with_prompt(spec: ImageSpec, tokenizer: Tokenizer, path: Path) -> ImageSpec
 def mixed(
     values: Sequence[object], *, tokenize: Callable[[list[str]], list[TokenIds]], vision: Callable[[], Vision]
 ) -> list[Item]:
-    """Texts (each str) and images (everything else) as items in their order; an InputError names the place."""
-    texts = {place: value for place, value in enumerate(values) if isinstance(value, str)}
-    images = {place: value for place, value in enumerate(values) if place not in texts}
+    """Images (but no str) and texts (everything else) as items in their order; an InputError names the place."""
+    images = {place: value for place, value in enumerate(values) if is_image(value)}
+    texts: dict[int, Any] = {place: value for place, value in enumerate(values) if place not in images}
     try:
         found = dict(zip(texts, plain(tokenize(list(texts.values()))), strict=True))
         if images:

@@ -13,7 +13,7 @@ from nestling.errors import ImageError
 from nestling.formats.tower_shape import ImageSpec
 from nestling.inputs.image.patches import Image, Placed, placed
 from nestling.inputs.image.resize import resized, smart_size
-from nestling.inputs.image.source import LIMITS, ImageLike, Limits, Source, open_any, open_base64, open_bytes
+from nestling.inputs.image.source import LIMITS, ImageLike, Limits, Source, is_image, open_any, open_base64, open_bytes
 
 __all__ = [
     "LIMITS",
@@ -23,6 +23,7 @@ __all__ = [
     "Placed",
     "Source",
     "decode",
+    "is_image",
     "open_any",
     "open_base64",
     "open_bytes",

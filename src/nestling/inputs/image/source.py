@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ _DATA_URI = re.compile(r"data:([^;,]*)((?:;[^;,]*)*),", re.IGNORECASE)
 _BLANKS = str.maketrans("", "", "\r\n")
 
 
+@runtime_checkable
 class _PillowImage(Protocol):
     """What a PIL image has; named so that its type needs no Pillow."""
 
@@ -66,6 +67,11 @@ class Source:
     width: int
     memory_bytes: int
     strips: Callable[[], Iterable[Pixels]]
+
+
+def is_image(value: object) -> bool:
+    """True for what can only be meant as an image: any of `ImageLike` but a str."""
+    return isinstance(value, bytes | bytearray | memoryview | Path | np.ndarray | _PillowImage)
 
 
 def open_any(value: object, *, limits: Limits = LIMITS) -> Source:

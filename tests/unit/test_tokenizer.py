@@ -111,6 +111,56 @@ def set_part(part: str, value: Any) -> Any:
     return lambda raw: raw.update({part: value})
 
 
+TEXT, ENDING = {"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "<|im_end|>", "type_id": 0}}
+
+
+def template(more: list[Any]) -> dict[str, Any]:
+    """The post-processor that fast tokenizers of the Qwen family are often saved with."""
+    used = {"id": "<|im_end|>", "ids": [ENTRIES + 2], "tokens": ["<|im_end|>"]}
+    pair = [TEXT, {"Sequence": {"id": "B", "type_id": 0}}]
+    return {
+        "type": "TemplateProcessing",
+        "single": [TEXT, *more],
+        "pair": pair,
+        "special_tokens": {"<|im_end|>": used} if more else {},
+    }
+
+
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda raw: raw["pre_tokenizer"]["pretokenizers"][1].update(trim_offsets=True),
+        lambda raw: raw["post_processor"].update(trim_offsets=True),
+        set_part("post_processor", None),
+        set_part("post_processor", template([])),
+        set_part("post_processor", {"type": "Sequence", "processors": [BYTES, template([])]}),
+        set_part("normalizer", {"type": "Sequence", "normalizers": [{"type": "NFC"}]}),
+        set_part("decoder", {"type": "Sequence", "decoders": [BYTES]}),
+        lambda raw: raw["pre_tokenizer"].update(
+            pretokenizers=[{"type": "Sequence", "pretokenizers": raw["pre_tokenizer"]["pretokenizers"]}]
+        ),
+        lambda raw: raw["model"].update(continuing_subword_prefix="", end_of_word_suffix=""),
+        lambda raw: raw["model"].update(unk_token="<|endoftext|>", fuse_unk=True, byte_fallback=True),
+        lambda raw: raw["model"].update(dropout=0.0),
+        lambda raw: raw["model"].update(merges=[" ".join(pair) for pair in raw["model"]["merges"]]),
+        lambda raw: raw["model"].update(vocab=dict(reversed(raw["model"]["vocab"].items()))),
+        lambda raw: raw.update({key: raw.pop(key) for key in sorted(raw, reverse=True)}),
+    ],
+)
+def test_a_tokenizer_that_does_the_same_is_the_same(tmp_path: Path, change: Any) -> None:
+    raw, path = cut_tokenizer(ENTRIES), tmp_path / "tokenizer.json"
+    write_json(path, raw)
+    wanted = tokenizer_fields(path, vocab_size=SMALL_VOCAB)
+    before = path.read_bytes()
+    change(raw)
+    write_json(path, raw)
+    assert path.read_bytes() != before
+    assert tokenizer_fields(path, vocab_size=SMALL_VOCAB) == wanted
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -129,8 +179,20 @@ def set_part(part: str, value: Any) -> Any:
         (set_part("decoder", {"type": "Fuse"}), "decoder is Fuse"),
         (
             set_part("post_processor", {"type": "BertProcessing", "sep": ["a", 1], "cls": ["b", 2]}),
-            "post_processor is BertProcessing",
+            "post_processor puts tokens around a text",
         ),
+        (set_part("post_processor", template([ENDING])), "post_processor puts tokens around a text"),
+        (
+            set_part(
+                "normalizer",
+                {
+                    "type": "Sequence",
+                    "normalizers": [{"type": "Strip", "strip_left": True, "strip_right": True}, {"type": "NFC"}],
+                },
+            ),
+            "normalizer is not",
+        ),
+        (lambda raw: raw["pre_tokenizer"]["pretokenizers"][1].update(add_prefix_space=True), "pre_tokenizer is not"),
     ],
 )
 def test_other_tokenizers_are_refused(tmp_path: Path, change: Any, message: str) -> None:

@@ -111,7 +111,8 @@ def tokenizer_fields(tokenizer_json: Path, *, vocab_size: int) -> dict[str, Fiel
 
     CheckpointError when the file is not Qwen2's kind of tokenizer: the one rebuilt from the fields would differ.
     """
-    source = _canonical_file(tokenizer_json)
+    inner = _opened(tokenizer_json)
+    source = _canonical(inner)
     tokens, types = _vocabulary(source, tokenizer_json, vocab_size)
     merges = [" ".join(pair) for pair in source["model"]["merges"]]
     try:
@@ -119,6 +120,7 @@ def tokenizer_fields(tokenizer_json: Path, *, vocab_size: int) -> dict[str, Fiel
     except FileFormatError as error:
         raise CheckpointError(f"{tokenizer_json}: {error}") from None
     _check_equal(source, rebuilt, tokenizer_json)
+    _check_adds_nothing(inner, tokenizer_json)
     ids = {token: number for number, token in enumerate(tokens)}
     for token in (EOS, PAD):
         if token not in ids:
@@ -215,10 +217,6 @@ def _add_special(inner: tokenizers.Tokenizer, tokens: Sequence[str], types: Sequ
         raise FileFormatError(f"{used - inner.get_vocab_size()} of its tokens stand twice")
 
 
-def _canonical_file(path: Path) -> dict[str, Any]:
-    return _canonical(_opened(path))
-
-
 def _opened(path: Path) -> tokenizers.Tokenizer:
     content = read_text(path, error=CheckpointError)
     try:
@@ -228,11 +226,27 @@ def _opened(path: Path) -> tokenizers.Tokenizer:
 
 
 def _canonical(tokenizer: tokenizers.Tokenizer) -> dict[str, Any]:
-    """The library's own JSON of a tokenizer, its two ways of writing no prefix and no suffix made one."""
+    """The library's own JSON of a tokenizer, without what changes no token id.
+
+    That is: sequences within sequences or of one part, offset trimming, what happens to symbols outside the vocabulary
+    (a byte-level one has them all), the order of added tokens, a dropout of zero, ways of writing an empty affix.
+    """
     value: dict[str, Any] = json.loads(tokenizer.to_str())
-    for name in ("continuing_subword_prefix", "end_of_word_suffix"):
-        value["model"][name] = value["model"].get(name) or None
+    for part, inner in (("normalizer", "normalizers"), ("pre_tokenizer", "pretokenizers")):
+        value[part] = [{k: v for k, v in one.items() if k != "trim_offsets"} for one in _flat(value[part], inner)]
+    model = value["model"]
+    for name in ("continuing_subword_prefix", "end_of_word_suffix", "dropout"):
+        model[name] = model.get(name) or None
+    value["model"] = {key: one for key, one in model.items() if key not in ("unk_token", "fuse_unk", "byte_fallback")}
+    value["added_tokens"].sort(key=lambda one: one["id"])
     return value
+
+
+def _flat(part: dict[str, Any] | None, inner: str) -> list[dict[str, Any]]:
+    """The steps of a normalizer or pre-tokenizer in their order."""
+    if part is None:
+        return []
+    return [step for one in part[inner] for step in _flat(one, inner)] if part["type"] == "Sequence" else [part]
 
 
 def _vocabulary(source: dict[str, Any], path: Path, vocab_size: int) -> tuple[list[str], list[int]]:
@@ -249,10 +263,18 @@ def _vocabulary(source: dict[str, Any], path: Path, vocab_size: int) -> tuple[li
 
 
 def _check_equal(source: dict[str, Any], rebuilt: dict[str, Any], path: Path) -> None:
+    """CheckpointError unless both give every text the same ids."""
     for part in ("normalizer", "pre_tokenizer", "added_tokens", "model"):
         if source[part] != rebuilt[part]:
             raise CheckpointError(f"{path}: {part} is not that of Qwen2, which is all that a GGUF file can say")
-    for part in ("decoder", "post_processor"):
-        kind = (source[part] or {"type": "ByteLevel"})["type"]
-        if kind != "ByteLevel":
-            raise CheckpointError(f"{path}: {part} is {kind}; that of Qwen2 is ByteLevel")
+    decoder = _flat(source["decoder"], "decoders")
+    if any(one["type"] != "ByteLevel" for one in decoder):
+        raise CheckpointError(f"{path}: decoder is {decoder[0]['type']}; that of Qwen2 is ByteLevel")
+
+
+def _check_adds_nothing(inner: tokenizers.Tokenizer, path: Path) -> None:
+    """CheckpointError for a post-processor that puts tokens around a text, as no GGUF file of this kind can say."""
+    for text in ("", "a text"):
+        with_it, without = (inner.encode(text, add_special_tokens=added).ids for added in (True, False))
+        if with_it != without:
+            raise CheckpointError(f"{path}: post_processor puts tokens around a text; that of Qwen2 adds none")

@@ -46,7 +46,19 @@ def _class(name: str) -> str:
     if isinstance(kind, EnumType):
         values = ", ".join(f"`{one}`" for one in list[Any](kind))
         return "\n".join([*parts, f"Values: {values}.", ""])
-    return "\n".join([*parts, *(_member(name, member, one) for member, one in vars(kind).items() if member[0] != "_")])
+    members = {
+        member: one
+        for base in reversed(kind.__mro__)
+        if base.__module__.startswith("nestling.")
+        for member, one in vars(base).items()
+        if member[0] != "_"
+    }
+    return "\n".join([*parts, *(_member(name, member, one) for member, one in sorted(members.items(), key=_order))])
+
+
+def _order(member: tuple[str, object]) -> int:
+    """What most callers want comes first; the rest as it stands in the source."""
+    return 0 if member[0].startswith(("load", "from_", "encode", "rerank")) else 1
 
 
 def _member(owner: str, name: str, one: Any) -> str:  # noqa: ANN401 - whatever a class holds

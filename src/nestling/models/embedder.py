@@ -13,17 +13,16 @@ from typing import Self
 import numpy as np
 
 from nestling.engine.lora import beside
-from nestling.engine.protocol import POOLS, Item, TokenIds, plain
+from nestling.engine.protocol import Item, TokenIds, plain
 from nestling.engine.registry import EngineName, load_engine
 from nestling.errors import InputError, TextError, UsageError
 from nestling.formats.gguf import GGUFFile
 from nestling.inputs import late_chunking
 from nestling.inputs.image import ImageLike
-from nestling.inputs.late_chunking import ChunkedIds, Chunks, Cut, Places, Span
+from nestling.inputs.late_chunking import ChunkedIds, Chunks, Cut, Span
 from nestling.inputs.tokenizer import Tokenizer
 from nestling.models import local
 from nestling.models.arguments import check_document, listed, whole_numbers
-from nestling.models.compute import Make
 from nestling.models.file_spec import spec_of
 from nestling.models.item_embedder import ItemEmbedder
 from nestling.models.reranking import Ranked, Scoring, check_top_n, ranked, token_scores, vector_scores
@@ -49,16 +48,22 @@ class Embedder(ItemEmbedder):
         profile: bool = False,
         exact_images: bool = False,
     ) -> Self:
-        """Load a model by reference: a path to a GGUF file, `name-task[:QUANT]` or a pulled `org/repo[:QUANT]`.
+        """Load a model, and with a base (`name-base[:QUANT]`) the adapters of all tasks: see `for_task`.
 
-        `engine` is `auto`, `openvino`, `llamacpp` or `reference`; `threads` defaults to all usable processors. `spec`
-        says what a file is for that neither says so itself nor is a known published one (`spec_of`). A reference that
-        leads nowhere is a ModelNotFoundError, a file that is not sound a GGUFError. With `profile`, the OpenVINO engine
-        counts where its time goes (`engine.profile()`).
+        Args:
+            reference: a path to a GGUF file, `name-task[:QUANT]` or a pulled `org/repo[:QUANT]`.
+            engine: `auto`, `openvino`, `llamacpp` or `reference`.
+            threads: how many compute; all usable processors by default.
+            spec: what a file is for that neither says so itself nor is a known published one (see `read_spec`).
+            profile: the OpenVINO engine counts where its time goes (`engine.profile()`).
+            exact_images: the vision tower, which is loaded with the first image, computes in float32.
 
-        The vision tower beside the file is loaded with the first image; with `exact_images` it computes in float32.
+        Raises:
+            ModelNotFoundError: The reference leads to no file.
+            GGUFError: The file is not sound.
 
-        A base (`name-base[:QUANT]`) comes with the adapters of all tasks: see `for_task`. Here it is for retrieval.
+        Example:
+            model = nestling.Embedder.load("starter-retrieval:Q8_0")
         """
         name = EngineName.parse(engine)
         file = GGUFFile.open(local.resolve(reference))
@@ -72,7 +77,14 @@ class Embedder(ItemEmbedder):
         return cls(found, Tokenizer.from_gguf(file), loaded, path=file.path, adapters=specs, images=images)
 
     def for_task(self, task: str) -> Self:
-        """The same model in memory for another of its tasks; a UsageError names those that it has."""
+        """The same model in memory for another of its tasks.
+
+        Args:
+            task: `retrieval`, `text-matching` or `code`.
+
+        Raises:
+            UsageError: The model is not for this task; only a base with adapters has more than one.
+        """
         wanted = Task.parse(task)
         if wanted is self.spec.task:
             return self
@@ -93,23 +105,35 @@ class Embedder(ItemEmbedder):
         truncate_dim: int | None = None,
         truncate: bool = False,
     ) -> Floats:
-        """Embed texts: -> (B, dim) float32, unit rows in the order of `texts`; (0, dim) for no texts.
+        """Embed texts.
 
-        `prompt_name` is `query`, `passage` (or `document`) or `raw`; `truncate_dim` one of the trained sizes, the
-        full width by default. A text of more than `spec.max_tokens` tokens is a TextError unless `truncate`, which
-        cuts it on the right; so is an empty one.
+        Args:
+            texts: B texts.
+            prompt_name: the role that chooses the prefix: `query`, `passage` (or `document`) or `raw` for none.
+            truncate_dim: one of the trained sizes, in numbers; the full width by default.
+            truncate: cut a text of more than `spec.max_tokens` tokens on the right.
+
+        Returns:
+            (B, dim) float32, unit rows in the order of `texts`; (0, dim) for no texts.
+
+        Raises:
+            UsageError: A size that was not trained, or an unknown role.
+            TextError: A text is empty, or too long and not to be cut; `index` says which.
+
+        Example:
+            vectors = model.encode(["ls lists files."], prompt_name="passage", truncate_dim=128)
         """
         dimension = self.spec.dimension(truncate_dim)
         return self.embed_ids(self.tokenize(texts, prompt_name=prompt_name, truncate=truncate), dimension=dimension)
 
     def encode_query(self, texts: Sequence[str], *, truncate_dim: int | None = None, truncate: bool = False) -> Floats:
-        """Embed what is searched with; see `encode`."""
+        """Embed what is searched with: `encode` with the role `query`."""
         return self.encode(texts, prompt_name=Role.QUERY, truncate_dim=truncate_dim, truncate=truncate)
 
     def encode_document(
         self, texts: Sequence[str], *, truncate_dim: int | None = None, truncate: bool = False
     ) -> Floats:
-        """Embed what is searched in; see `encode`."""
+        """Embed what is searched in: `encode` with the role `passage`."""
         return self.encode(texts, prompt_name=Role.PASSAGE, truncate_dim=truncate_dim, truncate=truncate)
 
     def tokenize(self, texts: Sequence[str], *, prompt_name: str = "query", truncate: bool = False) -> list[TokenIds]:
@@ -131,9 +155,12 @@ class Embedder(ItemEmbedder):
     def encode_tokens(
         self, texts: Sequence[str], *, prompt_name: str = "query", truncate: bool = False
     ) -> list[Floats]:
-        """Multi-vectors of texts: -> B arrays of (tokens, width) float32, unit rows, a row for every token.
+        """Multi-vectors of texts, a vector for every token, those of the prefix among them, as in the original.
 
-        The prefix's tokens are among them, as in the original. Parameters and errors are those of `encode`.
+        Parameters and errors are those of `encode`; a model without a multi-vector head is a UsageError.
+
+        Returns:
+            B arrays of (tokens, width) float32, unit rows.
         """
         return self.embed_tokens(self.tokenize(texts, prompt_name=prompt_name, truncate=truncate))
 
@@ -144,11 +171,19 @@ class Embedder(ItemEmbedder):
     def encode_image(
         self, images: Sequence[ImageLike], *, truncate_dim: int | None = None, max_pixels: int | None = None
     ) -> Floats:
-        """Embed images: -> (B, dim) float32, unit rows in the order of `images`, comparable with those of texts.
+        """Embed images; their vectors are comparable with those of texts.
 
-        An image is a path, a file's bytes, a data URI, a PIL image or a uint8 array; at most `max_pixels` of it are
-        looked at (602,112 by default). What is no image, is damaged or over a limit is an ImageError; a model without a
-        vision tower a UsageError.
+        Args:
+            images: B of these: a path, a file's bytes, a data URI, a PIL image or a uint8 array.
+            truncate_dim: as in `encode`.
+            max_pixels: how many pixels of each are looked at, 602,112 by default.
+
+        Returns:
+            (B, dim) float32, unit rows in the order of `images`.
+
+        Raises:
+            ImageError: What is no image, is damaged or over a limit; `index` says which.
+            UsageError: The model has no vision tower.
         """
         size = self.spec.dimension(truncate_dim)
         groups = [self.embed(items, dimension=size) for items in self._image_items(images, max_pixels)]
@@ -180,10 +215,20 @@ class Embedder(ItemEmbedder):
     ) -> Chunks:
         """Late chunking: a vector for each chunk of a document, pooled from its tokens' states in the whole of it.
 
-        Chunks are `spans`, [start, end) in characters and in order, or cut where sentences end, at most `chunk_tokens`
-        tokens each. `overlap` is how many tokens neighbours may share. A chunk that covers everything has the vector
-        of `encode`. Spans that are not such are a UsageError, a document of more than `spec.max_tokens` tokens, which
-        is never cut, a TextError.
+        Args:
+            document: one text of at most `spec.max_tokens` tokens; it is never cut.
+            spans: the chunks, [start, end) in characters and in order; or else
+            chunk_tokens: cut where sentences end, into at most so many tokens each (the extra `chunks`).
+            overlap: how many tokens neighbours may share.
+            prompt_name: as in `encode`.
+            truncate_dim: as in `encode`.
+
+        Returns:
+            `Chunks`; a chunk that covers everything has the vector of `encode`.
+
+        Raises:
+            UsageError: Spans that are not such, or both ways of cutting.
+            TextError: The document is empty or too long.
         """
         size = self.spec.dimension(truncate_dim)
         found = self.chunk(document, Cut(spans, chunk_tokens, overlap), prompt_name=prompt_name)
@@ -195,16 +240,6 @@ class Embedder(ItemEmbedder):
         prefix = self.spec.prefix(Role.parse(prompt_name))
         return late_chunking.chunk(document, cut, tokenizer=self.tokenizer, prefix=prefix, limit=self.spec.max_tokens)
 
-    def pool_chunks(self, ids: TokenIds, places: Sequence[Places]) -> Floats:
-        """Pool one text's states chunk by chunk: (T,) ids, C arrays of places -> (C, D), lengths not normalised."""
-        [(_, [rows])] = self.run([Item(ids)], self.chunk_pool(places))
-        return rows
-
-    def chunk_pool(self, places: Sequence[Places]) -> Make:
-        """What pools the hidden states of a document chunk by chunk: C arrays of places; (T, D) -> (C, D)."""
-        pool = POOLS[self.spec.pooling]
-        return lambda states: np.concatenate([pool(states[mine], np.array([len(mine)])) for mine in places])
-
     def rerank(
         self,
         query: str | ImageLike,
@@ -214,11 +249,24 @@ class Embedder(ItemEmbedder):
         scoring: str = Scoring.MAXSIM,
         truncate: bool = False,
     ) -> list[Ranked]:
-        """Order texts and images by nearness to a query: -> the best `top_n` (all by default), best first.
+        """Order texts and images by nearness to a query. A str is a text; `items` says what images are.
 
-        `scoring` is `maxsim`, over the vectors of all tokens (a token's nearest counterpart, averaged over the query's
-        tokens), or `cosine` of one vector each. Texts are refused or cut as in `encode`; without a multi-vector head
-        `maxsim` is a UsageError. A str is a text; `items` says what images are.
+        Args:
+            query: a text, which gets the prefix of a query, or an image.
+            documents: the candidates; texts get the prefix of a passage.
+            top_n: how many to answer with, all by default.
+            scoring: `maxsim`, a token's best match averaged over the query's, or `cosine` of one vector each.
+            truncate: as in `encode`.
+
+        Returns:
+            The best `top_n`, best first, with their places in `documents`.
+
+        Raises:
+            UsageError: The query is empty, or `maxsim` without a multi-vector head.
+            InputError: A document that `encode` or `encode_image` would refuse.
+
+        Example:
+            best = model.rerank("How do I open a socket?", ["ls lists files.", "socket(2)"], top_n=1)[0].index
         """
         way, most = Scoring.parse(scoring), check_top_n(top_n)
         values = listed(documents, "documents", "a list of texts")

@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nestling import vectors
-from nestling.engine.protocol import Engine, Item
+from nestling.engine.protocol import POOLS, Engine, Item, TokenIds
 from nestling.errors import TextError, UsageError
 from nestling.formats.multivector_head import Projector
+from nestling.inputs.late_chunking import Places
 from nestling.inputs.tokenizer import Tokenizer
 from nestling.models import local
 from nestling.models.compute import Compute, Make, Work
@@ -90,6 +91,16 @@ class ItemEmbedder:
         for index, item in enumerate(items):
             self._check_ids(item.ids, index)
         return self.compute.planned([Work(item, self.spec.task, make) for item in items])
+
+    def pool_chunks(self, ids: TokenIds, places: Sequence[Places]) -> Floats:
+        """Pool one text's states chunk by chunk: (T,) ids, C arrays of places -> (C, D), lengths not normalised."""
+        [(_, [rows])] = self.run([Item(ids)], self.chunk_pool(places))
+        return rows
+
+    def chunk_pool(self, places: Sequence[Places]) -> Make:
+        """What pools the hidden states of a document chunk by chunk: C arrays of places; (T, D) -> (C, D)."""
+        pool = POOLS[self.spec.pooling]
+        return lambda states: np.concatenate([pool(states[mine], np.array([len(mine)])) for mine in places])
 
     @cached_property
     def projector(self) -> Projector:

@@ -1,6 +1,7 @@
 """Loading once, giving back, staying within the budget."""
 
 import asyncio
+import threading
 from typing import Any
 
 import numpy as np
@@ -9,21 +10,7 @@ from tests.contract.serving import FakeEngine, fake_embedder, loader
 
 from nestling.errors import EngineError, ModelNotFoundError
 from nestling.models.embedder import Embedder
-from nestling.server.core import model_pool
 from nestling.server.core.model_pool import ModelPool, self_test
-
-
-@pytest.fixture
-def memory(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Resident memory as the pool reads it: it grows by 10 with every second reading."""
-    readings = [0]
-
-    def read() -> int:
-        readings.append(readings[-1] + (10 if len(readings) % 2 == 0 else 0))
-        return readings[-1]
-
-    monkeypatch.setattr(model_pool, "resident_bytes", read)
-    return readings
 
 
 def run(work: Any) -> Any:
@@ -41,25 +28,91 @@ def test_a_model_is_loaded_once_however_many_ask_for_it() -> None:
                 return model
 
         assert len({id(model) for model in await asyncio.gather(*(use() for _ in range(10)))}) == 1
-        pool.close()
+        assert await pool.close(within_s=5)
 
     run(work())
     assert loads == ["fake-retrieval"]
 
 
-def test_over_the_budget_the_least_recently_used_goes_unless_it_is_in_use(memory: list[int]) -> None:
+def test_room_is_made_before_a_model_is_loaded_unless_others_are_in_use() -> None:
+    loads: list[str] = []
+    engines: dict[str, FakeEngine] = {}
+
+    def load(reference: str) -> Embedder:
+        loads.append(f"{reference} beside {sorted(name for name, one in engines.items() if not one.closed)}")
+        return fake_embedder(engine=engines.setdefault(reference, FakeEngine()))
+
     async def work() -> list[str]:
-        pool = ModelPool(loader(), budget_bytes=25)
-        async with pool.use("fake-retrieval"):
-            for name in ("fake-code", "fake-text-matching"):
+        pool = ModelPool(load, budget_bytes=25, cost_of=lambda _reference: 10)
+        async with pool.use("in use"):
+            for name in ("first", "second"):
                 async with pool.use(name):
                     pass
         names = [model.reference for model in pool.loaded]
-        pool.close()
+        assert await pool.close(within_s=5)
         return names
 
-    assert run(work()) == ["fake-retrieval", "fake-text-matching"]
-    assert memory
+    assert run(work()) == ["in use", "second"]
+    assert loads == ["in use beside []", "first beside ['in use']", "second beside ['in use']"]
+
+
+def test_a_model_that_computes_for_a_client_that_left_is_in_use() -> None:
+    async def work() -> None:
+        pool = ModelPool(loader(), budget_bytes=1, idle_s=0)
+        async with pool.use("fake-code") as model:
+            pass
+        with model.computing():
+            pool.unload_idle()
+            assert pool.loaded == [model]
+        pool.unload_idle()
+        assert pool.loaded == []
+        assert await pool.close(within_s=5)
+
+    run(work())
+
+
+def test_closing_a_model_does_not_hold_up_the_event_loop() -> None:
+    gate = threading.Event()
+
+    class Slow(FakeEngine):
+        """Its close waits, as for a batch that is running."""
+
+        def close(self) -> None:
+            assert gate.wait(20)
+            super().close()
+
+    async def work() -> None:
+        pool = ModelPool(loader(Slow), budget_bytes=1, idle_s=0)
+        async with pool.use("fake-code"):
+            pass
+        pool.unload_idle()
+        assert pool.loaded == []
+        assert not await pool.close(within_s=0.05), "it is still closing"
+        gate.set()
+
+    run(work())
+
+
+@pytest.mark.parametrize("error", [EngineError("nan"), RuntimeError("no processor"), TypeError("x"), OSError("disk")])
+def test_a_self_test_that_raises_anything_closes_the_model_and_is_an_engine_error(error: Exception) -> None:
+    engine = FakeEngine()
+
+    class Broken(FakeEngine):
+        def pool(self, *_: Any, **__: Any) -> Any:
+            raise error
+
+        def close(self) -> None:
+            engine.closed = True
+
+    async def work() -> None:
+        pool = ModelPool(loader(Broken), budget_bytes=1)
+        with pytest.raises(EngineError, match=str(error)):
+            async with pool.use("fake-code"):
+                pass
+        assert await pool.close(within_s=5)
+
+    run(work())
+    assert engine.closed
 
 
 def test_idle_models_are_given_back_and_loaded_again_when_asked_for() -> None:
@@ -72,16 +125,15 @@ def test_idle_models_are_given_back_and_loaded_again_when_asked_for() -> None:
             assert pool.loaded == [model]
         pool.unload_idle()
         assert pool.loaded == []
-        assert model.embedder.engine.closed  # type: ignore[attr-defined]
         async with pool.use("fake-code"):
-            pass
-        pool.close()
+            assert model.embedder.engine.closed  # type: ignore[attr-defined]
+        assert await pool.close(within_s=5)
 
     run(work())
     assert loads == ["fake-code", "fake-code"]
 
 
-def test_a_load_that_failed_is_tried_again() -> None:
+def test_a_load_that_failed_is_tried_again_after_a_pause_that_grows() -> None:
     answers: list[Any] = [ModelNotFoundError("none"), RuntimeError("no processor"), fake_embedder()]
 
     def load(_reference: str) -> Embedder:
@@ -90,15 +142,26 @@ def test_a_load_that_failed_is_tried_again() -> None:
             raise answer
         return answer  # type: ignore[no-any-return]
 
-    async def work() -> None:
-        pool = ModelPool(load, budget_bytes=1)
-        for error in (ModelNotFoundError, EngineError):
-            with pytest.raises(error):
-                async with pool.use("x"):
-                    pass
+    async def ask(pool: ModelPool) -> None:
         async with pool.use("x"):
             pass
-        pool.close()
+
+    async def work() -> None:
+        now = [0.0]
+        pool = ModelPool(load, budget_bytes=1, clock=lambda: now[0])
+        for error, pause in ((ModelNotFoundError, 1.0), (EngineError, 2.0)):
+            left = len(answers)
+            for _ in range(3):
+                with pytest.raises(error):
+                    await ask(pool)
+            assert len(answers) == left - 1, "one try, and its error again"
+            now[0] += pause - 0.01
+            with pytest.raises(error):
+                await ask(pool)
+            assert len(answers) == left - 1
+            now[0] += 0.02
+        await ask(pool)
+        assert await pool.close(within_s=5)
 
     run(work())
 

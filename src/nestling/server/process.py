@@ -8,6 +8,7 @@ import asyncio
 import errno
 import json
 import logging
+import math
 import os
 import resource
 import socket
@@ -21,7 +22,7 @@ from typing import Any
 import uvicorn
 from starlette.applications import Starlette
 
-from nestling.errors import NestlingError
+from nestling.errors import EngineError, NestlingError
 from nestling.server.app import create_app
 from nestling.server.core.model_pool import Load
 from nestling.server.core.service import Service
@@ -45,6 +46,9 @@ def run(settings: ServeSettings, load: Load | None = None) -> None:
         server.run(sockets=[listener])
     if server.failure:
         raise server.failure
+    if not app.state.service.is_stopped:
+        sys.stderr.flush()
+        os._exit(1)  # an engine is still computing, and nothing else would end it
 
 
 def say_ready(service: Service, listener: socket.socket) -> None:
@@ -79,7 +83,8 @@ class Server(uvicorn.Server):
     ) -> None:
         super().__init__(_config(app, drain_s))
         self._service: Service = app.state.service
-        self._listener, self._announce = listener, announce
+        self._listener, self._announce, self._drain_s = listener, announce, drain_s
+        self._drained_by: float | None = None
         self.failure: NestlingError | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -90,17 +95,28 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Close the door behind those who wait at it, hear what they want, and let everything finish."""
         self._opening.cancel()
+        end = self._service.stop_by = self._drained_by or time.monotonic() + self._drain_s
         await self._accept_last()
-        await self._hear_out()
+        await self._hear_out(min(end, time.monotonic() + HEAR_OUT_S))
+        self.config.timeout_graceful_shutdown = max(math.ceil(end - time.monotonic()), 0)
+        giving_up = asyncio.get_running_loop().call_later(max(end - time.monotonic(), 0), self._give_up)
         await super().shutdown(sockets)
+        giving_up.cancel()
+
+    def _give_up(self) -> None:
+        """The time is over: what is still in progress gets an answer that says so."""
+        self._service.given_up = self._service.in_flight
+        for task in self.server_state.tasks:
+            task.cancel()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """SIGTERM or SIGINT; nothing is raised again afterwards, so that an orderly end is exit code 0."""
         if self._service.draining:
             os._exit(128 + sig)
         self._service.draining = True
+        self._drained_by = time.monotonic() + self._drain_s
         loop = asyncio.get_running_loop()
-        loop.call_soon_threadsafe(loop.call_later, LINGER_S, self._stop)
+        loop.call_soon_threadsafe(loop.call_later, min(LINGER_S, self._drain_s), self._stop)
 
     def _stop(self) -> None:
         self.should_exit = True
@@ -110,6 +126,9 @@ class Server(uvicorn.Server):
             await self._service.ready()
         except NestlingError as error:
             self.failure, self.should_exit = error, True
+        except Exception as error:  # noqa: BLE001 - a start that failed must end, whatever it was
+            self.failure = EngineError(f"the server cannot start: {type(error).__name__}: {error}")
+            self.should_exit = True
         else:
             self._announce(self._service, self._listener)
 
@@ -124,9 +143,8 @@ class Server(uvicorn.Server):
         for connection in last:
             await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection)
 
-    async def _hear_out(self) -> None:
-        """Give connections that have not sent a request yet a moment for it."""
-        end = time.monotonic() + HEAR_OUT_S
+    async def _hear_out(self, end: float) -> None:
+        """Give connections that have not sent a request yet until `end` for it."""
         while time.monotonic() < end and any(
             getattr(one, "cycle", None) is None for one in self.server_state.connections
         ):

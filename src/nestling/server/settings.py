@@ -188,6 +188,9 @@ class ServeSettings:
     max_text_tokens: int | None = field(
         default=None, metadata=_number("Tokens of a text, prefix included.", unset="what the model takes")
     )
+    max_answer_mb: int = field(
+        default=512, metadata=_number("MiB of vectors that are being computed or sent before 429.")
+    )
     batch_tokens: int | None = field(
         default=None, metadata=_number("Most tokens of a batch.", unset="what the engine takes at once")
     )

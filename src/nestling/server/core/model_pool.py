@@ -1,18 +1,17 @@
 """The loaded models of one process: loaded on first use, kept while used, given back when idle or short of memory.
 
-A model's size is the resident memory that its loading added, measured; where that cannot be read, it counts as nothing.
+A model's size is what it is known to take, by its weights, so that room is made before it is loaded. A load that
+failed is not tried again at once: the pause doubles, from one second to a minute.
 Knows neither HTTP nor names: a model is asked for by a reference and made by the `load` that it was given.
 """
 
 import asyncio
 import logging
-import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
@@ -24,6 +23,7 @@ from nestling.vectors import paired_cosine
 
 Load = Callable[[str], Embedder]
 LOG = logging.getLogger("nestling.server")
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 SELF_TEST = ("The quick brown fox jumps over the lazy dog.", "A beautiful sunset over the beach", "海滩上美丽的日落")
 SELF_TEST_COSINE = 0.999
 """What a text's vector alone and among others must agree to; int8 engines reach 0.9999, a broken one far less."""
@@ -38,6 +38,22 @@ class Model:
     size_bytes: int = 0
     users: int = 0
     used_at: float = field(default_factory=time.monotonic)
+    is_computing: bool = False
+    """True while the engine's thread works with it, be it for a client that has left."""
+
+    @property
+    def is_in_use(self) -> bool:
+        """True while it must not be unloaded."""
+        return self.users > 0 or self.is_computing
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """For the engine's thread, around what it does with the model."""
+        self.is_computing = True
+        try:
+            yield
+        finally:
+            self.is_computing = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +69,34 @@ class Use:
         return self.model.embedder.for_task(self.task) if self.task else self.model.embedder
 
 
-class ModelPool:
-    """Models by reference. All methods run on the event loop, but `reset`, which the engine's thread calls."""
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A load that failed: what it raised, and when another try makes sense."""
 
-    def __init__(self, load: Load, *, budget_bytes: int, idle_s: float | None = None) -> None:
-        self._load, self._budget, self._idle_s = load, budget_bytes, idle_s
+    error: NestlingError
+    pause_s: float
+    again_at: float
+
+
+class ModelPool:
+    """Models by reference. All methods run on the event loop, but `reset`, which the engine's thread calls.
+
+    Loading and closing run in one thread of the pool's, in order: room is made before a model is loaded.
+    """
+
+    def __init__(
+        self,
+        load: Load,
+        *,
+        budget_bytes: int,
+        idle_s: float | None = None,
+        cost_of: Callable[[str], int] = lambda _reference: 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`cost_of`: bytes that a model takes, known before it is loaded."""
+        self._load, self._budget, self._idle_s, self._cost_of, self._clock = load, budget_bytes, idle_s, cost_of, clock
         self._models: dict[str, asyncio.Task[Model]] = {}
+        self._failures: dict[str, Failure] = {}
         self._thread = ThreadPoolExecutor(1, "load")
 
     @asynccontextmanager
@@ -70,7 +108,7 @@ class ModelPool:
             yield model
         finally:
             model.users -= 1
-            model.used_at = time.monotonic()
+            model.used_at = self._clock()
 
     @property
     def loaded(self) -> list[Model]:
@@ -88,61 +126,99 @@ class ModelPool:
         if self._idle_s is None:
             return
         for model in self.loaded:
-            if not model.users and time.monotonic() - model.used_at > self._idle_s:
+            if not model.is_in_use and self._clock() - model.used_at > self._idle_s:
                 self._unload(model)
 
-    def close(self) -> None:
-        """Give everything back."""
+    async def close(self, *, within_s: float) -> bool:
+        """Give everything back: True if that was done within the time."""
         for model in self.loaded:
             self._unload(model)
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        for task in self._models.values():
+            task.cancel()
+        behind_all = asyncio.get_running_loop().run_in_executor(self._thread, _nothing)
+        self._thread.shutdown(wait=False)
+        _, late = await asyncio.wait([behind_all], timeout=within_s)
+        return not late
 
     async def _get(self, reference: str) -> Model:
         while True:
             task = self._models.get(reference)
             if task is None or (task.done() and not _is_ready(task)):
+                self._check_failure(reference)
                 task = self._models[reference] = asyncio.create_task(self._loaded(reference))
             model = await asyncio.shield(task)
             if self._models.get(reference) is task:  # it may have been unloaded between its loading and this turn
                 return model
 
-    async def _loaded(self, reference: str) -> Model:
-        start = time.monotonic()
-        model = await asyncio.get_running_loop().run_in_executor(self._thread, self._measured, reference)
-        facts = {"model": reference, "seconds": round(time.monotonic() - start, 2), "mib": model.size_bytes // MIB}
-        engine = model.embedder.engine
-        LOG.info("model loaded", extra={"fields": facts | {"engine": engine.name, "reason": engine.reason}})
-        self._make_room(model)
-        return model
+    def _check_failure(self, reference: str) -> None:
+        failure = self._failures.get(reference)
+        if failure and self._clock() < failure.again_at:
+            raise failure.error
 
-    def _measured(self, reference: str) -> Model:
-        before = resident_bytes()
+    async def _loaded(self, reference: str) -> Model:
+        start, run = self._clock(), asyncio.get_running_loop().run_in_executor
+        try:
+            size_bytes = await run(self._thread, self._cost_of, reference)
+            self._make_room(reference, size_bytes)
+            embedder = await run(self._thread, self._tested, reference)
+        except NestlingError as error:
+            self._note_failure(reference, error)
+            raise
+        self._failures.pop(reference, None)
+        facts = {"model": reference, "seconds": round(self._clock() - start, 2), "mib": size_bytes // MIB}
+        facts |= {"engine": embedder.engine.name, "reason": embedder.engine.reason}
+        LOG.info("model loaded", extra={"fields": facts})
+        return Model(reference, embedder, size_bytes, used_at=self._clock())
+
+    def _note_failure(self, reference: str, error: NestlingError) -> None:
+        before = self._failures.get(reference)
+        pause_s = min(before.pause_s * 2, LONGEST_PAUSE_S) if before else FIRST_PAUSE_S
+        self._failures[reference] = Failure(error, pause_s, self._clock() + pause_s)
+        LOG.warning("model not loaded", extra={"fields": {"model": reference, "error": f"{error!s:.300}"}})
+
+    def _tested(self, reference: str) -> Embedder:
+        """The model, once it has passed the self-test; an EngineError for whatever else an engine raises."""
         try:
             embedder = self._load(reference)
+            with closed_on_failure(embedder):
+                for task in embedder.tasks:
+                    self_test(embedder.for_task(task))
         except NestlingError:
             raise
         except Exception as error:
             raise EngineError(f"{reference}: cannot be loaded: {type(error).__name__}: {error}") from error
-        for task in embedder.tasks:
-            self_test(embedder.for_task(task))
-        return Model(reference, embedder, max(resident_bytes() - before, 0))
+        return embedder
 
-    def _make_room(self, newest: Model) -> None:
-        others = sorted((one for one in self.loaded if one is not newest), key=lambda one: one.used_at)
-        total = newest.size_bytes + sum(one.size_bytes for one in others)
-        for model in others:
-            if total > self._budget and not model.users:
+    def _make_room(self, reference: str, size_bytes: int) -> None:
+        """Unload what was used longest ago, until a model of so many bytes fits."""
+        total = size_bytes + sum(one.size_bytes for one in self.loaded)
+        for model in sorted(self.loaded, key=lambda one: one.used_at):
+            if total > self._budget and not model.is_in_use:
                 total -= model.size_bytes
                 self._unload(model)
         if total > self._budget:
-            LOG.warning(
-                "over the memory budget", extra={"fields": {"mib": total // MIB, "budget": self._budget // MIB}}
-            )
+            facts = {"model": reference, "mib": total // MIB, "budget": self._budget // MIB}
+            LOG.warning("over the memory budget", extra={"fields": facts})
 
-    def _unload(self, model: Model) -> None:
+    def _unload(self, model: Model) -> asyncio.Future[None]:
+        """Forget it, and close it in the pool's thread: closing waits for a batch that is running."""
         del self._models[model.reference]
-        model.embedder.close()
         LOG.info("model unloaded", extra={"fields": {"model": model.reference}})
+        return asyncio.get_running_loop().run_in_executor(self._thread, model.embedder.close)
+
+
+@contextmanager
+def closed_on_failure(embedder: Embedder) -> Iterator[None]:
+    """Close it if the block raises anything."""
+    try:
+        yield
+    except BaseException:
+        embedder.close()
+        raise
+
+
+def _nothing() -> None:
+    """What is done last."""
 
 
 def _is_ready(task: asyncio.Task[Model]) -> bool:
@@ -158,12 +234,3 @@ def self_test(embedder: Embedder) -> None:
         raise EngineError(f"self-test: a text alone and in a batch has cosine {cosine:.6f}, not {SELF_TEST_COSINE}")
     if len(np.unique(together.round(3), axis=0)) != len(SELF_TEST):
         raise EngineError("self-test: different texts have the same vector")
-
-
-def resident_bytes() -> int:
-    """Resident memory of this process; 0 where /proc does not tell."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
-    except (OSError, ValueError, IndexError):
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")

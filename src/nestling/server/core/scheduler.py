@@ -100,12 +100,13 @@ class Scheduler:
             self._forget(job)
             raise
 
-    def stop(self) -> None:
-        """Finish what waits, or what `abandon` leaves of it, then end the thread."""
+    def stop(self, within_s: float | None = None) -> bool:
+        """Finish what waits, or what `abandon` leaves of it, then end the thread: True if it has ended by then."""
         with self._ready:
             self._stopping = True
             self._ready.notify()
-        self._thread.join()
+        self._thread.join(within_s)
+        return not self._thread.is_alive()
 
     def abandon(self) -> None:
         """Fail everything that waits or is under way after the present batch or piece, and end the thread."""
@@ -146,9 +147,11 @@ class Scheduler:
             if batch is not None:
                 for job, index in batch.parts:
                     self._uncount(job, len(job.items[index]))
-                self._begin(batch)
+                with batch.model.computing():
+                    self._begin(batch)
             elif self._long is not None:
-                self._step(self._long)
+                with self._long.batch.model.computing():
+                    self._step(self._long)
         self._fail_all()
 
     def _wait(self) -> bool:

@@ -6,10 +6,11 @@ thread's hand-over would cost more. Knows no bodies, statuses or routes.
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from typing import Any, TypeVar
 
@@ -26,10 +27,11 @@ from nestling.models.local import resolve
 from nestling.models.reranking import Scoring, check_top_n, ranked
 from nestling.pipeline import self_test
 from nestling.server.core import token_vectors as of_tokens
+from nestling.server.core.answer_budget import AnswerBudget
 from nestling.server.core.catalog import Catalog, Served, Target
 from nestling.server.core.inputs import Reader, doubled
 from nestling.server.core.metrics import Metrics
-from nestling.server.core.model_pool import Load, ModelPool, Use
+from nestling.server.core.model_pool import Load, ModelPool, Use, closed_on_failure
 from nestling.server.core.requests import (
     PER_TOKEN,
     Embedded,
@@ -52,6 +54,13 @@ SHORT_CHARACTERS = 4000
 SHORT_NUMBERS = 10_000
 """Vector components that are normalised or compared in less than a millisecond."""
 HOUSEKEEPING_S = 5.0
+FLOAT_BYTES = 4
+BYTES_A_WEIGHT = 1 + 2 / 32
+"""A byte, and a half-precision scale for each group of 32."""
+ENGINE_BYTES = 200 * MIB
+"""What an engine and a tokenizer take beside the weights: 120 to 190 MiB were measured."""
+LAST_S = 0.5
+"""What the engine's thread gets to end in when the time to drain is over."""
 Result = TypeVar("Result")
 
 
@@ -61,16 +70,25 @@ def loader(settings: ServeSettings) -> Load:
 
     def load(reference: str) -> Embedder:
         embedder = Embedder.load(reference, engine=settings.engine, threads=settings.threads, spec=spec)
-        self_test.check(embedder.path or resolve(reference), partial(embedder.encode, prompt_name=Role.RAW))
+        with closed_on_failure(embedder):
+            self_test.check(embedder.path or resolve(reference), partial(embedder.encode, prompt_name=Role.RAW))
         return embedder if settings.max_text_tokens is None else embedder.limited(settings.max_text_tokens)
 
     return load
 
 
+def model_cost(reference: str) -> int:
+    """Bytes that a model takes once it is loaded: int8 groups with their scales, and what an engine takes besides."""
+    tensors = GGUFFile.open(resolve(reference)).tensors.values()
+    return ENGINE_BYTES + sum(int(BYTES_A_WEIGHT * math.prod(one.shape)) for one in tensors)
+
+
 class Service:
     """Everything behind the routes. Made before the event loop runs; `start` and `stop` within it."""
 
-    def __init__(self, settings: ServeSettings, load: Load | None = None) -> None:
+    def __init__(
+        self, settings: ServeSettings, load: Load | None = None, cost_of: Callable[[str], int] | None = None
+    ) -> None:
         self.settings, self.metrics = settings, Metrics()
         spec = read_spec(settings.spec) if settings.spec else None
         self.catalog = Catalog(
@@ -80,9 +98,20 @@ class Service:
             adapters=settings.adapters,
         )
         budget, idle_s = settings.memory_budget_mb * MIB, settings.idle_unload_s
-        self.models = ModelPool(load or loader(settings), budget_bytes=budget, idle_s=idle_s)
+        self.models = ModelPool(
+            load or loader(settings),
+            budget_bytes=budget,
+            idle_s=idle_s,
+            cost_of=cost_of or (model_cost if load is None else lambda _reference: 0),
+        )
         self.cache = ResultCache(settings.cache_mb * MIB)
+        self.answers = AnswerBudget(settings.max_answer_mb * MIB, self.metrics)
         self.in_flight, self.draining = 0, False
+        self.given_up = 0
+        """Requests that were still in progress when the time to drain was over."""
+        self.stop_by: float | None = None
+        self.is_stopped = False
+        """True when nothing is left running behind `stop`."""
         self._reader = Reader(settings.token_input)
         self._specs: dict[str, ModelSpec] = {}
         self._noted: set[str] = set()
@@ -110,14 +139,21 @@ class Service:
         await asyncio.shield(self._started)
 
     async def stop(self) -> None:
-        """Finish what is queued and give everything back."""
+        """Finish what is queued and give everything back, by `stop_by`; say what was given up."""
+        end = max(self.stop_by or time.monotonic() + self.settings.drain_s, time.monotonic() + LAST_S)
         self._started.cancel()
         self._housekeeper.cancel()
         with suppress(asyncio.CancelledError, NestlingError):
             await self._started
-        await asyncio.to_thread(self.scheduler.stop)
         self._threads.shutdown(wait=False, cancel_futures=True)
-        self.models.close()
+        ended = await asyncio.to_thread(self.scheduler.stop, end - LAST_S - time.monotonic())
+        if not ended:
+            self.scheduler.abandon()
+            ended = await asyncio.to_thread(self.scheduler.stop, LAST_S)
+        self.is_stopped = ended and await self.models.close(within_s=max(end - time.monotonic(), LAST_S))
+        if self.given_up or not self.is_stopped:
+            facts = {"requests": self.given_up, "still_running": not self.is_stopped}
+            LOG.warning("stopped before everything was done", extra={"fields": facts})
 
     @property
     def is_ready(self) -> bool:
@@ -127,14 +163,22 @@ class Service:
 
     @asynccontextmanager
     async def embedded(self, wanted: Embedding) -> AsyncIterator[Embedded]:
-        """The vectors of inputs, for as long as the block lasts."""
+        """The vectors of inputs, for as long as the block lasts; BusyError when too many are held already."""
+        async with AsyncExitStack() as held:
+            yield await self._embedded(wanted, held)
+
+    async def _embedded(self, wanted: Embedding, held: AsyncExitStack) -> Embedded:
+        """The vectors, whose bytes are `held`."""
         async with self._use(wanted.target) as model:
-            dimension = model.embedder.spec.dimension(wanted.dimensions)
+            dimension, width = model.embedder.spec.dimension(wanted.dimensions), model.embedder.spec.dimension(None)
             values: Sequence[Floats] | Floats
             if wanted.output is Output.CHUNKS:
+                held.enter_context(self.answers.held(len(wanted.inputs) * width * FLOAT_BYTES))
                 values, ids = await self._chunks(wanted, model)
             else:
                 ids = await self._ids(wanted, model)
+                rows = sum(map(len, ids)) if wanted.output in PER_TOKEN else len(ids)
+                held.enter_context(self.answers.held(rows * width * FLOAT_BYTES))
                 values = await self._works[wanted.output](model, ids)
             tokens = self._counted(wanted.target, texts=len(wanted.inputs), ids=ids)
             if wanted.output not in PER_TOKEN:
@@ -142,7 +186,7 @@ class Service:
                 finish = partial(model.embedder.finish, pooled, dimension, normalized=wanted.normalized)
                 values = await self.run(finish, short=np.size(values) < SHORT_NUMBERS)
             warnings = _warnings(wanted, model.embedder.spec)
-        yield Embedded(values, tokens, warnings)
+        return Embedded(values, tokens, warnings)
 
     async def ranked(self, wanted: Ranking) -> RankedDocuments:
         """The documents in the order of their nearness to the query."""
@@ -152,9 +196,11 @@ class Service:
             with self._timed("tokenize"):
                 ids = await self.run(read, short=_is_short(wanted.documents))
             make = model.embedder.projector.project if wanted.scoring is Scoring.MAXSIM else None
-            values = await self.scheduler.run(model.model, plain(ids), task=model.task, make=make)
-            tokens = self._counted(wanted.target, texts=len(ids), ids=ids)
-            scores = await self.run(of_tokens.scores, wanted.scoring, values, short=tokens < SHORT_CHARACTERS)
+            rows, width = sum(map(len, ids)) if make else len(ids), model.embedder.spec.dimension(None)
+            with self.answers.held(rows * width * FLOAT_BYTES):
+                values = await self.scheduler.run(model.model, plain(ids), task=model.task, make=make)
+                tokens = self._counted(wanted.target, texts=len(ids), ids=ids)
+                scores = await self.run(of_tokens.scores, wanted.scoring, values, short=tokens < SHORT_CHARACTERS)
             warnings = _ranking_warnings(wanted, model.embedder.spec)
             return RankedDocuments(ranked(scores, top_n), tokens, warnings)
 
@@ -283,7 +329,7 @@ class Service:
         add("nestling_models_loaded", "Models in memory", lambda: len(self.models.loaded))
         add(
             "nestling_models_bytes",
-            "Memory that loading them added",
+            "Memory that they take, by the sizes of their weights",
             lambda: sum(m.size_bytes for m in self.models.loaded),
         )
         add(
@@ -291,6 +337,7 @@ class Service:
             "Models in memory that are not in the engine that auto prefers",
             lambda: sum("cannot be loaded" in one["reason"] for one in self.engines()),
         )
+        add("nestling_answer_bytes", "Vectors that are being computed or sent", lambda: self.answers.held_bytes)
         add("nestling_cache_bytes", "Size of the result cache", lambda: self.cache.size_bytes)
 
 

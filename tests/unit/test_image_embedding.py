@@ -180,3 +180,23 @@ def test_many_images_are_not_held_together(model: Embedder, monkeypatch: pytest.
     small = saved(noise(56, 56), "PNG")
     assert model.encode_image([small] * 7).shape == (7, 64)
     assert asked == [3, 3, 1]
+
+
+def test_the_tower_runs_with_the_batch_and_once_for_all_of_its_images(
+    model: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    real = type(model.vision.tower).rows
+
+    def rows(self: Any, patches: Any, grids: Any) -> list[Any]:
+        asked.append(len(grids))
+        return real(self, patches, grids)
+
+    monkeypatch.setattr(type(model.vision.tower), "rows", rows)
+    items = model.items(["a", IMAGES[3], IMAGES[4], "b"])
+    assert asked == []
+    assert [item.work for item in items] == [len(items[0]), 24 + 4, 24 + 4, len(items[3])]
+    assert model.embed(items).shape == (4, 64)
+    assert asked == [2]
+    with pytest.raises(EngineError, match="dimensions"):
+        model.engine.pool(items)  # an engine never takes an image for its placeholder tokens

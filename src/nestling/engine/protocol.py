@@ -63,6 +63,11 @@ class Item:
         return len(self.ids)
 
     @property
+    def work(self) -> int:
+        """What it takes, in tokens of text."""
+        return len(self)
+
+    @property
     def identity(self) -> bytes:
         """Equal for items with equal vectors in one model, as far as `key` tells them apart."""
         return len(self.ids).to_bytes(4, "little") + self.ids.tobytes() + self.key

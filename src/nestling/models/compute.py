@@ -7,10 +7,9 @@ prefixes, no normalising and no limits.
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from nestling.engine import batching
-from nestling.engine.protocol import POOLS, Engine, Item, Resumable
+from nestling.engine.protocol import Engine, Item, Resumable, pool_states
+from nestling.models.vision import completed
 from nestling.spec import Pooling, Task
 from nestling.vectors import Floats
 
@@ -50,7 +49,7 @@ class Compute:
 
     def batch(self, works: Sequence[Work]) -> list[Floats]:
         """One batch: B items -> B answers. At most the engine's token budget, or one item alone."""
-        items, adapters = [work.item for work in works], self._chosen(works)
+        items, adapters = completed([work.item for work in works]), self._chosen(works)
         if all(work.make is None for work in works):
             return list(self.engine.pool(items, adapters=adapters))
         states = self.engine.token_states(items, adapters=adapters)
@@ -63,7 +62,8 @@ class Compute:
         """
         if not isinstance(self.engine, Resumable):
             return self.batch([work])[0]
-        states = yield from self.engine.steps(work.item, adapters=self._chosen([work]))
+        [item] = completed([work.item])
+        states = yield from self.engine.steps(item, adapters=self._chosen([work]))
         return self._answer(work, states)
 
     def _chosen(self, works: Sequence[Work]) -> list[int]:
@@ -72,5 +72,5 @@ class Compute:
     def _answer(self, work: Work, states: Floats) -> Floats:
         if work.make is not None:
             return work.make(states)
-        pooled: Floats = POOLS[self.pooling](states, np.array([len(states)]))[0]
+        pooled: Floats = pool_states(self.pooling, states, [work.item])[0]
         return pooled

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+
 from nestling.engine.protocol import Item, Rows, TokenIds, plain
 from nestling.engine.registry import EngineName
 from nestling.engine.towers import load_tower
@@ -71,7 +73,7 @@ class Vision:
             yield image
 
     def grouped(self, values: Iterable[object], *, max_pixels: int | None = None) -> Iterator[list[Item]]:
-        """Images of any number as items, a few at a time, so that neither pixels nor rows of all are held."""
+        """Images of any number as items, a few at a time, so that the pixels of all are never held."""
         group, patches = list[Image](), 0
         for image in self.read(values, max_pixels=max_pixels):
             group.append(image)
@@ -83,17 +85,53 @@ class Vision:
             yield self.items(group)
 
     def items(self, images: Sequence[Image]) -> list[Item]:
-        """Images as the model's input: prompt, rows of the tower, M-RoPE positions, and which tokens are pooled."""
+        """Images as the model's input: prompt, M-RoPE positions, which tokens are pooled; the tower runs later."""
+        return [self._item(image) for image in images]
+
+    def _item(self, image: Image) -> "ImageItem":
+        place = placed(image.grid, self.spec)
+        none_yet = Rows(place.image, np.empty((image.tokens, 0), np.float32))
+        return ImageItem(place.ids, place.positions, none_yet, image.key, place.pooled, image, self)
+
+    def completed(self, items: Sequence["ImageItem"]) -> list[Item]:
+        """The same with the tower's rows in the places of the image, all images in one run."""
+        images = [item.image for item in items if item.image]
         found = self.tower.rows([one.patches(self.spec) for one in images], [one.grid for one in images])
-        places = [placed(one.grid, self.spec) for one in images]
+        assert len(found) == len(items)
         return [
-            Item(place.ids, place.positions, Rows(place.image, rows), image.key, place.pooled)
-            for image, place, rows in zip(images, places, found, strict=True)
+            Item(item.ids, item.positions, Rows(item.rows.places, rows), item.key, item.pooled)
+            for item, rows in zip(items, found, strict=True)
+            if item.rows
         ]
 
     def tokens(self, image: Image) -> int:
         """Tokens of an image's item."""
         return image.tokens + len(self.spec.prompt) - 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageItem(Item):
+    """An image that waits for its turn: small, since its rows are computed then; no engine takes it before."""
+
+    image: Image | None = None
+    vision: Vision | None = None
+
+    @property
+    def work(self) -> int:
+        """What it takes in tokens of text: the tower's part is about that of as many tokens as it has rows."""
+        return len(self) + (self.image.tokens if self.image else 0)
+
+
+def completed(items: Sequence[Item]) -> list[Item]:
+    """Items that an engine takes: images of one tower go through it together."""
+    towers = {id(item.vision): item.vision for item in items if isinstance(item, ImageItem) and item.vision}
+    found = list(items)
+    for tower in towers.values():
+        places = [place for place, item in enumerate(items) if isinstance(item, ImageItem) and item.vision is tower]
+        done = tower.completed([item for item in items if isinstance(item, ImageItem) and item.vision is tower])
+        for place, item in zip(places, done, strict=True):
+            found[place] = item
+    return found
 
 
 def _with_prompt(spec: ImageSpec, tokenizer: Tokenizer, path: Path) -> ImageSpec:

@@ -50,7 +50,7 @@ class Job:
 
     def __post_init__(self) -> None:
         self.waiting = sorted(range(len(self.items)), key=lambda index: -len(self.items[index]))
-        self.left = self.counted = sum(map(len, self.items))
+        self.left = self.counted = sum(item.work for item in self.items)
 
     @property
     def turn(self) -> float:
@@ -154,11 +154,11 @@ class Queue:
         batch = Batch(first.model, limits, self._alike(first, able, limits, open_to[first]))
         for job, index in batch.parts:
             job.waiting.remove(index)
-            job.left -= len(job.items[index])
+            job.left -= job.items[index].work
             if not batch.in_pieces:
-                job.share += len(job.items[index])
+                job.share += job.items[index].work
         if not batch.in_pieces:
-            self._pass(batch.tokens, beside)
+            self._pass(sum(job.items[index].work for job, index in batch.parts), beside)
         self._jobs = [job for job in self._jobs if job.waiting]
         return batch
 

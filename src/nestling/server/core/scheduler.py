@@ -146,7 +146,7 @@ class Scheduler:
             batch = self._queue.take(self._limits, beside=self._long.job if self._long else None)
             if batch is not None:
                 for job, index in batch.parts:
-                    self._uncount(job, len(job.items[index]))
+                    self._uncount(job, job.items[index].work)
                 with batch.model.computing():
                     self._begin(batch)
             elif self._long is not None:

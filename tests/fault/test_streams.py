@@ -91,3 +91,20 @@ def test_a_place_is_a_line(folder: Path) -> None:
     assert (done.returncode, done.stderr) == (1, "nestling: texts: line 2: the text is empty\n")
     done = shell(f"{EMBED} $'h\\xe9llo'", folder)
     assert done.stderr == "nestling: input 0: the lone surrogate U+DCE9 at 1 has no UTF-8 form\n"
+
+
+@pytest.mark.parametrize("verb", ["verify", "inspect", "show"])
+def test_a_path_that_is_not_utf_8_is_shown_as_it_is(verb: str, folder: Path) -> None:
+    """Its bytes on standard output, as `ls` has them; escaped where the path is wrong."""
+    env = os.environ | {"PYTHON": sys.executable}
+    script = f"mkdir $'caf\\xe9'; cp m.gguf $'caf\\xe9'/; {COMMAND} {verb} $'caf\\xe9/m.gguf'"
+    done = subprocess.run(["bash", "-c", script], cwd=folder, env=env, capture_output=True, check=False, timeout=100)
+    assert b"Traceback" not in done.stderr, done.stderr
+    if verb == "verify":  # llama.cpp, one of the engines that it compares, takes UTF-8 alone
+        assert (done.returncode, done.stderr.count(b"\n")) == (1, 1) or b"UTF-8 alone" in done.stdout
+    else:
+        assert (done.returncode, b"caf\xe9/m.gguf" in done.stdout) == (0, True)
+    absent = subprocess.run(
+        ["bash", "-c", f"{COMMAND} {verb} $'caf\\xe9/x.gguf'"], cwd=folder, env=env, capture_output=True, check=False
+    )
+    assert (absent.returncode, absent.stderr.count(b"\n")) == (1, 1)

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from nestling._util.extras import need
 from nestling._util.files import check_output_folder
+from nestling.bulk.settings import JobSpec, RunOptions
 from nestling.cli.console import Bars, show_table
 from nestling.cli.options import DimensionsOption, JsonOption, ModelOption, TaskOption, ThreadsOption
 from nestling.models import local
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 LINE_S = 60.0
 """Seconds between lines of progress where there is no terminal."""
 SHOWN_LETTERS = 80
+_SPEC, _OPTIONS = JobSpec(local.STARTER), RunOptions()
+"""Where the defaults of the options are declared."""
 
 
 def bulk(
@@ -33,36 +36,39 @@ def bulk(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DEST", help="The job's folder.")],
     model: ModelOption = local.STARTER,
     task: TaskOption = None,
-    text_column: Annotated[str, typer.Option(help="The column that is embedded.")] = "text",
+    text_column: Annotated[str, typer.Option(help="The column that is embedded.")] = _SPEC.text_column,
     id_column: Annotated[
-        str | None, typer.Option(help="The column of ids [id if there is one, else file#row].", show_default=False)
+        str | None,
+        typer.Option(help="The column of ids, or `none` for file#row [id if there is one].", show_default=False),
     ] = None,
     keep: Annotated[
         list[str] | None, typer.Option(help="Another column that goes into the result, several times.")
     ] = None,
-    prompt: Annotated[str, typer.Option("--prompt", "-p", help="passage, query or raw.")] = "passage",
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="passage, query or raw.")] = _SPEC.prompt,
     dimensions: DimensionsOption = None,
-    embedding_type: Annotated[str, typer.Option(help="float, float16, int8 or binary.")] = "float",
+    embedding_type: Annotated[str, typer.Option(help="float, float16, int8 or binary.")] = _SPEC.embedding_type,
     truncate: Annotated[bool, typer.Option("--truncate", help="Cut texts that are too long.")] = False,
-    engine: Annotated[str, typer.Option("--engine", "-e", help="local, or ray for Ray Data.")] = "local",
-    workers: Annotated[int, typer.Option(min=1, help="Engines at work at the same time.")] = 1,
+    engine: Annotated[str, typer.Option("--engine", "-e", help="local, or ray for Ray Data.")] = _OPTIONS.runner,
+    workers: Annotated[int, typer.Option(min=1, help="Engines at work at the same time.")] = _OPTIONS.workers,
     threads: ThreadsOption = None,
-    backend: Annotated[str, typer.Option(help="openvino, llamacpp or reference.")] = "openvino",
+    backend: Annotated[str, typer.Option(help="openvino, llamacpp or reference.")] = _SPEC.backend,
     ray_address: Annotated[str | None, typer.Option(help="An existing Ray cluster.")] = None,
-    shard_rows: Annotated[int, typer.Option(min=1, help="Rows that are embedded and written together.")] = 1000,
+    shard_rows: Annotated[
+        int, typer.Option(min=1, help="Rows that are embedded and written together.")
+    ] = _SPEC.shard_rows,
     max_rejects: Annotated[int | None, typer.Option(min=0, help="End when more rows are rejected.")] = None,
     skip_bad_files: Annotated[
-        bool, typer.Option("--skip-bad-files", help="Go on without files that cannot be read.")
+        bool, typer.Option("--skip-bad-files", help="Leave out files that cannot be read.")
     ] = False,
-    sink: Annotated[str, typer.Option(help="parquet, or lance for a LanceDB table as well.")] = "parquet",
+    sink: Annotated[str, typer.Option(help="parquet, or lance for a LanceDB table as well.")] = _OPTIONS.sink,
     index: Annotated[bool, typer.Option("--index", help="Have LanceDB build its index.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Embed a corpus into Parquet files; run again after anything, it goes on where it was."""
+    """Embed a corpus into Parquet files; run again after any interruption, it resumes."""
     library = need("nestling.bulk", wanted_for="bulk", extra="bulk")
     check_output_folder(out)
     reference = local.with_task(model, task, default=Task.RETRIEVAL)
-    what = library.JobSpec(
+    what = JobSpec(
         model=reference,
         text_column=text_column,
         id_column=id_column,
@@ -74,7 +80,7 @@ def bulk(
         backend=backend,
         shard_rows=shard_rows,
     )
-    how = library.RunOptions(
+    how = RunOptions(
         runner=library.Runner.parse(engine),
         workers=workers,
         threads=threads,

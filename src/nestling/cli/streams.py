@@ -75,9 +75,11 @@ def _stand_in(name: str) -> io.TextIOWrapper:
 
 
 def _named(stream: io.TextIOWrapper) -> io.TextIOWrapper:
+    """The same stream; a path that is not UTF-8 is written as the bytes that it is."""
     raw = _Output(stream.fileno(), "w", closefd=False)
+    errors = "surrogateescape" if stream.errors == "strict" else stream.errors
     return io.TextIOWrapper(
-        io.BufferedWriter(raw), encoding=stream.encoding, errors=stream.errors, line_buffering=stream.line_buffering
+        io.BufferedWriter(raw), encoding=stream.encoding, errors=errors, line_buffering=stream.line_buffering
     )
 
 

@@ -10,6 +10,7 @@ machine. Pooled vectors are asked for in the process; token states have no other
 """
 
 import json
+import os
 import shutil
 import tempfile
 import threading
@@ -142,12 +143,12 @@ class _Server:
 
     def _params(self) -> Any:  # noqa: ANN401 - xllamacpp has no types
         params = xllamacpp.CommonParams()
-        params.model.path = str(self._path)
+        params.model.path = _utf8(self._path)
         params.embedding, params.embd_normalize = True, -1
         params.pooling_type = xllamacpp.llama_pooling_type(self._pooling)
         if self._adapter:
             lora = xllamacpp.CommonAdapterLoraInfo()
-            lora.path, lora.scale = str(self._adapter), 1.0
+            lora.path, lora.scale = _utf8(self._adapter), 1.0
             params.lora_adapters = [lora]
         params.n_ctx = params.n_batch = params.n_ubatch = self._batch_tokens
         params.n_parallel, params.kv_unified = SLOTS, True
@@ -168,3 +169,11 @@ class _Server:
 
 def _nothing() -> None:
     """Tidies up when there is nothing to tidy."""
+
+
+def _utf8(path: Path) -> str:
+    """The path as llama.cpp takes it; EngineError when it is not UTF-8."""
+    try:
+        return os.fsencode(path).decode("utf-8")
+    except UnicodeDecodeError:
+        raise EngineError(f"{path}: llama.cpp opens paths in UTF-8 alone; rename it") from None

@@ -68,16 +68,10 @@ def per_query(relevant: Mapping[str, Mapping[str, int]], ranked: Mapping[str, Se
 
 def spearman(left: Doubles, right: Doubles) -> float:
     """Rank correlation of two series, ties at their mean rank: (N,), (N,) -> -1 to 1; 0 where one is constant."""
-    a, b = _centred_ranks(left), _centred_ranks(right)
-    size = float(np.sqrt((a @ a) * (b @ b)))
-    return float(a @ b) / size if size else 0.0
-
-
-def _centred_ranks(values: Doubles) -> Doubles:
-    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ranks = np.cumsum(counts) - (counts - 1) / 2
-    centred: Doubles = ranks[places] - (len(values) + 1) / 2
-    return centred
+    if np.ptp(left) == 0 or np.ptp(right) == 0:
+        return 0.0
+    stats = extras.need("scipy.stats", wanted_for="measuring similarity")
+    return float(np.clip(stats.spearmanr(left, right).statistic, -1, 1))
 
 
 def interval(values: Sequence[float]) -> Interval:

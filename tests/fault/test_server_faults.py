@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.contract.serving import FakeEngine, Running, loader, running
+from tests.contract.serving import ByteTokenizer, FakeEngine, Ids, Running, loader, running
 
 from nestling.errors import NestlingError
 from nestling.server.api.openai import EmbeddingRequest
@@ -106,22 +106,28 @@ def test_unusual_texts_are_embedded(server: Running, text: str) -> None:
     assert np.linalg.norm(vectors(ask(server, {"input": text}))) == pytest.approx(1, abs=1e-6)
 
 
-def test_a_million_characters_are_refused_or_cut_and_others_are_served_meanwhile(server: Running) -> None:
-    long = "word " * 200_000
+def test_a_million_characters_are_refused_or_cut_and_others_are_served_meanwhile(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tokenizing waits until 20 others were answered, which the event loop could not do if it tokenized itself."""
+    long, others, encode = "word " * 200_000, threading.Event(), ByteTokenizer.encode
+
+    def patient(self: ByteTokenizer, texts: Sequence[str]) -> list[Ids]:
+        assert others.wait(10)
+        return encode(self, texts)
+
+    monkeypatch.setattr(ByteTokenizer, "encode", patient)
     with ThreadPoolExecutor(2) as pool:
         refused = pool.submit(ask, server, {"input": long})
         cut = pool.submit(ask, server, {"input": long, "truncate": True})
-        slowest = max(_health_s(server) for _ in range(20))
+        for _ in range(20):
+            assert CLIENT.get(f"{server.url}/health").status_code == 200
+        assert not refused.done()
+        assert not cut.done()
+        others.set()
     assert refused.result().status_code == 400
     assert "512" in problem(refused.result())["message"]
     assert cut.result().json()["usage"]["prompt_tokens"] == 512
-    assert slowest < 1, "the event loop was held up"
-
-
-def _health_s(server: Running) -> float:
-    start = time.perf_counter()
-    assert CLIENT.get(f"{server.url}/health").status_code == 200
-    return time.perf_counter() - start
 
 
 def test_100_000_inputs_are_413(server: Running) -> None:
@@ -238,11 +244,10 @@ def test_a_full_house_is_429_with_retry_after_at_once() -> None:
         gate.clear()
         waiting = [pool.submit(ask, server, {"input": "a"}) for _ in range(2)]
         assert _until(lambda: server.service.in_flight == 2)
-        start = time.perf_counter()
         answer = ask(server, {"input": "a"})
         assert (answer.status_code, problem(answer)["type"]) == (429, "rate_limit_error")
         assert int(answer.headers["retry-after"]) >= 1
-        assert time.perf_counter() - start < 1
+        assert not any(one.done() for one in waiting), "it did not wait for those that were taken"
         gate.set()
         assert [one.result().status_code for one in waiting] == [200, 200]
 
@@ -536,8 +541,6 @@ def test_a_second_sigterm_exits_at_once() -> None:
         child.send_signal(signal.SIGTERM)
         time.sleep(0.2)
         assert child.poll() is None
-        start = time.monotonic()
         child.send_signal(signal.SIGTERM)
-        assert child.wait(5) == 128 + signal.SIGTERM
-        assert time.monotonic() - start < 1
+        assert child.wait(20) == 128 + signal.SIGTERM, "before its batch of 30 s has ended"
         assert isinstance(lost.exception(), httpx.HTTPError)

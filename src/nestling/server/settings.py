@@ -186,7 +186,7 @@ class ServeSettings:
     max_in_flight: int = field(default=512, metadata=_number("Requests in flight before 429."))
     max_queue_tokens: int = field(default=1_000_000, metadata=_number("Tokens waiting before 429."))
     max_text_tokens: int | None = field(
-        default=None, metadata=_number("Tokens of a text, prefix included.", unset="what the model takes")
+        default=None, metadata=_number("Tokens of a text, prefix included.", low=64, unset="what the model takes")
     )
     max_answer_mb: int = field(
         default=512, metadata=_number("MiB of vectors that are being computed or sent before 429.")

@@ -72,7 +72,7 @@ def loader(settings: ServeSettings) -> Load:
         embedder = Embedder.load(reference, engine=settings.engine, threads=settings.threads, spec=spec)
         with closed_on_failure(embedder):
             self_test.check(embedder.path or resolve(reference), partial(embedder.encode, prompt_name=Role.RAW))
-        return embedder if settings.max_text_tokens is None else embedder.limited(settings.max_text_tokens)
+        return embedder
 
     return load
 
@@ -81,6 +81,11 @@ def model_cost(reference: str) -> int:
     """Bytes that a model takes once it is loaded: int8 groups with their scales, and what an engine takes besides."""
     tensors = GGUFFile.open(resolve(reference)).tensors.values()
     return ENGINE_BYTES + sum(int(BYTES_A_WEIGHT * math.prod(one.shape)) for one in tensors)
+
+
+def _limited(load: Load, max_tokens: int | None) -> Load:
+    """The same models, for shorter texts than they take."""
+    return load if max_tokens is None else lambda reference: load(reference).limited(max_tokens)
 
 
 class Service:
@@ -99,7 +104,7 @@ class Service:
         )
         budget, idle_s = settings.memory_budget_mb * MIB, settings.idle_unload_s
         self.models = ModelPool(
-            load or loader(settings),
+            _limited(load or loader(settings), settings.max_text_tokens),
             budget_bytes=budget,
             idle_s=idle_s,
             cost_of=cost_of or (model_cost if load is None else lambda _reference: 0),

@@ -13,7 +13,7 @@ from tests.tiny import ALPHA, HIDDEN, RANK, SMALL_VOCAB, write_tiny_checkpoint
 
 from nestling._util import files
 from nestling.engine.lora import beside
-from nestling.engine.openvino.lora_lanes import LANES, SideBySide
+from nestling.engine.lora_lanes import LANES, SideBySide
 from nestling.engine.protocol import Item, Profiled, plain
 from nestling.errors import FileFormatError, GGUFError, ModelNotFoundError, UsageError
 from nestling.formats.card import Card
@@ -33,7 +33,7 @@ KINDS = ("F32", "Q8_0")
 EXACT = 0.99999
 """The promise for float32, where only sums are taken in another order."""
 LENGTHS = (1, 3, 17, 60, 130)
-ENGINES = ("openvino", "reference", "llamacpp")
+ENGINES = ("openvino", "reference", "llamacpp", "torch")
 
 
 def pipeline(checkpoint: Path, folder: Path, **more: Any) -> Pipeline:
@@ -73,7 +73,7 @@ def merged(folder: Path, kind: str, task: Task) -> Floats:
 @pytest.mark.parametrize("engine", ENGINES)
 def test_adapters_are_the_merged_models(folder: Path, engine: str) -> None:
     """llama.cpp runs the same files with its own LoRA code."""
-    base = Embedder.load(base_path(folder), engine=engine, threads=1)
+    base = Embedder.load(base_path(folder), engine=engine, device="cpu", threads=1)
     assert base.tasks == tuple(Task)
     for task in Task:
         found = base.for_task(task).pool(plain(texts()))
@@ -93,7 +93,9 @@ def loss(files: list[tuple[Path, Task]], engine: str) -> float:
     """The mean of 1 - cosine to the oracle with the same file."""
     found = []
     for path, task in files:
-        both = [Embedder.load(path, engine=name, threads=1).for_task(task) for name in (engine, "reference")]
+        both = [
+            Embedder.load(path, engine=name, device="cpu", threads=1).for_task(task) for name in (engine, "reference")
+        ]
         found.append(1 - paired_cosine(*(model.pool(plain(texts())) for model in both)).mean())
     return float(np.mean(found))
 
@@ -108,7 +110,7 @@ def test_the_tasks_are_told_apart(folder: Path) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_batch_of_mixed_tasks_is_as_each_alone(folder: Path, engine: str, kind: str) -> None:
     """Sums may be taken in another order: llama.cpp chooses its kernels by the size of the batch."""
-    base = Embedder.load(base_path(folder, kind), engine=engine, threads=1)
+    base = Embedder.load(base_path(folder, kind), engine=engine, device="cpu", threads=1)
     tasks = [Task.CODE, Task.RETRIEVAL, Task.TEXT_MATCHING, Task.CODE, Task.RETRIEVAL]
     alone = [base.for_task(task).pool([Item(ids)]) for task, ids in zip(tasks, texts(), strict=True)]
     works = [Work(Item(ids), task) for ids, task in zip(texts(), tasks, strict=True)]
@@ -118,26 +120,27 @@ def test_a_batch_of_mixed_tasks_is_as_each_alone(folder: Path, engine: str, kind
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_token_states_take_the_adapter_too(folder: Path, engine: str) -> None:
-    model = Embedder.load(base_path(folder), engine=engine, threads=1).for_task(Task.CODE)
+    model = Embedder.load(base_path(folder), engine=engine, device="cpu", threads=1).for_task(Task.CODE)
     states = model.engine.token_states(plain(texts()), adapters=[list(Task).index(Task.CODE)] * len(LENGTHS))
     means = np.stack([rows.mean(0) for rows in states])
     assert paired_cosine(means, merged(folder, "F32", Task.CODE)).min() >= EXACT
     model.close()
 
 
-def test_a_long_text_in_pieces(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nestling.engine.openvino.engine.OpenVINOEngine.token_budget", 32)
+@pytest.mark.parametrize("engine", ["openvino", "torch"])
+def test_a_long_text_in_pieces(folder: Path, monkeypatch: pytest.MonkeyPatch, engine: str) -> None:
     monkeypatch.setattr("nestling.engine.openvino.engine.PAST_BYTES", 1)
-    model = Embedder.load(base_path(folder), engine="openvino", threads=1).for_task(Task.CODE)
+    model = Embedder.load(base_path(folder), engine=engine, device="cpu", threads=1).for_task(Task.CODE)
+    monkeypatch.setattr(model.engine, "token_budget", 32)
     assert paired_cosine(model.pool(plain(texts())), merged(folder, "F32", Task.CODE)).min() >= EXACT
 
 
-def test_where_the_time_went_is_known_of_a_base_too(folder: Path) -> None:
-    model = Embedder.load(base_path(folder, "Q8_0"), engine="openvino", threads=1, profile=True)
+@pytest.mark.parametrize("engine", ["openvino", "torch"])
+def test_where_the_time_went_is_known_of_a_base_too(folder: Path, engine: str) -> None:
+    model = Embedder.load(base_path(folder, "Q8_0"), engine=engine, device="cpu", threads=1, profile=True)
     model.embed_ids(texts())
-    engine = model.engine
-    assert isinstance(engine, Profiled)
-    assert engine.profile()["matrix products"] > 0
+    assert isinstance(model.engine, Profiled)
+    assert model.engine.profile()["matrix products"] > 0
     with pytest.raises(UsageError, match="reference"):
         Embedder.load(base_path(folder), engine="reference", profile=True)
 

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "nestling"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-HOMES = {"server": ("serve",), "bulk": ("bulk",), "evaluation": ("eval",)}
+HOMES = {"engine/torch": ("gpu",), "server": ("serve",), "bulk": ("bulk",), "evaluation": ("eval",)}
 """Package -> the extras without which none of it can be imported."""
 OWN_HOMES = {
     "bulk/lance.py": ("lance",),
@@ -21,8 +21,8 @@ OWN_HOMES = {
     "evaluation/mteb_model.py": ("mteb",),
     "inputs/image/pillow.py": ("images",),
 }
-NOT_INSTALLED = {"mteb": "mteb"}
-"""Module -> distribution, of what the development environment leaves out."""
+NOT_INSTALLED = {"mteb": "mteb", "triton": "torch"}
+"""Module -> distribution, of what the development environment leaves out, or comes with another (torch's triton)."""
 
 
 def distribution(requirement: str) -> str:
@@ -69,7 +69,10 @@ def imports(path: Path) -> Iterator[str]:
 
 def allowed(path: Path) -> set[str]:
     place = path.relative_to(SOURCE).as_posix()
-    extras = (*HOMES.get(place.partition("/")[0], ()), *OWN_HOMES.get(place, ()))
+    extras = (
+        *(one for home, names in HOMES.items() if place.startswith(home + "/") for one in names),
+        *OWN_HOMES.get(place, ()),
+    )
     return CORE.union(*map(declared, extras))
 
 
@@ -89,7 +92,7 @@ def test_what_is_declared_is_imported() -> None:
 
 
 def test_the_extra_for_everything_has_every_other_but_those_that_bring_torch() -> None:
-    every = {name for name in PROJECT["optional-dependencies"] if name not in ("all", "dev", "mteb")}
+    every = {name for name in PROJECT["optional-dependencies"] if name not in ("all", "dev", "gpu", "mteb")}
     assert declared("all") == set().union(*map(declared, every))
 
 

@@ -4,13 +4,18 @@ An engine that was asked for by name is never replaced by another. What `auto` t
 """
 
 import logging
+import platform
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Self
 
 from nestling._util.cpu import usable_threads
+from nestling._util.extras import need
 from nestling._util.numbers import whole_number
 from nestling.engine.lora import Adapter
 from nestling.engine.protocol import Engine, Profiled
@@ -20,6 +25,8 @@ from nestling.spec import Pooling
 
 LOG = logging.getLogger("nestling.engine")
 FASTEST = "auto: the fastest engine on this processor"
+GPU_FOUND = "auto: a GPU is there"
+ASKED = "asked for by name"
 MAX_REASON = 400
 """Characters of OpenVINO's own words in a message."""
 
@@ -34,6 +41,7 @@ class EngineName(StrEnum):
     AUTO = "auto"
     OPENVINO = "openvino"
     LLAMACPP = "llamacpp"
+    TORCH = "torch"
     REFERENCE = "reference"
 
     @classmethod
@@ -45,10 +53,24 @@ class EngineName(StrEnum):
             raise UsageError(f"engine={text!r}: expected one of {', '.join(cls)}", param="engine") from None
 
 
+DEVICES = "cuda[:N], xpu[:N], mps or cpu"
+_DEVICE = re.compile(r"(cuda|xpu)(:\d{1,3})?|mps|cpu")
+_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+"""What the drivers of NVIDIA, AMD and WSL put there: without any of them torch, slow to import, is not asked."""
+
+
+def parse_device(text: str) -> str:
+    """Read a device's name; UsageError for another."""
+    if not _DEVICE.fullmatch(text):
+        raise UsageError(f"device={text!r}: expected {DEVICES}", param="device")
+    return text
+
+
 def load_engine(
     file: GGUFFile,
     *,
     name: EngineName,
+    device: str | None = None,
     threads: int | None = None,
     pooling: Pooling = Pooling.MEAN,
     adapters: Sequence[Adapter] = (),
@@ -56,15 +78,25 @@ def load_engine(
 ) -> Engine:
     """Load a file into an engine, with so many threads (all usable processors by default).
 
+    `device` is one of `DEVICES`: by default the first GPU for the torch engine, the processor for the others, of which
+    `auto` takes torch where it is installed and finds a GPU. UsageError for a device that the engine does not run on,
+    EngineError for one that cannot be used.
+
     A base is loaded with its `adapters`, which its items name by their place. UsageError for a `profile` that this
     engine does not keep.
     """
-    wanted = _Wanted(file, _threads(threads), pooling, adapters, profile=profile)
+    wanted = _Wanted(file, _device(device, name), _threads(threads), pooling, adapters, profile=profile)
     engine = _LOADERS[name](wanted)
     if profile and not isinstance(engine, Profiled):
         engine.close()
-        raise UsageError(f"profile: known of the openvino engine, not of {engine.name}", param="profile")
+        raise UsageError(f"profile: known of the openvino and torch engines, not of {engine.name}", param="profile")
     return engine
+
+
+def _device(wanted: str | None, name: EngineName) -> str | None:
+    if wanted is None or parse_device(wanted) == "cpu" or name in (EngineName.TORCH, EngineName.AUTO):
+        return wanted
+    raise UsageError(f"device={wanted!r}: the {name} engine runs on the cpu; the torch engine has GPUs", param="device")
 
 
 def _threads(wanted: int | None) -> int:
@@ -74,6 +106,7 @@ def _threads(wanted: int | None) -> int:
 @dataclass(frozen=True, slots=True)
 class _Wanted:
     file: GGUFFile
+    device: str | None
     threads: int
     pooling: Pooling
     adapters: Sequence[Adapter] = ()
@@ -105,6 +138,31 @@ def _llamacpp(wanted: _Wanted) -> Engine:
     return LlamaCppEngine(wanted.file, threads=wanted.threads, pooling=wanted.pooling, adapters=wanted.adapters)
 
 
+def _torch(wanted: _Wanted, why: str = ASKED) -> Engine:
+    engine = need("nestling.engine.torch.engine", wanted_for="engine='torch'", extra="gpu", param="engine")
+    from nestling.engine.torch.devices import place
+
+    made: Engine = engine.TorchEngine(
+        wanted.file,
+        on=place(wanted.device, threads=wanted.threads),
+        pooling=wanted.pooling,
+        adapters=wanted.adapters,
+        profile=wanted.profile,
+    )
+    made.reason = f"{why}; {made.reason}"
+    return made
+
+
+def has_gpu() -> bool:
+    """Whether torch is installed and finds a GPU of NVIDIA, AMD or Apple; an Intel GPU has to be named."""
+    driver = any(Path(one).exists() for one in _DRIVERS) or platform.system() == "Darwin"
+    if not driver or find_spec("torch") is None:
+        return False
+    from nestling.engine.torch.devices import has_card
+
+    return has_card()
+
+
 def _reference(wanted: _Wanted) -> Engine:
     from nestling.engine.numpy_reference import ReferenceEngine
 
@@ -112,7 +170,12 @@ def _reference(wanted: _Wanted) -> Engine:
 
 
 def _auto(wanted: _Wanted) -> Engine:
-    """OpenVINO, or where it cannot be loaded llama.cpp, which the log and the engine's `reason` say."""
+    """Torch on a GPU that is named or found; else OpenVINO, or where it cannot be loaded llama.cpp.
+
+    The engine's `reason` says which, and so does the log where it is a slower one.
+    """
+    if wanted.device != "cpu" and (wanted.device or has_gpu()):
+        return _torch(wanted, f"auto: device={wanted.device}" if wanted.device else GPU_FOUND)
     try:
         engine, reason = _openvino(wanted), FASTEST
     except _Failed as failed:
@@ -127,6 +190,8 @@ def _auto(wanted: _Wanted) -> Engine:
 
 def preferred() -> tuple[EngineName, str]:
     """The engine that `auto` takes for a sound file here, and why; no model is loaded."""
+    if has_gpu():
+        return EngineName.TORCH, GPU_FOUND
     try:
         from nestling.engine.openvino.runtime import ov
 
@@ -147,5 +212,6 @@ _LOADERS: dict[EngineName, Callable[[_Wanted], Engine]] = {
     EngineName.AUTO: _auto,
     EngineName.OPENVINO: _openvino,
     EngineName.LLAMACPP: _llamacpp,
+    EngineName.TORCH: _torch,
     EngineName.REFERENCE: _reference,
 }

@@ -43,6 +43,7 @@ class Embedder(ItemEmbedder):
         reference: str | Path,
         *,
         engine: str = "auto",
+        device: str | None = None,
         threads: int | None = None,
         spec: ModelSpec | None = None,
         profile: bool = False,
@@ -52,10 +53,11 @@ class Embedder(ItemEmbedder):
 
         Args:
             reference: a path to a GGUF file, `name-task[:QUANT]` or a pulled `org/repo[:QUANT]`.
-            engine: `auto`, `openvino`, `llamacpp` or `reference`.
+            engine: `auto`, `openvino`, `llamacpp`, `torch` or `reference`.
+            device: `cuda[:N]`, `xpu[:N]`, `mps` or `cpu`; by default a GPU for torch, the processor for the others.
             threads: how many compute; all usable processors by default.
             spec: what a file is for that neither says so itself nor is a known published one (see `read_spec`).
-            profile: the OpenVINO engine counts where its time goes (`engine.profile()`).
+            profile: the OpenVINO and torch engines count where their time goes (`engine.profile()`).
             exact_images: the vision tower, which is loaded with the first image, computes in float32.
 
         Raises:
@@ -70,7 +72,13 @@ class Embedder(ItemEmbedder):
         adapters = beside(file) if spec is None and BASE_FIELD in file.metadata else []
         specs = [one.spec for one in adapters] or [spec_of(file, spec)]
         loaded = load_engine(
-            file, name=name, threads=threads, pooling=specs[0].pooling, adapters=adapters, profile=profile
+            file,
+            name=name,
+            device=device,
+            threads=threads,
+            pooling=specs[0].pooling,
+            adapters=adapters,
+            profile=profile,
         )
         found = next((one for one in specs if one.task is Task.RETRIEVAL), specs[0])
         images, specs = TowerOptions(threads, exact=exact_images), specs if adapters else []

@@ -21,8 +21,8 @@ from nestling.engine import rotary
 from nestling.engine.batching import TOKEN_BUDGET
 from nestling.engine.hyperparameters import Hyperparameters
 from nestling.engine.lora import Adapter
+from nestling.engine.lora_lanes import SideBySide
 from nestling.engine.openvino import int8_groups, packing, text_graph, weight_cache
-from nestling.engine.openvino.lora_lanes import SideBySide
 from nestling.engine.openvino.runtime import ov
 from nestling.engine.protocol import Item, Positions, plain, pool_states
 from nestling.engine.weights import embedding_rows, input_rows

@@ -12,8 +12,8 @@ from itertools import pairwise
 import numpy as np
 
 from nestling.engine.hyperparameters import Hyperparameters
+from nestling.engine.lora_lanes import SideBySide
 from nestling.engine.openvino import int8_groups, weight_cache
-from nestling.engine.openvino.lora_lanes import SideBySide
 from nestling.engine.openvino.runtime import Node, op
 from nestling.engine.weights import tensor
 from nestling.formats.gguf import GGUFFile

@@ -16,9 +16,9 @@ import numpy as np
 
 from nestling.engine.hyperparameters import Hyperparameters
 from nestling.engine.lora import Adapter
+from nestling.engine.lora_lanes import SideBySide
 from nestling.engine.openvino import weight_cache
 from nestling.engine.openvino.layers import Products, integer, ints
-from nestling.engine.openvino.lora_lanes import SideBySide
 from nestling.engine.openvino.runtime import Node, op, ov
 from nestling.engine.weights import tensor
 from nestling.formats.gguf import GGUFFile

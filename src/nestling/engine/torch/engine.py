@@ -1,0 +1,233 @@
+"""The GPU engine: packed batches, pooled on the device, one transfer back. A CPU runs it in float32, the exact mode.
+
+Memory: a batch's widest array is freed before the next product; of a long item one layer's keys and values are held.
+When the device is out of memory, the token budget is halved, once in the engine's life; then it is an EngineError.
+"""
+
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nestling.engine import rotary
+from nestling.engine.batching import TOKEN_BUDGET
+from nestling.engine.hyperparameters import Hyperparameters
+from nestling.engine.lora import Adapter
+from nestling.engine.protocol import Item, plain
+from nestling.engine.torch.arithmetic import ArithmeticName
+from nestling.engine.torch.attention import Runs
+from nestling.engine.torch.choice import Choice, choose, floats, int8
+from nestling.engine.torch.devices import Placement, first_line
+from nestling.engine.torch.loading import Loader
+from nestling.engine.torch.pooling import pooled
+from nestling.engine.torch.rotation import misfit
+from nestling.engine.torch.text import Batch, Squares, Tower
+from nestling.errors import EngineError
+from nestling.formats.gguf import GGUFFile
+from nestling.spec import Pooling
+from nestling.vectors import Floats
+
+CARD_BUDGET = 8192
+"""Tokens of a batch on a card: enough to fill its tensor cores with any matrix of this family."""
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A batch, and which rows of its states are wanted: `last` makes them of (N, D)."""
+
+    items: Sequence[Item]
+    adapters: Sequence[int]
+    last: Callable[[Tensor], Tensor]
+    squares: Squares | None = None
+
+
+class TorchEngine:
+    """A GGUF file on a device. `arithmetic` is what its products are computed in; `reason` says where and why."""
+
+    name = "torch"
+
+    def __init__(
+        self,
+        file: GGUFFile,
+        *,
+        on: Placement,
+        pooling: Pooling = Pooling.MEAN,
+        adapters: Sequence[Adapter] = (),
+        profile: bool = False,
+        arithmetic: ArithmeticName | None = None,
+    ) -> None:
+        """`arithmetic`: one of its own choosing by default (`choice`); else that one, for tests and measurements."""
+        self._path, self._on, self._pooling, self._lock = file.path, on, pooling, threading.Lock()
+        self._shape, self._profiled = Hyperparameters.of(file), profile
+        self._rotary = rotary.Rotary(self._shape)
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._halved = False
+        self.token_budget = TOKEN_BUDGET if on.is_cpu else CARD_BUDGET
+        with torch.inference_mode(), self._device_errors("loading"):
+            chosen = choose(file, on) if arithmetic is None else _forced(arithmetic, self._shape, on)
+            loader = Loader(file, on, chosen.arithmetic, adapters)
+            self._tower: Tower | None = loader.tower(self._stage)
+            self._gates = loader.gates()
+        self.arithmetic = chosen.arithmetic.name
+        self.reason = f"on {on.device} in {self.arithmetic}: {chosen.reason}"
+
+    def pool(self, items: Sequence[Item], *, adapters: Sequence[int] = ()) -> Floats:
+        """Pooled hidden states of a batch: B items -> (B, D)."""
+        return self._answer(_Asked(items, adapters, partial(pooled, items=items, pooling=self._pooling)))
+
+    def token_states(self, items: Sequence[Item], *, adapters: Sequence[int] = ()) -> list[Floats]:
+        """Hidden states of a batch: B items -> B arrays of (T, D)."""
+        states = self._answer(_Asked(items, adapters, lambda states: states))
+        return np.split(states, np.cumsum([len(item) for item in items])[:-1])
+
+    def squares(self, items: Sequence[Item], *, adapters: Sequence[int] = ()) -> dict[str, Floats]:
+        """Of each matrix, the sum over a batch's tokens of its input's squares: name -> (W,). Not in int8."""
+        found = Squares()
+        self._answer(_Asked(items, adapters, lambda states: states[:1], found))
+        return {name: total.cpu().numpy() for name, total in found.items()}
+
+    def profile(self) -> dict[str, float]:
+        """Seconds by stage since loading; EngineError if it was not loaded with `profile`."""
+        if not self._profiled:
+            raise EngineError("no profile: load with profile=True")
+        return dict(self._seconds)
+
+    def memory(self) -> tuple[int, int]:
+        """Bytes on the device that are in use now, and the most so far; zeros on a CPU."""
+        return self._on.memory()
+
+    def close(self) -> None:
+        """Free the weights."""
+        with self._lock:
+            self._tower = self._gates = None
+            self._on.free_unused()
+
+    def steps(self, item: Item, *, adapters: Sequence[int] = ()) -> Generator[float, None, Floats]:
+        """One item, a layer at a time: T tokens -> (T, D). The generator holds its rows; see `Resumable`."""
+        asked = _Asked([item], adapters, lambda states: states)
+        with self._working() as tower:
+            x, batch = self._entering(tower, asked.items), self._batch(asked)
+        for layer in tower.layers:
+            with self._working() as tower:
+                tower.run(x, layer, batch, self.token_budget)
+                self._on.wait()
+            yield len(item) / len(tower.layers)
+        with self._working() as tower:
+            found: Floats = tower.finished(tower.normed(x)).cpu().numpy()
+        return found
+
+    def _answer(self, asked: _Asked) -> Floats:
+        """Run a batch; a second try with half the budget where memory is short."""
+        with self._working() as tower:
+            try:
+                return self._run(tower, asked)
+            except torch.OutOfMemoryError:
+                if self._halved:
+                    raise
+            self._halved, self.token_budget = True, self.token_budget // 2
+            self._on.free_unused()
+            return self._run(tower, asked)
+
+    def _run(self, tower: Tower, asked: _Asked) -> Floats:
+        with self._stage("embedding rows"):
+            x = self._entering(tower, asked.items)
+        batch = self._batch(asked)
+        for layer in tower.layers:
+            tower.run(x, layer, batch, self.token_budget)
+        with self._stage("pool"):
+            found: Floats = tower.finished(asked.last(tower.normed(x))).cpu().numpy()
+        return found
+
+    def _entering(self, tower: Tower, items: Sequence[Item]) -> Tensor:
+        """Embedding rows, or the rows that replace them: (N, D) float32."""
+        ids = np.concatenate([item.ids for item in items]).astype(np.int64)
+        x = tower.embedded(self._up(ids))
+        start = 0
+        for item in items:
+            if item.rows is not None:
+                self._check_width(item.rows.values)
+                places = start + np.arange(len(item))[item.rows.places]
+                x[self._up(places)] = tower.into_basis(self._up(item.rows.values))
+            start += len(item)
+        return x
+
+    def _check_width(self, values: Floats) -> None:
+        if values.shape[1:] != (self._shape.hidden,):
+            raise EngineError(f"rows of {values.shape[1:]} numbers: this model has {self._shape.hidden} dimensions")
+
+    def _batch(self, asked: _Asked) -> Batch:
+        lengths = [len(item) for item in asked.items]
+        turns = self._up(self._rotary.turns(rotary.positions(asked.items)))[:, None]
+        cos, sin = turns.chunk(2, -1)
+        gates = None
+        if self._gates is not None:
+            gates = self._gates[self._up(np.repeat(np.array(asked.adapters, np.int64), lengths))]
+        return Batch(Runs.of(lengths, self._on.device), cos, sin, gates, asked.squares)
+
+    def _up(self, array: NDArray[np.generic]) -> Tensor:
+        return torch.from_numpy(np.require(array, requirements=("C", "W"))).to(self._on.device)
+
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        """Add what the block takes to a stage, if profiled: the device is waited for, so that is its own time."""
+        if not self._profiled:
+            yield
+            return
+        self._on.wait()
+        began = time.perf_counter()
+        yield
+        self._on.wait()
+        self._seconds[name] += time.perf_counter() - began
+
+    @contextmanager
+    def _working(self) -> Iterator[Tower]:
+        """The tower, for one thread at a time; EngineError if it is closed, or in one line for what the device says."""
+        with self._lock, torch.inference_mode(), self._device_errors("computing"):
+            if self._tower is None:
+                raise EngineError("the engine is closed")
+            yield self._tower
+
+    @contextmanager
+    def _device_errors(self, doing: str) -> Iterator[None]:
+        """What a device fails with as an EngineError of one line."""
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            used = self._on.memory()[0] // MIB
+            raise EngineError(f"{self._path}: {self._on.device}: out of memory {doing} ({used} MiB in use)") from error
+        except RuntimeError as error:
+            raise EngineError(f"{self._path}: {self._on.device}: {doing}: {first_line(error)}") from error
+
+
+class Observer:
+    """A float file on a device, answering with the sums of squares that an importance matrix is made of."""
+
+    def __init__(self, file: GGUFFile, *, on: Placement, adapters: Sequence[Adapter] = ()) -> None:
+        self._engine, self._adapters = TorchEngine(file, on=on, adapters=adapters), len(adapters)
+
+    def collect(self, sequences: Sequence[Sequence[int]]) -> dict[str, tuple[NDArray[np.float32], int]]:
+        """Run the texts: matrix name -> (sum over tokens of the input's squares (W,), number of tokens).
+
+        With adapters, the texts take them in turn, as they stand in the call.
+        """
+        items = plain([np.asarray(one, np.int32) for one in sequences])
+        adapters = [place % self._adapters for place in range(len(items))] if self._adapters else []
+        tokens, sums = sum(map(len, items)), self._engine.squares(items, adapters=adapters)
+        return {name: (row, tokens) for name, row in sums.items()}
+
+
+def _forced(name: ArithmeticName, shape: Hyperparameters, on: Placement) -> Choice:
+    if name is not ArithmeticName.INT8:
+        return Choice(floats(name), "as asked")
+    if why := misfit(shape):
+        raise EngineError(f"no int8: {why}")
+    return Choice(int8(shape, on), "as asked")

@@ -1,0 +1,73 @@
+"""int8 products by row and channel: y[n, m] = a[n] b[m] sum_k x[n, k] w[m, k], and what makes their rows.
+
+Two makers of the same formulas: `PlainProducts` in torch operations, on any device, for tests and as the specification;
+`KernelProducts` by our Triton kernels, on a card.
+"""
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from nestling.engine.torch.rotation import INNER, rotate
+
+LEVELS = 127
+"""Largest int8 value used: symmetric absmax quantization."""
+
+
+class Quantized(NamedTuple):
+    """A matrix in int8 with a scale a row: `values` (R, W) int8, `scales` (R,) float32."""
+
+    values: Tensor
+    scales: Tensor
+
+
+class Int8Products(Protocol):
+    """What int8 arithmetic is computed by."""
+
+    def normed(self, x: Tensor, eps: float) -> Quantized:
+        """RMSNorm without a weight, rounded: (N, D) float32."""
+        ...
+
+    def rows(self, x: Tensor) -> Quantized:
+        """Rounded as they are: (N, D)."""
+        ...
+
+    def gated(self, both: Tensor) -> Quantized:
+        """silu(gate) * up, rotated in blocks of `INNER`, rounded: (N, 2 F) -> (N, F)."""
+        ...
+
+    def times(self, x: Quantized, w: Quantized, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """The product: (N, in), (out, in), (out,) -> (N, out)."""
+        ...
+
+
+def quantized(x: Tensor) -> Quantized:
+    """Each row to the nearest of 255 steps, its absmax the last; NaN and infinity go into the scale."""
+    x = x.float()
+    largest = x.abs().amax(-1)
+    steps = LEVELS / largest.clamp(min=torch.finfo(torch.float32).tiny)
+    return Quantized(torch.round(x * steps[:, None]).nan_to_num(0).to(torch.int8), largest / LEVELS)
+
+
+class PlainProducts:
+    """By torch operations; the sum is taken in float32, exact to 2^24."""
+
+    def normed(self, x: Tensor, eps: float) -> Quantized:
+        """See `Int8Products`."""
+        return quantized(functional.rms_norm(x, x.shape[-1:], eps=eps))
+
+    def rows(self, x: Tensor) -> Quantized:
+        """See `Int8Products`."""
+        return quantized(x)
+
+    def gated(self, both: Tensor) -> Quantized:
+        """See `Int8Products`."""
+        gate, up = both.float().chunk(2, -1)
+        return quantized(rotate(functional.silu(gate) * up, INNER))
+
+    def times(self, x: Quantized, w: Quantized, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """See `Int8Products`."""
+        product = (x.values.float() @ w.values.float().T) * x.scales[:, None] * w.scales
+        return (product if bias is None else product + bias).to(dtype)

@@ -1,12 +1,13 @@
 """The CPU tower: OpenVINO graphs over the mapped weights of an mmproj file, any number of images in a run.
 
-bfloat16 where the processor has it, else float32; `exact` is float32 everywhere. Sections whose attention stays in
-windows go through in pieces, whatever image they are of; only attention over whole images takes an image at once. The
-plugin copies every matrix into an order of its own when it first computes, after which the mapped pages can go.
+bfloat16 where the processor has it, else float32; `exact` is float32 everywhere. All that has weights runs on pieces of
+whole windows, whichever image they are of; only attention over images takes an image at once, in one graph without
+weights for all full blocks, since every graph keeps scratch memory of its own. The plugin copies every matrix into an
+order of its own when it first computes, after which the mapped pages can go.
 """
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -14,7 +15,6 @@ from nestling._util.memory import give_back_freed
 from nestling.engine import batching
 from nestling.engine.openvino import vision_graph, weight_cache
 from nestling.engine.openvino.runtime import ov
-from nestling.engine.openvino.vision_graph import Section
 from nestling.engine.vision import Grid, check_patches, refuse_not_finite, tokens_of
 from nestling.engine.windows import GROUP, Index, Layout, Rectangle
 from nestling.formats.mmproj import VisionFile
@@ -39,14 +39,15 @@ class OpenVINOTower:
         has_bf16 = "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         self.products = ov.Type.bf16 if has_bf16 and not exact else ov.Type.f32
         self._data = np.memmap(vision.file.path, np.uint8, "c")  # "c": the plugin wants to be able to write
-        self._sections: list[tuple[Section, ov.InferRequest]] = []
+        self._attention = _compiled(vision_graph.build_attention(self._shape, products=self.products), threads)
+        self._sections: list[ov.InferRequest] = []
         smallest = Layout.of([(MERGE, MERGE)], self._shape)
-        states = np.zeros((GROUP, self._shape.patch_values), np.float32)
+        states, heads = np.zeros((GROUP, self._shape.patch_values), np.float32), None
         for section in vision_graph.sections(self._shape):
             model = vision_graph.build(vision, self._data, section=section, products=self.products)
-            self._sections.append((section, _compiled(model, threads)))
-            states = _through(*self._sections[-1], states, smallest)  # the plugin makes its own copy now
-            weight_cache.release(self._data)
+            self._sections.append(_compiled(model, threads))
+            states, heads = self._through(self._sections[-1], states, heads, smallest)
+            weight_cache.release(self._data)  # the plugin has made its own copy now
 
     def rows(self, patches: Sequence[Floats], grids: Sequence[Grid]) -> list[Floats]:
         """Patches and the grid of each image -> (tokens, D) each."""
@@ -54,29 +55,55 @@ class OpenVINOTower:
         if not grids:
             return []
         layout = Layout.of(grids, self._shape)
-        states = np.concatenate(patches)[layout.patches]
         with self._lock:
-            for section, request in self._sections:
-                states = _through(section, request, states, layout)
+            states, heads = np.concatenate(patches)[layout.patches], None
+            for section in self._sections:
+                states, heads = self._through(section, states, heads, layout)
         found = np.split(states[layout.merged], np.cumsum([tokens_of(grid) for grid in grids])[:-1])
-        for image, rows in enumerate(found):
-            refuse_not_finite(finite=bool(np.isfinite(rows).all()), image=image)
+        for image, one in enumerate(found):
+            refuse_not_finite(finite=bool(np.isfinite(one).all()), image=image)
         return found
 
+    def _through(
+        self, section: ov.InferRequest, states: Floats, heads: Floats | None, layout: Layout
+    ) -> tuple[Floats, Floats | None]:
+        """All patches through a section, before it through the attention that its heads are for: -> states and heads.
 
-def _through(section: Section, request: ov.InferRequest, states: Floats, layout: Layout) -> Floats:
-    """All patches through a section, part by part: (N, D) -> (N, D), after the last one (N / 4, out)."""
-    parts = _images(layout.images) if section.full else _pieces(layout.windows)
-    done: Floats | None = None
+        The first section takes patches, the last answers with rows.
+        """
+        inputs = {"patches": states, "states": states, "turns": layout.turns}
+        if heads is not None:
+            [inputs["mixed"]] = _run(self._attention, _images(layout.images), {"heads": heads})
+        states, *more = _run(section, _pieces(layout.windows), inputs)
+        return states, more[0] if more else None
+
+
+def _run(request: ov.InferRequest, parts: Iterable[tuple[Index, Index]], inputs: Mapping[str, Floats]) -> list[Floats]:
+    """All patches through a graph, part by part (places, and how they lie together): -> its outputs, every part's.
+
+    What the graph needed meanwhile is given back.
+    """
+    given = {node.any_name: node for node in request.get_compiled_model().inputs}
+    patches, done = len(next(iter(inputs.values()))), list[Floats]()
     for places, lengths in parts:
-        rows = _infer(request, states[places], layout.turns[places], section.kind, Rectangle.of(lengths))
-        shrunk = len(places) // len(rows)
-        done = np.empty((len(states) // shrunk, rows.shape[1]), np.float32) if done is None else done
-        done[places[::shrunk] // shrunk] = rows
+        every: dict[str, Floats | Index] = {name: one[places] for name, one in inputs.items() if name in given}
+        rectangle = Rectangle.of(lengths)
+        every |= {"rows": rectangle.rows, "mask": rectangle.mask, "back": rectangle.back}
+        request.infer({name: _tensor(every[name], node.element_type) for name, node in given.items()})
+        found = [tensor.data for tensor in request.output_tensors]
+        done = done or [np.empty((patches * len(one) // len(places), *one.shape[1:]), one.dtype) for one in found]
+        for whole, one in zip(done, found, strict=True):
+            merged = len(places) // len(one)
+            whole[places[::merged] // merged] = one
     request.get_compiled_model().release_memory()
     give_back_freed()
-    assert done is not None
     return done
+
+
+def _tensor(array: Floats | Index, kind: ov.Type) -> ov.Tensor:
+    """An array as an input: bfloat16, which numpy lacks, in whatever type of two bytes it came out."""
+    whole = np.ascontiguousarray(array)
+    return ov.Tensor(whole, ov.Shape(whole.shape), kind)
 
 
 def _pieces(windows: Index) -> Iterator[tuple[Index, Index]]:
@@ -95,15 +122,6 @@ def _images(images: Index) -> Iterator[tuple[Index, Index]]:
     starts = np.cumsum(images) - images
     for run in batching.plan(images.tolist(), TOGETHER):
         yield np.concatenate([starts[image] + np.arange(images[image]) for image in run]), images[run]
-
-
-def _infer(request: ov.InferRequest, states: Floats, turns: Floats, kind: str, rectangle: Rectangle) -> Floats:
-    """Run a section's graph with what it takes: copied, so that the next run may overwrite its own."""
-    every: dict[str, Floats | Index] = {"patches": states, "states": states, "turns": turns}
-    every |= {f"{kind}_{name}": getattr(rectangle, name) for name in ("rows", "mask", "back")}
-    names = [node.any_name for node in request.get_compiled_model().inputs]
-    request.infer({name: every[name] for name in names})
-    return np.array(request.get_output_tensor(0).data)
 
 
 def _compiled(model: ov.Model, threads: int) -> ov.InferRequest:

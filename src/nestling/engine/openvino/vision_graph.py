@@ -24,63 +24,69 @@ PATCH_EMBEDDING = ("v.patch_embd.weight", "v.patch_embd.weight.1")
 _TYPES = {QuantType.F32: ov.Type.f32, QuantType.F16: ov.Type.f16, QuantType.BF16: ov.Type.bf16}
 
 
-@dataclass(frozen=True, slots=True)
-class Section:
-    """A part of the tower that runs on its own: `blocks` of which each sees its window alone, or attention over images.
+def sections(shape: TowerShape) -> list[range]:
+    """The tower's parts in their order, by the blocks of each that see their window alone; the last one has none.
 
-    A section of windows begins with the feed-forward part of the full block before it, if there is one. The section
-    that attends over images is `full`, with one block.
+    Between two of them stands attention over whole images, that of the block behind the first one's.
     """
-
-    blocks: range
-    full: bool
-
-    @property
-    def kind(self) -> str:
-        """What its attention is laid out by."""
-        return "image" if self.full else "window"
+    every = shape.full_every
+    return [
+        *(range(stop - every, stop - 1) for stop in range(every, shape.blocks + 1, every)),
+        range(shape.blocks, shape.blocks),
+    ]
 
 
-def sections(shape: TowerShape) -> list[Section]:
-    """The tower's parts in their order; the last one merges."""
-    every, found = shape.full_every, []
-    for stop in range(every, shape.blocks + 1, every):
-        found += [Section(range(stop - every, stop - 1), full=False), Section(range(stop - 1, stop), full=True)]
-    return [*found, Section(range(shape.blocks, shape.blocks), full=False)]
-
-
-def build(vision: VisionFile, data: NDArray[np.uint8], *, section: Section, products: ov.Type) -> ov.Model:
+def build(vision: VisionFile, data: NDArray[np.uint8], *, section: range, products: ov.Type) -> ov.Model:
     """A section as a graph that computes its products in this type, bf16 or f32.
 
-    The first takes `patches` (N, values), the others `states` (N, D); the last answers with rows (N / 4, out) in the
-    order of the patches, the others with states. `data` are the file's bytes, which must outlive the graph: weights
-    that are stored in the type of the products are not copied. The names of the other inputs are those of `windows`.
+    The first takes `patches` (N, values), the others the `states` (N, D) and the attention `mixed` (N, D) that came of
+    the section before; the last answers with rows (N / 4, out) in the order of the patches, the others with states
+    (N, D) and the heads (N, 3 H, d) of the next attention. `data` are the file's bytes, which must outlive the graph:
+    weights that are stored in the type of the products are not copied. Other inputs are named as in `windows`.
     """
-    blocks, tower = section.blocks, _Tower(vision, data, products, _inputs(vision))
-    if section.full:
-        x = tower.attention(tower.inputs["states"], blocks.start, "image")
-    else:
-        x = tower.feed_forward(tower.inputs["states"], blocks.start - 1) if blocks.start else tower.embedding()
-        for block in blocks:
-            x = tower.feed_forward(tower.attention(x, block, "window"), block)
-    if blocks.start == vision.shape.blocks:
-        x = tower.merger(x)
-    used = [node for node in tower.inputs.values() if node.output(0).get_target_inputs()]
-    return ov.Model([x.output(0)], used, "vision")
+    shape = vision.shape
+    tower = _Tower(vision, data, products, _inputs(shape, products))
+    x = tower.after_attention(section.start - 1) if section.start else tower.embedding()
+    for block in section:
+        at = f"v.blk.{block}."
+        mixed = _attention(tower.heads(x, at), shape, tower.inputs)
+        x = tower.feed_forward(tower.joined(x, mixed, at), at)
+    last = section.start == shape.blocks
+    out = [tower.merger(x)] if last else [x, tower.heads(x, f"v.blk.{section.stop}.")]
+    return ov.Model([node.output(0) for node in out], _used(tower.inputs), "vision")
 
 
-def _inputs(vision: VisionFile) -> dict[str, Node]:
-    floats = {"patches": [-1, vision.shape.patch_values], "states": [-1, vision.shape.hidden]}
-    floats["turns"] = [-1, vision.shape.head_dim]
-    for kind in ("window", "image"):
-        floats |= {f"{kind}_rows": [-1, -1], f"{kind}_mask": [-1, 1, 1, -1], f"{kind}_back": [-1]}
-    indices = ("_rows", "_back")
-    found = {
-        name: op.parameter(sizes, np.int64 if name.endswith(indices) else np.float32) for name, sizes in floats.items()
-    }
+def build_attention(shape: TowerShape, *, products: ov.Type) -> ov.Model:
+    """Attention over whole images, one graph for all full blocks: heads (N, 3 H, d) -> mixed (N, D)."""
+    inputs = _inputs(shape, products)
+    return ov.Model([_attention(inputs["heads"], shape, inputs).output(0)], _used(inputs), "attention")
+
+
+def _inputs(shape: TowerShape, products: ov.Type) -> dict[str, Node]:
+    wide, heads = shape.hidden, [-1, 3 * shape.heads, shape.head_dim]
+    kinds: dict[str, tuple[list[int], ov.Type]] = {
+        "patches": ([-1, shape.patch_values], ov.Type.f32), "states": ([-1, wide], ov.Type.f32),
+        "mixed": ([-1, wide], products), "heads": (heads, products), "turns": ([-1, shape.head_dim], ov.Type.f32),
+        "rows": ([-1, -1], ov.Type.i64), "mask": ([-1, 1, 1, -1], ov.Type.f32), "back": ([-1], ov.Type.i64),
+    }  # fmt: skip
+    found = {name: op.parameter(sizes, kind) for name, (sizes, kind) in kinds.items()}
     for name, node in found.items():
         node.output(0).get_tensor().set_names({name})
     return found
+
+
+def _used(inputs: dict[str, Node]) -> list[Node]:
+    return [node for node in inputs.values() if node.output(0).get_target_inputs()]
+
+
+def _attention(heads: Node, shape: TowerShape, inputs: dict[str, Node]) -> Node:
+    """Queries, keys and values of all heads to what each row gathers: (N, 3 H, d) -> (N, D)."""
+    parts = op.split(heads, integer(1), 3).outputs()
+    sides = [op.transpose(op.gather(part, inputs["rows"], integer(0)), ints(0, 2, 1, 3)) for part in parts]
+    mask = _to(heads.get_output_element_type(0), inputs["mask"])
+    mixed = op.scaled_dot_product_attention(*sides, mask, causal=False)
+    flat = op.reshape(op.transpose(mixed, ints(0, 2, 1, 3)), ints(-1, shape.hidden), special_zero=False)
+    return op.gather(flat, inputs["back"], integer(0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,19 +111,27 @@ class _Tower:
         matrix = op.reshape(op.concat(frames, 2), ints(hidden, -1), special_zero=False)
         return _times(self.inputs["patches"], matrix)
 
-    def attention(self, x: Node, block: int, kind: str) -> Node:
-        """The first half of a block, over each `window` or each whole `image`: (N, D) -> (N, D)."""
-        at = f"v.blk.{block}."
-        mixed = self._attention(self._norm(x, at + "ln1.weight"), at, kind)
-        return op.add(x, op.convert(self._linear(mixed, at + "attn_out"), "f32"))
+    def heads(self, x: Node, at: str) -> Node:
+        """A block's queries and keys with their angles turned in, and values: (N, D) -> (N, 3 H, d)."""
+        y = self._norm(x, at + "ln1.weight")
+        q, k, v = (self._by_head(self._linear(y, f"{at}attn_{n}")) for n in "qkv")
+        return op.concat([self._turned(q), self._turned(k), v], 1)
 
-    def feed_forward(self, x: Node, block: int) -> Node:
+    def joined(self, x: Node, mixed: Node, at: str) -> Node:
+        """What attention gathered, added: two of (N, D) -> (N, D)."""
+        return op.add(x, _to(ov.Type.f32, self._linear(mixed, at + "attn_out")))
+
+    def feed_forward(self, x: Node, at: str) -> Node:
         """The second half of a block: (N, D) -> (N, D)."""
-        at = f"v.blk.{block}."
         y = self._norm(x, at + "ln2.weight")
         gate, up = (self._linear(y, at + name) for name in ("ffn_gate", "ffn_up"))
         inner = op.multiply(op.multiply(gate, op.sigmoid(gate)), up)  # op.swish is for float32 alone
-        return op.add(x, op.convert(self._linear(inner, at + "ffn_down"), "f32"))
+        return op.add(x, _to(ov.Type.f32, self._linear(inner, at + "ffn_down")))
+
+    def after_attention(self, block: int) -> Node:
+        """What is left of a full block: -> (N, D)."""
+        at = f"v.blk.{block}."
+        return self.feed_forward(self.joined(self.inputs["states"], self.inputs["mixed"], at), at)
 
     def merger(self, x: Node) -> Node:
         """The four patches of a group to a row of the text model: (N, D) -> (N / 4, out)."""
@@ -125,17 +139,9 @@ class _Tower:
             self._norm(x, "v.post_ln.weight"), ints(-1, GROUP * self.vision.shape.hidden), special_zero=False
         )
         rows = self._linear(op.gelu(self._linear(y, "mm.0"), "erf"), "mm.2")
-        return op.convert(rows, "f32")
+        return _to(ov.Type.f32, rows)
 
-    def _attention(self, y: Node, at: str, kind: str) -> Node:
-        q, k, v = (self._heads(self._linear(y, f"{at}attn_{n}")) for n in "qkv")
-        rows, mask, back = (self.inputs[f"{kind}_{name}"] for name in ("rows", "mask", "back"))
-        sides = [_to_rectangle(side, rows) for side in (self._turned(q), self._turned(k), v)]
-        mixed = op.scaled_dot_product_attention(*sides, self._rounded(mask), causal=False)
-        flat = op.reshape(op.transpose(mixed, ints(0, 2, 1, 3)), ints(-1, self.vision.shape.hidden), special_zero=False)
-        return op.gather(flat, back, integer(0))
-
-    def _heads(self, flat: Node) -> Node:
+    def _by_head(self, flat: Node) -> Node:
         """(N, heads * d) -> (N, heads, d)."""
         return op.reshape(flat, ints(0, self.vision.shape.heads, self.vision.shape.head_dim), special_zero=True)
 
@@ -174,8 +180,3 @@ def _to(kind: ov.Type, x: Node) -> Node:
 
 def _times(x: Node, matrix: Node) -> Node:
     return op.matmul(x, matrix, transpose_a=False, transpose_b=True)
-
-
-def _to_rectangle(side: Node, rows: Node) -> Node:
-    """Rows to runs: (N, H, d), (R, S) -> (R, H, S, d)."""
-    return op.transpose(op.gather(side, rows, integer(0)), ints(0, 2, 1, 3))

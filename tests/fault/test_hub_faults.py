@@ -21,7 +21,7 @@ from tests.command_line import nestling
 from tests.full_disk import largest_file
 from tests.hub_server import COMMIT, Fault, HubServer, oid_of
 
-from nestling.errors import BuildError, FileFormatError, ModelNotFoundError, NestlingError
+from nestling.errors import BuildError, FileFormatError, ModelNotFoundError, NestlingError, UsageError
 from nestling.models import hub, hub_models, local
 from nestling.models.hub import HubReference, client
 
@@ -149,8 +149,8 @@ def test_refusals_are_one_line_and_only_passing_ones_are_tried_again(
 
 HOSTILE_NAMES = [
     "../x.gguf", "../../../../etc/cron.d/x.json", "/etc/x.json", "a/../../x.gguf", "a//x.gguf", "./x.gguf", "a\\x.gguf",
-    "a\\..\\x.gguf", "C:x.gguf", "~/x.gguf", "x\0.gguf", "x\n.gguf", "-rf.gguf", ".hidden/x.gguf", "a b.gguf", ".gguf",
-    "a/.gguf", "x;rm.gguf", "\u202ex.gguf", "$(x).gguf",
+    "a\\..\\x.gguf", "C:x.gguf", "~/x.gguf", "x\0.gguf", "x\n.gguf", "-rf.gguf", ".hidden/x.gguf", ".gguf",
+    "a/.gguf", "\u202ex.gguf",
 ]  # fmt: skip
 
 
@@ -159,6 +159,65 @@ def test_a_listing_with_a_name_that_leads_elsewhere_is_refused(cache: Path, hub_
     hub_server.repositories[REPOSITORY][name] = b"{}"
     refused(FileFormatError, "org/repo: the hub lists .* no plain name of a file inside it")
     assert not cache.exists()
+
+
+ODD_NAMES = [
+    "a b.gguf", "x;rm.gguf", "$(x).gguf", "results (1).json", "eval results.json", "a@b.json",
+    "results_2024-05-01T10:00:00.json", "sub folder/a b.safetensors",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_a_name_that_is_odd_is_left_alone(cache: Path, hub_server: HubServer, name: str) -> None:
+    """It is refused when it is the file that is wanted, and only then."""
+    hub_server.repositories["org/odd"] = {"m-Q8_0.gguf": CONTENT, name: b"{}"}
+    [path] = hub_models.pull(HubReference("org/odd", "Q8_0"))
+    assert path.read_bytes() == CONTENT
+    assert not [one for one in cache.rglob("*") if one.name == name.rpartition("/")[2]]
+    if not name.endswith(".json"):
+        hub_server.repositories["org/odd"] = {name: b"{}"}
+        with pytest.raises(FileFormatError, match=r"org/odd: the hub lists .* no plain name of a file inside it"):
+            hub_models.pull(HubReference("org/odd"))
+
+
+@pytest.mark.parametrize("answer", ["bytes 0-9/10", "bytes 7-10/*", "bytes 1-9/12", "10-20", "bytes */10", ""])
+def test_a_part_that_is_not_the_one_asked_for_is_not_taken(answer: str) -> None:
+    assert not client._continues(answer, 1, 10)
+
+
+@pytest.mark.parametrize("answer", ["bytes 1-9/10", " bytes 1-9/* "])
+def test_a_part_that_is_the_one_asked_for_is_taken(answer: str) -> None:
+    assert client._continues(answer, 1, 10)
+
+
+def test_a_wrong_range_costs_nothing_of_what_is_there(
+    cache: Path, hub_server: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub_server.faults[LARGE] = Fault(cuts=[1_048_576, *[0] * 9])
+    with monkeypatch.context() as patch:
+        patch.setattr(client, "_continues", lambda *_: False)
+        refused(ModelNotFoundError, "answers another range than bytes 1048576 to")
+    assert [one.stat().st_size for one in cache.rglob("*.incomplete")] == [1_048_576]
+    hub_server.faults.clear()
+    assert (fetch() / LARGE).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("token", ["hf_\xe4bc", "hf_a\nb"])
+@pytest.mark.parametrize("verb", ["listing", "fetch", "upload"])
+def test_a_token_that_no_header_can_hold_is_named_and_not_shown(
+    cache: Path, token: str, verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = hub.listing(REPOSITORY)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: token)
+    doors: dict[str, Callable[[], object]] = {
+        "listing": lambda: hub.listing(REPOSITORY),
+        "fetch": lambda: hub.fetch(listed, [LARGE]),
+        "upload": lambda: hub.upload(REPOSITORY, {"x.json": b"{}"}, message="m", private=False),
+    }
+    with pytest.raises(UsageError, match=r"^HF_TOKEN: ") as caught:
+        doors[verb]()
+    assert token not in str(caught.value)
+    assert not list(cache.rglob("*.gguf"))
 
 
 OID = oid_of(CONTENT)

@@ -185,6 +185,12 @@ def test_the_only_file_needs_no_type() -> None:
         (NAMES, "Q6_K", "no Q6_K in it; it has F16"),
         (["a-F16.gguf", "a-Q4_0.gguf"], None, "no Q8_0 in it; it has F16, Q4_0"),
         (["a.json"], None, "it has no GGUF model"),
+        (
+            ["m-Q8_0-00001-of-00002.gguf", "m-Q8_0-00002-of-00002.gguf"],
+            None,
+            "no GGUF model; m-Q8_0-00001-of-00002.gguf and 1 more are pieces of split models, which",
+        ),
+        (["a-Q4_0.gguf", "m-00001-of-00003.gguf"], "Q8_0", "it has Q4_0; m-00001-of-00003.gguf and 0 more are pieces"),
     ],
 )
 def test_what_is_not_there_is_said(names: list[str], quant: str | None, have: str) -> None:
@@ -376,3 +382,9 @@ def test_a_file_that_the_hub_changes_its_mind_about_is_refused(cache: Path, hub_
     with pytest.raises(FileFormatError, match=r"m-Q8_0\.gguf: what came has the hash .*, the hub says "):
         fetch(MODEL)
     assert blobs(cache) == set()
+
+
+def test_a_folder_says_the_file_type_where_the_name_does_not() -> None:
+    names = ["Q8_0/m.gguf", "m/Q4_K_M/m.gguf"]
+    assert hub_models.choose(names, HubReference("o/x")) == "Q8_0/m.gguf"
+    assert hub_models.choose(names, HubReference("o/x", "Q4_K_M")) == "m/Q4_K_M/m.gguf"

@@ -21,8 +21,16 @@ _MARKS = {
 MAX_MARK = 4
 """Bytes of the longest byte order mark."""
 
+_LFS = b"version https://git-lfs.github.com/spec/"
+LFS_POINTER = "a Git LFS pointer, not the file itself; fetch it with `git lfs pull`"
+
 ErrorOf = Callable[[str], Exception]
 """Makes the exception of a message: the class that fits the door."""
+
+
+def is_lfs_pointer(raw: bytes) -> bool:
+    """True for the beginning of what Git puts in the place of a large file that it has not fetched."""
+    return raw.startswith(_LFS)
 
 
 def mark_of(raw: bytes) -> tuple[bytes, str]:
@@ -40,6 +48,8 @@ def decode_text(raw: bytes, *, what: str, error: ErrorOf = FileFormatError) -> s
 
     Raises what `error` makes of the message: the line that is not in the encoding, counted from 1.
     """
+    if is_lfs_pointer(raw):
+        raise error(f"{what}: {LFS_POINTER}")
     mark, name = mark_of(raw)
     body = raw[len(mark) :]
     if not mark and lacks_mark(raw):

@@ -162,7 +162,9 @@ def inspect(
     from nestling.formats.gguf import GGUFFile
 
     with Bars() as bars:
-        found = GGUFFile.open(local.resolve(file, steps=bars.step))
+        found = GGUFFile.open(local.resolve(file, steps=bars.step), pieces=True)
+    if found.piece:
+        typer.echo(f"{found.path}: {found.piece} of a split model", err=True)
     fields = {key: field.value for key, field in found.metadata.items()}
     tensors = list(found.tensors.values())
     if as_json:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nestling._util.text import LFS_POINTER, is_lfs_pointer
 from nestling.errors import CheckpointError
 
 Floats = NDArray[np.float32]
@@ -91,6 +92,9 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
+            if is_lfs_pointer(file.read(MAX_NAME)):
+                raise CheckpointError(f"{path}: {LFS_POINTER}")
+            file.seek(0)
             length = _header_length(path, file.read(8), size)
             raw = file.read(length)
     except OSError as error:

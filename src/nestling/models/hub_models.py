@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nestling.errors import ModelNotFoundError, UsageError
+from nestling.errors import FileFormatError, ModelNotFoundError, UsageError
 from nestling.models import hub
 from nestling.models.families import FAMILIES, by_file_name, known_family
 from nestling.models.hub import HubReference
@@ -21,6 +21,7 @@ _NOT_MODELS = re.compile(
 )
 TOWER_NAME = re.compile(r"(?:^|/)mmproj-.*BF16\.gguf$", re.IGNORECASE)
 """Vision towers; their F16 form can answer with NaN in other programs and is left where it is."""
+_PIECE = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 _QUANT = re.compile(r"[-._]((?:[A-Za-z]{2}-)?(?:[IT]?Q\d\w*|B?F16|F32))\.gguf$", re.IGNORECASE)
 _CHECKPOINT_FOLDERS = ("", "adapters")
 Name = tuple[str, Task, str]
@@ -52,7 +53,8 @@ def choose(names: Iterable[str], wanted: HubReference) -> str:
 
     ModelNotFoundError names the file types that are there.
     """
-    models = [name for name in names if is_model(name)]
+    every = list(names)
+    models = [name for name in every if is_model(name)]
     quant = wanted.quant.upper() if wanted.quant else DEFAULT_QUANT
     fitting = [name for name in models if quant_of(name) == quant] or (models if wanted.quant is None else [])
     if len(fitting) == 1:
@@ -60,6 +62,9 @@ def choose(names: Iterable[str], wanted: HubReference) -> str:
     if fitting and quant_of(fitting[0]) == quant:
         raise ModelNotFoundError(f"{wanted}: several files are {quant}: {', '.join(fitting)}; a path names one")
     have = ", ".join(sorted(map(quant_of, models))) or "no GGUF model"
+    if pieces := sorted(name for name in every if _PIECE.search(name)):
+        have += f"; {pieces[0]} and {len(pieces) - 1} more are pieces of split models, which are not read: "
+        have += "download them and merge them with `llama-gguf-split --merge`"
     raise ModelNotFoundError(f"{wanted}: no {quant} in it; it has {have}")
 
 
@@ -69,8 +74,9 @@ def is_model(name: str) -> bool:
 
 
 def quant_of(name: str) -> str:
-    """The file type in a file's name, in capitals; the whole name when it has none."""
-    found = _QUANT.search(name)
+    """The file type in a file's name, or else its folder's, in capitals; the whole name when neither says one."""
+    folder = name.rpartition("/")[0].rpartition("/")[2]
+    found = _QUANT.search(name) or _QUANT.search(f"-{folder}.gguf")
     return found[1].upper() if found else name
 
 
@@ -154,10 +160,12 @@ def pull(wanted: HubReference, *, images: bool = False, steps: hub.Steps = hub.s
         if here := find(wanted):
             return [here]
         raise ModelNotFoundError(f"{error}, and {wanted} is not on this machine; {_offline_hint(wanted)}") from None
-    if _is_checkpoint(listed.files) and wanted.quant is None:
+    if _is_checkpoint([*listed.files, *listed.odd]) and wanted.quant is None:
+        _check_plain(wanted, [name for name in listed.odd if name.endswith(".safetensors")])
         names = [name for name in listed.files if name.rpartition("/")[0] in _CHECKPOINT_FOLDERS]
         return [hub.fetch(listed, [name for name in names if not name.endswith(".gguf")], steps=steps)]
-    model = choose(listed.files, wanted)
+    model = choose([*listed.files, *listed.odd], wanted)
+    _check_plain(wanted, [model] if model in listed.odd else [])
     tower = [_tower_in(listed.files, wanted)] if images else []
     more = [name for one in tower for name in _with_card(one, listed.files)]
     snapshot = hub.fetch(listed, [*_with_head(model, listed.files), *more], steps=steps)
@@ -169,6 +177,12 @@ def _tower_in(names: Iterable[str], wanted: HubReference) -> str:
     if len(found) != 1:
         raise ModelNotFoundError(f"{wanted.repository}: {', '.join(found) or 'no vision tower'} (mmproj-*-BF16.gguf)")
     return found[0]
+
+
+def _check_plain(wanted: HubReference, odd: Sequence[str]) -> None:
+    """FileFormatError for a wanted file whose name is odd."""
+    if odd:
+        raise FileFormatError(f"{wanted}: the hub lists {odd[0][:120]!r}, which is no plain name of a file inside it")
 
 
 def _is_checkpoint(names: Iterable[str]) -> bool:

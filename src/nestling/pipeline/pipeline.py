@@ -99,8 +99,6 @@ class Pipeline:
             self._tower_if_any()
             adapters = [self._adapter(task) for task in Task]
             built = self._task(None, list(dict.fromkeys((BASE, *file_types))))
-            for task in Task:
-                self._projector(task)
             write_sums(self.folder)
         return [*built, *adapters]
 

@@ -13,6 +13,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from nestling._util.text import LFS_POINTER, is_lfs_pointer
 from nestling.errors import GGUFError
 from nestling.formats.gguf.fields import Field, ValueKind
 from nestling.formats.quant_types import QuantType
@@ -55,19 +56,37 @@ class GGUFFile:
     data: NDArray[np.uint8] = field(repr=False)
 
     @classmethod
-    def open(cls, path: Path) -> Self:
-        """Map the file and read its header; GGUFError when it is not a sound GGUF file."""
+    def open(cls, path: Path, *, pieces: bool = False) -> Self:
+        """Map the file and read its header; GGUFError when it is not a sound GGUF file.
+
+        One of several that a model was split into is refused too, unless `pieces` are wanted.
+        """
         try:
             if not path.is_file():
                 raise GGUFError(f"{path}: no such file")
             if path.stat().st_size < 24:  # noqa: PLR2004 - magic, version and two counts
                 raise GGUFError(f"{path}: shorter than a GGUF header")
             data = np.memmap(path, np.uint8, "r")
+            if is_lfs_pointer(data[:MAX_NAME_BYTES].tobytes()):
+                raise GGUFError(f"{path}: {LFS_POINTER}")
         except OSError as error:
             raise GGUFError(f"{path}: cannot be read: {error.strerror}") from None
         cursor = _Cursor(path, data)
         metadata, tensors = _header(cursor)
-        return cls(path, metadata, tensors, data)
+        found = cls(path, metadata, tensors, data)
+        if found.piece and not pieces:
+            raise GGUFError(
+                f"{path}: {found.piece} of a split model; merge them with `llama-gguf-split --merge FIRST OUT`"
+            )
+        return found
+
+    @property
+    def piece(self) -> str:
+        """`piece 1 of 2` for one of several files that llama-gguf-split made of a model; empty for a whole one."""
+        number, count = (self.metadata.get(f"split.{key}") for key in ("no", "count"))
+        if count is None or count.value in (0, 1):
+            return ""
+        return f"piece {number.value + 1 if number and isinstance(number.value, int) else '?'} of {count.value}"
 
     def value(self, key: str) -> Any:  # noqa: ANN401 - as many types as GGUF has
         """The value under `key`; GGUFError when it is missing."""

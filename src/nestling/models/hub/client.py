@@ -64,6 +64,8 @@ class Listing:
     repository: str
     commit: str
     files: dict[str, HubFile]
+    odd: tuple[str, ...] = ()
+    """Readable files whose names are inside the repository, but not fit for every shell and file system."""
 
     @property
     def snapshot(self) -> Path:
@@ -83,6 +85,7 @@ def listing(repository: str) -> Listing:
     ModelNotFoundError when it cannot be reached, does not exist or is closed to this token; FileFormatError when the
     answer names a file outside the repository, or has no sound hash, size or commit.
     """
+    _check_token()
     try:
         with _one_line(repository):
             info = _api().model_info(repository, revision="main", files_metadata=True, timeout=TIMEOUT_S)
@@ -92,14 +95,21 @@ def listing(repository: str) -> Listing:
         raise FileFormatError(
             f"{repository}: the hub names the commit {commit[:80]!r}; 40 hexadecimal digits are right"
         )
-    files = [_listed(repository, entry) for entry in info.siblings or ()]
-    return Listing(repository, commit, {file.name: file for file in files if file})
+    entries = [entry for entry in info.siblings or () if is_readable(str(entry.rfilename))]
+    odd = tuple(str(entry.rfilename) for entry in entries if _is_odd(str(entry.rfilename)))
+    files = [_listed(repository, entry) for entry in entries if str(entry.rfilename) not in odd]
+    return Listing(repository, commit, {file.name: file for file in files}, odd)
 
 
-def _listed(repository: str, entry: Any) -> HubFile | None:  # noqa: ANN401 - huggingface_hub's RepoSibling
+def _is_odd(name: str) -> bool:
+    """True for a name with blanks, colons and the like, which leads nowhere else; such a file is never fetched."""
+    parts = name.split("/")
+    safe = all(part and part[0] not in ".-~" for part in parts) and name.isprintable() and "\\" not in name
+    return safe and not _FILE_NAME.fullmatch(name) and not re.match("[A-Za-z]:", name)
+
+
+def _listed(repository: str, entry: Any) -> HubFile:  # noqa: ANN401 - huggingface_hub's RepoSibling
     name = str(entry.rfilename)
-    if not is_readable(name):
-        return None
     if not _FILE_NAME.fullmatch(name):
         raise FileFormatError(f"{repository}: the hub lists {name[:120]!r}, which is no plain name of a file inside it")
     oid, size = (entry.lfs.sha256, entry.lfs.size) if entry.lfs else (entry.blob_id, entry.size)
@@ -193,6 +203,8 @@ def _receive(url: str, out: BinaryIO, *, what: str, size: int, progress: Progres
         huggingface_hub.hf_raise_for_status(response)
         if start and response.status_code != _PARTIAL:  # the whole file comes again
             _empty(out)
+        elif start and not _continues(response.headers.get("Content-Range", ""), start, size):
+            raise _Unreachable(f"{what}: the hub answers another range than bytes {start} to {size - 1}")
         for piece in response.iter_raw():  # as it comes: a cut loses nothing, and nothing is unpacked
             if out.tell() + len(piece) > size:
                 _empty(out)
@@ -201,6 +213,12 @@ def _receive(url: str, out: BinaryIO, *, what: str, size: int, progress: Progres
             out.flush()
             progress(out.tell(), size)
     return None
+
+
+def _continues(content_range: str, start: int, size: int) -> bool:
+    """True for a `Content-Range` (RFC 9110, 14.4) that begins where we stopped, in a file as long as was said."""
+    found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", content_range.strip())
+    return found is not None and int(found[1]) == start and found[2] in ("*", str(size))
 
 
 def _empty(out: BinaryIO) -> None:
@@ -242,6 +260,7 @@ def _one_line(what: str) -> Iterator[None]:
     """The library's errors, many lines and many kinds, as one line that says what would help."""
     from huggingface_hub import errors
 
+    _check_token()
     failures: tuple[Any, ...] = errors.HfHubHTTPError.__bases__  # the HTTP library's own error, and OSError
     try:
         yield
@@ -260,6 +279,12 @@ def _one_line(what: str) -> Iterator[None]:
         final = 400 <= status < 500 and status not in _PASSING  # noqa: PLR2004 - the client's fault
         kind = ModelNotFoundError if final else _Unreachable
         raise kind(f"{what}: {constants.ENDPOINT} does not give it ({_brief(error)})") from None
+
+
+def _check_token() -> None:
+    token = huggingface_hub.get_token() or ""
+    if not (token.isascii() and token.isprintable()):
+        raise UsageError("HF_TOKEN: it holds a character that no token has; copy it again", param="token")
 
 
 def _brief(error: BaseException) -> str:

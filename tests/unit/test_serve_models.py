@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from tests.contract.serving import FakeEngine, fake_embedder, loader
 from nestling.errors import EngineError, ModelNotFoundError
 from nestling.models.embedder import Embedder
 from nestling.server.core.model_pool import ModelPool, self_test
+from nestling.server.core.service import ENGINE_BYTES, model_cost
 
 
 def run(work: Any) -> Any:
@@ -186,3 +188,10 @@ def test_the_self_test_finds_engines_that_are_wrong(engine: FakeEngine, named: s
     self_test(fake_embedder())
     with pytest.raises(EngineError, match=named):
         self_test(fake_embedder(engine=engine))
+
+
+def test_what_a_model_takes_is_known_from_its_file(starter_q8: Path) -> None:
+    """At least its bytes in the file, whose Q8_0 is as large as what the engine makes of it."""
+    weights = model_cost(str(starter_q8)) - ENGINE_BYTES
+    size = starter_q8.stat().st_size
+    assert 0.9 * size < weights < 2.1 * size, "the tensors alone, and those of F16 or F32 in a byte each"

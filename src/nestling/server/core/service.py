@@ -17,7 +17,6 @@ from typing import Any, TypeVar
 import numpy as np
 
 from nestling.engine.protocol import TokenIds, plain
-from nestling.errors import NestlingError
 from nestling.formats.gguf import GGUFFile
 from nestling.models.compute import as_they_are
 from nestling.models.embedder import Embedder
@@ -148,7 +147,7 @@ class Service:
         end = max(self.stop_by or time.monotonic() + self.settings.drain_s, time.monotonic() + LAST_S)
         self._started.cancel()
         self._housekeeper.cancel()
-        with suppress(asyncio.CancelledError, NestlingError):
+        with suppress(asyncio.CancelledError, Exception):  # whoever waited for the start was told
             await self._started
         self._threads.shutdown(wait=False, cancel_futures=True)
         ended = await asyncio.to_thread(self.scheduler.stop, end - LAST_S - time.monotonic())

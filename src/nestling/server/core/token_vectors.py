@@ -44,7 +44,7 @@ def check_size(ids: Sequence[TokenIds], *, param: str) -> None:
 def chunked(inputs: Inputs, embedder: Embedder, *, role: Role) -> ChunkedIds:
     """Inputs that are consecutive chunks of one document, joined as they are; UsageError for what is not."""
     if not are_texts(inputs):
-        raise InvalidError("late_chunking: texts are expected, not token ids", param="input")
+        raise InvalidError("late_chunking: expected texts, not token ids", param="input")
     if "" in inputs:
         raise TextError("the text is empty", index=inputs.index(""))
     ends = np.cumsum([0, *map(len, inputs)]).tolist()

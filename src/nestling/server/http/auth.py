@@ -10,7 +10,7 @@ from nestling.server.http.problems import Problem, Respond
 OPEN_PATHS = frozenset({"/", "/health", "/ready", "/docs", "/openapi.json"})
 _NO_KEY = Problem(
     401,
-    "Authorization: Bearer and one of this server's keys is expected",
+    "Authorization: expected Bearer and one of this server's keys",
     "invalid_api_key",
     headers={"www-authenticate": "Bearer"},
 )

@@ -89,7 +89,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_server_with_its_reason() -> None
         (["--model", "nobody"], 1, "nobody"),
         (["--model", "none.gguf"], 1, "none.gguf"),
         (["--port", "x"], 2, "--port"),
-        (["--engine", "torch"], 2, "torch"),
+        (["--engine", "vllm"], 2, "vllm"),
         (["--alias", "a=nobody"], 2, "nobody"),
     ],
 )

@@ -41,7 +41,7 @@ def test_the_defaults_listen_on_loopback_without_keys_or_cache() -> None:
         ("threads", 0),
         ("token_input", "gpt"),
         ("preload", "maybe"),
-        ("engine", "torch"),
+        ("engine", "vllm"),
         ("api_key", ""),
         ("max_inputs", -1),
         ("colour", "red"),

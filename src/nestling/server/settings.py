@@ -154,7 +154,7 @@ class ServeSettings:
     host: str = field(default="127.0.0.1", metadata=_text("Address to listen on.", "ADDRESS"))
     port: int = field(default=8080, metadata=_number("Port to listen on; 0 for a free one.", low=0, high=65_535))
     engine: str = field(
-        default="auto", metadata=_text("auto, openvino, llamacpp or reference.", "NAME", _engine, short="-e")
+        default="auto", metadata=_text("auto, openvino, torch, llamacpp or reference.", "NAME", _engine, short="-e")
     )
     threads: int | None = field(
         default=None, metadata=_number("Threads of the engine.", high=1024, unset="all usable processors")

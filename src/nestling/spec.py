@@ -47,7 +47,7 @@ class Task(StrEnum):
         try:
             return cls("text-matching" if text == "matching" else text)
         except ValueError:
-            raise UsageError(f"task={text!r}: this is one of {', '.join(cls)}", param="task") from None
+            raise UsageError(f"task={text!r}: expected one of {', '.join(cls)}", param="task") from None
 
 
 def stem_of(task: Task | None) -> str:
@@ -73,7 +73,7 @@ class Role(StrEnum):
         try:
             return cls("passage" if text == "document" else text)
         except ValueError:
-            raise UsageError(f"prompt_name={text!r}: this is one of {', '.join(cls)}", param="prompt_name") from None
+            raise UsageError(f"prompt_name={text!r}: expected one of {', '.join(cls)}", param="prompt_name") from None
 
 
 class Pooling(StrEnum):

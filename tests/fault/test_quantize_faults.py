@@ -121,7 +121,7 @@ def test_a_matrix_of_another_model_is_refused(matrix: ImportanceMatrix, match: s
 @pytest.mark.parametrize(
     ("mix", "match"),
     [
-        (Mix("Q9_K"), "quant='Q9_K': this is one of F32"),
+        (Mix("Q9_K"), "quant='Q9_K': expected one of F32"),
         (Mix("Q4_K_M", (("ffn_dwon", T.Q6_K),)), r"tensor_type='ffn_dwon': matches none of token_embd\.weight"),
         (Mix("Q4_K_M", (("attn_norm", T.Q6_K),)), "tensor_type='attn_norm': matches none"),
         (Mix("Q4_K_M", (("ffn_(", T.Q6_K),)), "tensor_type='ffn_\\(': not a regular expression"),

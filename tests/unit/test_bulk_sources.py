@@ -242,7 +242,7 @@ def test_a_truncated_file_is_named_and_left_out_on_request(tmp_path: Path, kind:
     broken(tmp_path, kind)
     parquet(tmp_path / "d.parquet", rows(5, seed=9))
     with pytest.raises(
-        FileFormatError, match=rf"^c\.{kind}: cannot be read \(.*\); skip_bad_files goes on without it$"
+        FileFormatError, match=rf"^c\.{kind}: cannot be read \(.*\); skip_bad_files leaves it out$"
     ):
         made(tmp_path, folder=tmp_path)
     found = made(tmp_path, folder=tmp_path, skip_bad_files=True)

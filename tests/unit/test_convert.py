@@ -97,7 +97,7 @@ def test_equal_builds_give_equal_bytes(checkpoint: Checkpoint, files: dict[str, 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "f16", ""])
 def test_other_file_types_are_refused(checkpoint: Checkpoint, tmp_path: Path, kind: str) -> None:
-    with pytest.raises(UsageError, match="this is one of F32, F16, BF16"):
+    with pytest.raises(UsageError, match="expected one of F32, F16, BF16"):
         convert(checkpoint, task=Task.CODE, out=tmp_path / "m.gguf", family="tiny", file_type=kind)
     assert not list(tmp_path.iterdir())
 

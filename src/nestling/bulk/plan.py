@@ -153,7 +153,7 @@ def make(files: Sequence[Found], what: JobSpec, *, folder: Path, skip_bad_files:
                 planner.add(file)
             except FileFormatError as error:
                 if not skip_bad_files:
-                    raise FileFormatError(f"{error}; skip_bad_files goes on without it") from None
+                    raise FileFormatError(f"{error}; skip_bad_files leaves it out") from None
                 planner.ids.back_to(before)
                 planner.skipped.append((file.name, str(error)))
         if not planner.rows:

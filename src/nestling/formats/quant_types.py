@@ -101,5 +101,5 @@ def parse_file_type(text: str) -> str:
     """The canonical name of a file type, case ignored; an unknown one is a UsageError."""
     name = text.upper()
     if name not in FILE_TYPES:
-        raise UsageError(f"quant={text!r}: this is one of {', '.join(FILE_TYPES)}", param="quant")
+        raise UsageError(f"quant={text!r}: expected one of {', '.join(FILE_TYPES)}", param="quant")
     return name

@@ -28,7 +28,7 @@ class Scoring(StrEnum):
         try:
             return cls(text)
         except ValueError:
-            raise UsageError(f"scoring={text!r}: this is one of {', '.join(cls)}", param="scoring") from None
+            raise UsageError(f"scoring={text!r}: expected one of {', '.join(cls)}", param="scoring") from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,7 +58,7 @@ def convert(
     weight that the file type cannot hold and for a full disk, UsageError for a file type that is not a float's.
     """
     if file_type not in FLOAT_FILE_TYPES:
-        raise UsageError(f"file_type={file_type!r}: this is one of {', '.join(FLOAT_FILE_TYPES)}", param="file_type")
+        raise UsageError(f"file_type={file_type!r}: expected one of {', '.join(FLOAT_FILE_TYPES)}", param="file_type")
     model = task_model(checkpoint, task)
     name = f"{checked_family(family)}-text-{stem_of(task)}"
     metadata = general_fields(checkpoint, name, file_type) | _hyperparameters(checkpoint.config)

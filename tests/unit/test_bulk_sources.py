@@ -241,9 +241,7 @@ def broken(folder: Path, kind: str) -> Path:
 def test_a_truncated_file_is_named_and_left_out_on_request(tmp_path: Path, kind: str) -> None:
     broken(tmp_path, kind)
     parquet(tmp_path / "d.parquet", rows(5, seed=9))
-    with pytest.raises(
-        FileFormatError, match=rf"^c\.{kind}: cannot be read \(.*\); skip_bad_files leaves it out$"
-    ):
+    with pytest.raises(FileFormatError, match=rf"^c\.{kind}: cannot be read \(.*\); skip_bad_files leaves it out$"):
         made(tmp_path, folder=tmp_path)
     found = made(tmp_path, folder=tmp_path, skip_bad_files=True)
     assert [(file.name, file.rows) for file in found.files] == [("d.parquet", 5)]

@@ -1,13 +1,14 @@
 """A small benchmark of one's own, stand-ins for encoders, and results as the evaluation writes them."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from nestling.evaluation import metrics, results
+from nestling.evaluation.encoders import in_requests
 from nestling.evaluation.metrics import Doubles
 from nestling.evaluation.quality import difference
 from nestling.evaluation.results import (
@@ -68,10 +69,14 @@ class FakeEncoder:
         self.asked: list[tuple[tuple[str, ...], Role]] = []
         self.closed = False
 
-    def encode(self, texts: Sequence[str], *, role: Role) -> Floats:
+    def encode_iter(self, texts: Sequence[str], *, role: Role) -> Iterator[tuple[list[int], Floats]]:
         """The function's vectors."""
-        self.asked.append((tuple(texts), role))
-        return self._answer(texts, role)
+
+        def answer(some: Sequence[str]) -> Floats:
+            self.asked.append((tuple(some), role))
+            return self._answer(some, role)
+
+        return in_requests(texts, answer)
 
     def close(self) -> None:
         """Be closed."""

@@ -73,7 +73,7 @@ def test_a_file_is_encoded_with_its_prompts(tiny_models: dict[str, Path]) -> Non
     assert encoder.task is Task.RETRIEVAL
     for role in (Role.QUERY, Role.PASSAGE):
         np.testing.assert_array_equal(
-            encoder.encode(["a cat"], role=role), embedder.encode(["a cat"], prompt_name=role)
+            encode_all(encoder, ["a cat"], role=role), embedder.encode(["a cat"], prompt_name=role)
         )
     encoder.close()
 

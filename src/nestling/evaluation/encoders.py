@@ -6,13 +6,14 @@ is asked for as `MODEL.ROLE`, which nestling's server understands; for any other
 of each text here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from nestling._util.files import Progress, no_progress
+from nestling.engine.protocol import plain
 from nestling.errors import EngineError, ModelNotFoundError, TextError, UsageError
 from nestling.evaluation.remote import Connection
 from nestling.models import hub_models, local
@@ -21,7 +22,8 @@ from nestling.models.local import ModelReference
 from nestling.spec import Role, Task, prefixes_for
 from nestling.vectors import Floats
 
-CHUNK_TEXTS = 64
+REQUEST_TEXTS = 64
+"""Texts that a server is sent at once."""
 
 
 class Encoder(Protocol):
@@ -30,8 +32,11 @@ class Encoder(Protocol):
     name: str
     task: Task | None
 
-    def encode(self, texts: Sequence[str], *, role: Role) -> Floats:
-        """Embed the texts of one role: -> (B, D) float32."""
+    def encode_iter(self, texts: Sequence[str], *, role: Role) -> Iterator[tuple[list[int], Floats]]:
+        """Embed the texts of one role, some at a time: yields (places of b texts, (b, D) float32), in any order.
+
+        TextError for a text that cannot be embedded, by its place.
+        """
         ...
 
     def close(self) -> None:
@@ -46,9 +51,9 @@ class LocalEncoder:
         self.name, self._embedder = name, embedder
         self.task: Task | None = embedder.spec.task
 
-    def encode(self, texts: Sequence[str], *, role: Role) -> Floats:
-        """Embed the texts of one role; see `Embedder.encode`."""
-        return self._embedder.encode(texts, prompt_name=role)
+    def encode_iter(self, texts: Sequence[str], *, role: Role) -> Iterator[tuple[list[int], Floats]]:
+        """Embed the texts of one role, a batch of the engine at a time."""
+        return self._embedder.embed_iter(plain(self._embedder.tokenize(texts, prompt_name=role)))
 
     def close(self) -> None:
         """Unload the model."""
@@ -67,9 +72,9 @@ class RemoteEncoder:
         if self.task is None:
             raise UsageError(f"{url}: name its task, with --task or as URL#MODEL/TASK", param="task")
 
-    def encode(self, texts: Sequence[str], *, role: Role) -> Floats:
-        """Embed the texts of one role: one request."""
-        return self._connection.embed(self.body(texts, role=role))
+    def encode_iter(self, texts: Sequence[str], *, role: Role) -> Iterator[tuple[list[int], Floats]]:
+        """Embed the texts of one role, a request at a time."""
+        return in_requests(texts, lambda some: self._connection.embed(self.body(some, role=role)))
 
     def body(self, texts: Sequence[str], *, role: Role) -> dict[str, Any]:
         """The request for some texts."""
@@ -126,29 +131,32 @@ def open_encoder(
     return LocalEncoder(Embedder.load(local.resolve(reference), engine=engine, threads=threads), name=str(reference))
 
 
+def in_requests(texts: Sequence[str], encode: Callable[[Sequence[str]], Floats]) -> Iterator[tuple[list[int], Floats]]:
+    """Embed texts of like length together, longest first: yields their places and vectors."""
+    order = sorted(range(len(texts)), key=lambda place: -len(texts[place]))
+    for start in range(0, len(order), REQUEST_TEXTS):
+        places = order[start : start + REQUEST_TEXTS]
+        try:
+            yield places, encode([texts[place] for place in places])
+        except TextError as error:
+            raise TextError(error.reason, index=places[error.index]) from None
+
+
 def encode_all(encoder: Encoder, texts: Sequence[str], *, role: Role, progress: Progress = no_progress) -> Floats:
-    """Embed all texts in chunks of like length: -> (B, D) float32 in the order of `texts`.
+    """Embed all texts: -> (B, D) float32 in the order of `texts`.
 
     EngineError for a wrong shape, NaN or a zero vector. `progress` is told (texts done, texts in all).
     """
-    order = sorted(range(len(texts)), key=lambda place: -len(texts[place]))
     rows: dict[int, Floats] = {}
-    for start in range(0, len(order), CHUNK_TEXTS):
-        places = order[start : start + CHUNK_TEXTS]
-        vectors = checked(_encode(encoder, texts, places, role), len(places), encoder.name)
-        rows.update(zip(places, vectors, strict=True))
-        progress(len(rows), len(texts))
+    try:
+        for places, vectors in encoder.encode_iter(texts, role=role):
+            rows.update(zip(places, checked(vectors, len(places), encoder.name), strict=True))
+            progress(len(rows), len(texts))
+    except TextError as error:
+        raise TextError(f"{error.reason} ({role} {texts[error.index]!r:.60})", index=error.index) from None
     if len({len(row) for row in rows.values()}) > 1:
         raise EngineError(f"{encoder.name}: vectors of different widths for different texts")
     return np.stack([rows[place] for place in range(len(texts))])
-
-
-def _encode(encoder: Encoder, texts: Sequence[str], places: Sequence[int], role: Role) -> Floats:
-    try:
-        return encoder.encode([texts[place] for place in places], role=role)
-    except TextError as error:
-        place = places[error.index]
-        raise TextError(f"{str(error).partition(': ')[2]} ({role} {texts[place]!r:.60})", index=place) from None
 
 
 def checked(vectors: Floats, count: int, name: str) -> Floats:

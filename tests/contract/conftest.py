@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,14 @@ class Served:
 @pytest.fixture(scope="session")
 def served(starter_q8: Path) -> Iterator[Served]:
     assert starter_q8.exists()
-    with subprocess.Popen([NESTLING, "serve", "--port", "0"], stdout=subprocess.PIPE, text=True) as child:
+    with serving() as one:
+        yield one
+
+
+@contextmanager
+def serving(*options: str) -> Iterator[Served]:
+    """A server with these options on a free port; it ends by itself when told to."""
+    with subprocess.Popen([NESTLING, "serve", "--port", "0", *options], stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout
         try:
             found = re.search(r"http://[\d.:]+", child.stdout.readline())

@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +16,7 @@ from nestling._util.files import Progress, atomic_write, check_output
 from nestling._util.text import decode_text
 from nestling.cli.console import Bars, show_table
 from nestling.cli.options import (
+    DeviceOption,
     DimensionsOption,
     EngineOption,
     ImagesOption,
@@ -46,6 +48,7 @@ def embed(
     prompt: PromptOption = "query",
     dimensions: DimensionsOption = None,
     engine: EngineOption = "auto",
+    device: DeviceOption = None,
     spec: SpecOption = None,
     form: Annotated[Format, typer.Option("--format", help="How the vectors are written.")] = Format.TEXT,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="A file; standard output by default.")] = None,
@@ -64,7 +67,7 @@ def embed(
     watch = Watch()
     with Bars() as bars:
         with watch.stage("load"):
-            embedder = load(reference, task, engine, spec, bars, profile=profile)
+            embedder = load(reference, task, Backend(engine, device), spec, bars, profile=profile)
         with watch.stage("tokenize"), naming(rows, lines_of=None if texts else file or Path("-")):
             items = embedder.items(rows, prompt_name=prompt, truncate=truncate)
         with watch.stage("embed"):
@@ -156,12 +159,26 @@ def _read(file: Path) -> bytes:
         raise UsageError(f"{file}: cannot be read: {error.strerror}", param="file") from None
 
 
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """The engine of a command, and the device that it runs on."""
+
+    engine: str
+    device: str | None
+
+
 def load(
-    reference: str, task: str | None, engine: str, spec: Path | None, bars: Bars, *, profile: bool = False
+    reference: str, task: str | None, backend: Backend, spec: Path | None, bars: Bars, *, profile: bool = False
 ) -> Embedder:
     """The model of a command, for the task that it names."""
     path = local.resolve(reference, steps=bars.step)
-    embedder = Embedder.load(path, engine=engine, spec=read_spec(spec) if spec else None, profile=profile)
+    embedder = Embedder.load(
+        path,
+        engine=backend.engine,
+        device=backend.device,
+        spec=read_spec(spec) if spec else None,
+        profile=profile,
+    )
     return embedder.for_task(task) if task else embedder
 
 
@@ -173,6 +190,7 @@ def similarity(
     prompt: PromptOption = "query",
     dimensions: DimensionsOption = None,
     engine: EngineOption = "auto",
+    device: DeviceOption = None,
     spec: SpecOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -180,7 +198,7 @@ def similarity(
     rows = read_inputs(texts, None, image)
     reference = local.with_task(model, task, default=Task.TEXT_MATCHING)
     with Bars() as bars:
-        embedder = load(reference, task, engine, spec, bars)
+        embedder = load(reference, task, Backend(engine, device), spec, bars)
         if task is None and Task.TEXT_MATCHING in embedder.tasks:
             embedder = embedder.for_task(Task.TEXT_MATCHING)  # of a base
         with naming(rows, lines_of=None):

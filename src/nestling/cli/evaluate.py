@@ -11,7 +11,7 @@ from nestling._util.extras import need
 from nestling._util.files import check_output_folder
 from nestling._util.text import read_text
 from nestling.cli.console import Bars, show_table
-from nestling.cli.options import JsonOption, ThreadsOption
+from nestling.cli.options import EngineOption, JsonOption, ThreadsOption
 from nestling.spec import Task
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def quality(
         str | None,
         typer.Option(metavar="REF", help="The model to compare with; the largest file of a task by default."),
     ] = None,
-    engine: Annotated[str, typer.Option("--engine", "-e", help="auto, openvino, llamacpp or reference.")] = "auto",
+    engine: EngineOption = "auto",
     threads: ThreadsOption = None,
     task: Annotated[str | None, typer.Option("--task", "-t", help="The task of a server's model.")] = None,
     out: OutOption = RESULTS,

@@ -17,7 +17,11 @@ PromptOption = Annotated[
 DimensionsOption = Annotated[
     int | None, typer.Option("--dimensions", "-d", help="A trained vector size; the full one by default.")
 ]
-EngineOption = Annotated[str, typer.Option("--engine", "-e", help="auto, openvino, llamacpp or reference.")]
+EngineOption = Annotated[str, typer.Option("--engine", "-e", help="auto, openvino, llamacpp, torch or reference.")]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option("--device", metavar="NAME", help="Of torch: cuda[:N], xpu[:N], mps or cpu; the first GPU by default."),
+]
 ThreadsOption = Annotated[
     int | None, typer.Option("--threads", min=1, help="Threads; all usable processors by default.")
 ]

@@ -8,9 +8,10 @@ import typer
 
 from nestling._util.files import check_output_folder
 from nestling.cli.console import Bars, show_table
-from nestling.cli.embed import load, naming, read_inputs
+from nestling.cli.embed import Backend, load, naming, read_inputs
 from nestling.cli.hub import open_checkpoint
 from nestling.cli.options import (
+    DeviceOption,
     EngineOption,
     FamilyOption,
     ImagesOption,
@@ -39,6 +40,7 @@ def rerank(
         str, typer.Option(help="maxsim: the vectors of all tokens; cosine: one vector a text.")
     ] = "maxsim",
     engine: EngineOption = "auto",
+    device: DeviceOption = None,
     spec: SpecOption = None,
     truncate: Annotated[
         bool, typer.Option("--truncate", help="Cut texts that are too long, instead of refusing them.")
@@ -49,7 +51,7 @@ def rerank(
     rows = read_inputs(documents, file, image)
     reference = local.with_task(model, task, default=Task.RETRIEVAL)
     with Bars() as bars:
-        embedder = load(reference, task, engine, spec, bars)
+        embedder = load(reference, task, Backend(engine, device), spec, bars)
         with naming(rows, lines_of=None if documents else file or Path("-")):
             best = embedder.rerank(query, rows, top_n=top_n, scoring=scoring, truncate=truncate)
     if as_json:

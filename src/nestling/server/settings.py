@@ -18,6 +18,7 @@ from nestling.errors import UsageError
 
 PREFIX: Final = "NESTLING_"
 MIB: Final = 1 << 20
+DEVICE_NAMES: Final = "cuda[:N], xpu[:N], mps or cpu"
 NEAR: Final = 0.7
 """difflib's ratio from which on an unknown variable is taken for a misspelt one."""
 OTHERS: Final = frozenset({"CACHE", "EVAL_API_KEY"})
@@ -94,6 +95,15 @@ def _engine(value: Any) -> str:  # noqa: ANN401 - a text
     return _choice(str(value), EngineName)
 
 
+def _device(value: Any) -> str:  # noqa: ANN401 - a text
+    from nestling.engine.registry import parse_device
+
+    try:
+        return parse_device(str(value))
+    except UsageError:
+        raise ValueError(f"expected {DEVICE_NAMES}") from None
+
+
 def _token_input(value: Any) -> TokenInput:  # noqa: ANN401 - a text
     return _choice(str(value), TokenInput)
 
@@ -154,7 +164,11 @@ class ServeSettings:
     host: str = field(default="127.0.0.1", metadata=_text("Address to listen on.", "ADDRESS"))
     port: int = field(default=8080, metadata=_number("Port to listen on; 0 for a free one.", low=0, high=65_535))
     engine: str = field(
-        default="auto", metadata=_text("auto, openvino, torch, llamacpp or reference.", "NAME", _engine, short="-e")
+        default="auto", metadata=_text("auto, openvino, llamacpp, torch or reference.", "NAME", _engine, short="-e")
+    )
+    device: str | None = field(
+        default=None,
+        metadata={"setting": Setting(_device, f"Of the torch engine: {DEVICE_NAMES}.", "NAME", unset="the first GPU")},
     )
     threads: int | None = field(
         default=None, metadata=_number("Threads of the engine.", high=1024, unset="all usable processors")

@@ -68,7 +68,9 @@ def loader(settings: ServeSettings) -> Load:
     spec = read_spec(settings.spec) if settings.spec else None
 
     def load(reference: str) -> Embedder:
-        embedder = Embedder.load(reference, engine=settings.engine, threads=settings.threads, spec=spec)
+        embedder = Embedder.load(
+            reference, engine=settings.engine, device=settings.device, threads=settings.threads, spec=spec
+        )
         with closed_on_failure(embedder):
             self_test.check(embedder.path or resolve(reference), partial(embedder.encode, prompt_name=Role.RAW))
         return embedder

@@ -1,0 +1,70 @@
+"""`nestling serve --engine torch --device cpu` gives the vectors of OpenVINO and of the numpy reference.
+
+Doors: the server, the command line, and a GPU that is not there, which is one line and never the processor.
+"""
+
+import json
+import os
+import subprocess
+
+import httpx
+import numpy as np
+import pytest
+from tests.contract.conftest import NESTLING, serving
+
+from nestling import Embedder
+from nestling.vectors import Floats, paired_cosine
+
+TEXTS = [
+    "a",
+    "A beautiful sunset over the beach",
+    "海滩上美丽的日落",
+    "The lock is taken before the file is read. " * 40,
+]
+TORCH = ("--engine", "torch", "--device", "cpu")
+BOUNDS = {"F16": 0.9999, "Q4_K_M": 0.999}
+"""What two engines agree to: both in float32, and with OpenVINO in int8."""
+EXACT = 0.99999
+"""Torch on a CPU and the numpy reference, whatever the file."""
+
+
+def embedded(file_type: str, engine: str) -> Floats:
+    return Embedder.load(f"starter-retrieval:{file_type}", engine=engine).encode_document(TEXTS)
+
+
+@pytest.mark.parametrize("file_type", BOUNDS)
+def test_the_server_answers_as_the_other_engines_do(file_type: str) -> None:
+    with serving("--model", f"starter-retrieval:{file_type}", *TORCH) as server:
+        body = {"model": "starter-retrieval", "prompt_name": "passage", "input": TEXTS}
+        answer = httpx.post(f"{server.url}/v1/embeddings", json=body, timeout=60)
+    found = np.array([item["embedding"] for item in answer.json()["data"]], np.float32)
+    assert paired_cosine(found, embedded(file_type, "reference")).min() >= EXACT
+    assert paired_cosine(found, embedded(file_type, "openvino")).min() >= BOUNDS[file_type]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([NESTLING, *arguments], capture_output=True, text=True, timeout=120, env=dict(os.environ))
+
+
+def test_the_command_line_answers_as_the_other_engines_do() -> None:
+    done = run("embed", "--model", "starter-retrieval:F16", "--prompt", "passage", *TORCH, "--format", "json", TEXTS[1])
+    assert done.returncode == 0, done.stderr
+    [found] = json.loads(done.stdout)["data"]
+    expected = embedded("F16", "reference")[1]
+    assert float(np.dot(found["embedding"], expected)) >= EXACT
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--engine", "torch"), "no GPU: "),
+        (("--device", "cuda:1"), "device='cuda:1': "),
+        (("--engine", "openvino", "--device", "cuda"), "the openvino engine runs on the cpu"),
+        (("--engine", "torch", "--device", "gpu"), "expected cuda[:N], xpu[:N], mps or cpu"),
+    ],
+)
+def test_a_gpu_that_is_not_there_is_one_line(options: tuple[str, ...], said: str) -> None:
+    done = run("embed", *options, "a text")
+    assert done.returncode != 0
+    [line] = done.stderr.splitlines()
+    assert said in line

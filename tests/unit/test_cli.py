@@ -214,7 +214,7 @@ def test_mistakes_before_a_model_is_loaded(arguments: list[str], code: int, part
     [
         (["--dimensions", "100", "a"], 2, "dimensions=100: this model is trained for 32, 64, 128, 256"),
         (["--prompt", "answer", "a"], 2, "prompt_name='answer'"),
-        (["--engine", "onnx", "a"], 2, "auto, openvino, llamacpp, reference"),
+        (["--engine", "onnx", "a"], 2, "auto, openvino, llamacpp, torch, reference"),
         (["--task", "code", "a"], 2, "is for retrieval"),
         (["a", ""], 1, "input 1: the text is empty"),
         (["a", "\udcff"], 1, "input 1: the lone surrogate U+DCFF"),

@@ -22,7 +22,7 @@ from typing import Any
 from benchmarks import measuring
 from benchmarks.judging import Judge, Judged, embed, rankings
 from nestling._util.cpu import usable_threads
-from nestling._util.files import Progress, no_progress
+from nestling._util.progress import Progress, no_progress
 from nestling.engine.openvino.engine import Observer, OpenVINOEngine
 from nestling.engine.protocol import Item
 from nestling.evaluation import data

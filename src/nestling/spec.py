@@ -23,9 +23,9 @@ MAX_DIMENSION, MAX_CONTEXT, MAX_TEXT = 1 << 16, 1 << 20, 1000
 FAMILY_RULE = "1 to 64 of A-Z a-z 0-9 . _ - beginning with a letter or digit, no two dots in a row"
 _FAMILY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 BASE_FIELD = "nestling.base"
-"""The GGUF field of a model without an adapter merged: the source of the checkpoint that its adapters are of."""
+"""GGUF key that marks a base model; its value names the checkpoint that its LoRA adapters belong to."""
 BASE_STEM = "base"
-"""What stands in a task's place in the names of a model without an adapter merged, the base of all three."""
+"""The word in file names of a base model (no adapter merged), where task models have their task."""
 _T = TypeVar("_T")
 
 

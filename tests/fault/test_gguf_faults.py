@@ -57,7 +57,7 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
     "a key of 2^63 bytes": (gguf([string("k", length=HUGE)]), f"length of key is {HUGE}"),
     "a key longer than the file": (gguf([string("k", length=500)]), "key needs 500 bytes, the file has 1 left"),
     "a key that is not UTF-8": (gguf([pair(b"\xff\xfe", UINT8, b"\0")]), "key is not UTF-8"),
-    "a key twice": (gguf([pair("k", UINT8, b"\0")] * 2), "the key k stands twice"),
+    "a key twice": (gguf([pair("k", UINT8, b"\0")] * 2), "duplicate key k"),
     "a key without a type": (gguf([string("key")]), "type of key needs 4 bytes"),
     "an unknown value type": (gguf([pair("k", 13, bytes(8))]), "k has the unknown type 13"),
     "a value type of 2^32 - 1": (gguf([pair("k", (1 << 32) - 1, bytes(8))]), "unknown type 4294967295"),
@@ -89,7 +89,7 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
     # Tensors.
     "a tensor's name of 2^63 bytes": (gguf([], [string("t", length=HUGE)]), f"length of tensor name is {HUGE}"),
     "a tensor's name that is not UTF-8": (gguf([], [tensor(b"\xff")], data=DATA), "tensor name is not UTF-8"),
-    "a tensor twice": (gguf([], [tensor(), tensor(offset=32)], data=DATA), "the tensor t stands twice"),
+    "a tensor twice": (gguf([], [tensor(), tensor(offset=32)], data=DATA), "duplicate tensor t"),
     "rank 0": (gguf([], [tensor(sizes=())], data=DATA), "t has 0 dimensions"),
     "rank 5": (gguf([], [tensor(sizes=(1, 1, 1, 1, 1))], data=DATA), "t has 5 dimensions"),
     "rank 2^32 - 1": (gguf([], [string("t") + bytes([255] * 4)], data=DATA), "t has 4294967295 dimensions"),

@@ -49,7 +49,7 @@ HEADERS: dict[str, tuple[Change, str]] = {
     ),
     "a key twice": (
         whole(SECOND, struct.pack("<Q", 13) + b'{"a":1,"a":2}'),
-        "header: not sound JSON .the key 'a' stands twice",
+        "header: not sound JSON .duplicate key 'a'",
     ),
     "trailing bytes": (in_header(SECOND, lambda _: None, extra=b"12"), "2 bytes after the last tensor belong to none"),
     "past the end": (

@@ -1,8 +1,9 @@
 import pytest
 from tests.small_gguf import small_tensors
 
+from nestling._util.progress import Whole
 from nestling.formats.quant_types import FILE_TYPES
-from nestling.pipeline.eta import Whole, file_effort, weights
+from nestling.pipeline.eta import file_effort, weights
 
 SHAPES = {name: values.shape for name, values in small_tensors().items()}
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from nestling._util import files
-from nestling._util.files import atomic_write, lock, no_progress, sha256_file
+from nestling._util.files import atomic_write, lock, sha256_file
+from nestling._util.progress import no_progress
 from nestling.errors import BuildError, UsageError
 
 

@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import constants
 from tests.hub_server import COMMIT, Fault, HubServer, oid_of
 
-from nestling._util.files import Progress
+from nestling._util.progress import Progress
 from nestling._util.version import __version__
 from nestling.errors import BuildError, FileFormatError, ModelNotFoundError, UsageError
 from nestling.models import hub, hub_models, local

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from nestling._util.files import Progress
+from nestling._util.progress import Progress
 from nestling.formats.card import Card
 from nestling.models.embedder import Embedder
 from nestling.models.fidelity import RECORD, Nearness, Record, nearness

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from nestling._util.files import Progress, no_progress, sha256_file
+from nestling._util.files import sha256_file
+from nestling._util.progress import Progress, Steps, no_progress, silent
 from nestling.errors import CheckpointError
 from nestling.formats.card import SUMS, Card, card_path
 from nestling.formats.gguf import GGUFFile
 from nestling.pipeline import pipeline as module
 from nestling.pipeline.conversion.checkpoint import Checkpoint
-from nestling.pipeline.pipeline import BuiltFile, Pipeline, Steps, model_path, silent
+from nestling.pipeline.pipeline import BuiltFile, Pipeline, model_path
 from nestling.spec import Task
 
 KINDS = ["Q8_0", "F32"]

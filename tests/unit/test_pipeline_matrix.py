@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nestling._util.files import Progress, sha256_file
+from nestling._util.files import sha256_file
+from nestling._util.progress import Progress
 from nestling.errors import BuildError
 from nestling.formats.card import SUMS, Card
 from nestling.formats.gguf import GGUFFile

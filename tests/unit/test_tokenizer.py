@@ -235,7 +235,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Field]:
         ("tokens", lambda value: value[1:], "token_type has 384 entries for 383 tokens"),
         ("tokens", lambda value: ("??", *value[1:]), "1 of the 256 byte symbols are not in the vocabulary"),
         ("tokens", lambda value: (*value[:300], value[301], *value[301:]), "merges do not fit the vocabulary"),
-        ("tokens", lambda value: (*value[:370], value[369], *value[371:]), "cannot have the id|stand twice"),
+        ("tokens", lambda value: (*value[:370], value[369], *value[371:]), "cannot have the id|duplicates"),
         ("merges", lambda value: (*value, "a b c"), "merges do not fit the vocabulary"),
         ("merges", lambda value: ("nothere either", *value), "merges do not fit the vocabulary"),
         ("token_type", lambda value: (3, *value[1:]), "byte symbols|cannot have the id"),

@@ -18,7 +18,7 @@ import logging
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -28,9 +28,6 @@ from platformdirs import user_cache_path
 from nestling.errors import BuildError, UsageError
 
 CACHE_VARIABLE = "NESTLING_CACHE"
-
-Progress = Callable[[int, int], None]
-"""Called with (bytes done, bytes in all) while a long piece of work goes on."""
 
 _REFUSED = {
     stat.S_IFDIR: "this is a folder; name a file",
@@ -42,10 +39,6 @@ _MAX_HOLDER = 20
 """Characters of a lock file that are read: the number of the process that holds it."""
 _LINKS = 40
 """Symbolic links that the system follows in a row at most."""
-
-
-def no_progress(_done: int, _total: int) -> None:
-    """A `Progress` that ignores what it is told."""
 
 
 @contextmanager

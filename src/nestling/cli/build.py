@@ -21,8 +21,8 @@ from nestling.spec import BASE_STEM, Task
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from nestling._util.progress import Whole
     from nestling.models.fidelity import Nearness
-    from nestling.pipeline.eta import Whole
     from nestling.pipeline.pipeline import BuiltFile
 
 EVERY = tuple(name for name in FILE_TYPES if name != "Q2_K_S")
@@ -53,9 +53,10 @@ def build(
 ) -> None:
     """Build a checkpoint's task models in every file type asked for; what is already there is kept."""
     from nestling._util.cpu import usable_threads
+    from nestling._util.progress import Whole
     from nestling.models.families import family_of
     from nestling.pipeline import self_test
-    from nestling.pipeline.eta import COMPARE, Whole, weights
+    from nestling.pipeline.eta import COMPARE, weights
     from nestling.pipeline.pipeline import Pipeline
     from nestling.pipeline.quantization.calibration import for_pipeline
 

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from nestling._util.files import Progress as Told
 from nestling._util.files import is_stream
+from nestling._util.progress import Progress as Told
 
 WIDE = 240
 """Columns of a table that goes into a file or a pipe."""

@@ -12,7 +12,8 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from nestling._util.files import Progress, atomic_write, check_output
+from nestling._util.files import atomic_write, check_output
+from nestling._util.progress import Progress
 from nestling._util.text import decode_text
 from nestling.cli.console import Bars, show_table
 from nestling.cli.options import (

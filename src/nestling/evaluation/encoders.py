@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from nestling._util.files import Progress, no_progress
+from nestling._util.progress import Progress, no_progress
 from nestling.engine.protocol import plain
 from nestling.errors import EngineError, ModelNotFoundError, TextError, UsageError
 from nestling.evaluation.remote import Connection

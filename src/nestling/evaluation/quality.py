@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nestling._util.files import Progress
+from nestling._util.progress import Progress, Steps, silent
 from nestling._util.version import __version__
 from nestling.engine.registry import EngineName
 from nestling.errors import UsageError
@@ -22,7 +22,6 @@ from nestling.evaluation.encoders import Encoder, encode_all, expand, is_url, op
 from nestling.evaluation.metrics import SPEARMAN, Interval
 from nestling.evaluation.results import Against, BenchmarkFacts, ModelFacts, QualityResult, Scores
 from nestling.models import local
-from nestling.pipeline.pipeline import Steps, silent
 from nestling.spec import Role, Task
 from nestling.vectors import Floats, finish, paired_cosine
 

@@ -18,6 +18,7 @@ from statistics import median
 import numpy as np
 
 from nestling._util.cpu import usable_threads
+from nestling._util.progress import Steps, silent
 from nestling.errors import UsageError
 from nestling.evaluation import results
 from nestling.evaluation.encoders import expand, is_url
@@ -28,7 +29,6 @@ from nestling.evaluation.worker import Pass
 from nestling.formats.gguf import GGUFFile
 from nestling.inputs.tokenizer import Tokenizer
 from nestling.models import local as models
-from nestling.pipeline.pipeline import Steps, silent
 from nestling.spec import Task
 
 IDLE_LOAD = 0.25

@@ -110,7 +110,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 
 
 def parse_json(raw: str, *, what: str) -> dict[str, Any]:
-    """A JSON object; anything else, a key that stands twice, nesting without end or a flood of items is refused."""
+    """A JSON object; anything else, a duplicate key, nesting without end or a flood of items is refused."""
     if (items := sum(map(raw.count, "{[,"))) > MAX_JSON_ITEMS:
         raise CheckpointError(f"{what}: {items} items in it; at most {MAX_JSON_ITEMS} are allowed")
     try:
@@ -127,7 +127,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {twice[:MAX_NAME]!r} stands twice")
+        raise ValueError(f"duplicate key {twice[:MAX_NAME]!r}")
     return found
 
 

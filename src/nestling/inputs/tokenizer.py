@@ -214,7 +214,7 @@ def _add_special(inner: tokenizers.Tokenizer, tokens: Sequence[str], types: Sequ
             raise FileFormatError(f"the special token {tokens[number]!r} cannot have the id {number}")
     used = sum(1 for kind in types if kind in (TokenType.NORMAL, *_ADDED))
     if inner.get_vocab_size() != used:
-        raise FileFormatError(f"{used - inner.get_vocab_size()} of its tokens stand twice")
+        raise FileFormatError(f"{used - inner.get_vocab_size()} of its tokens are duplicates")
 
 
 def _opened(path: Path) -> tokenizers.Tokenizer:

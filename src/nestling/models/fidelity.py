@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
-from nestling._util.files import Progress, atomic_write, lock, no_progress
+from nestling._util.files import atomic_write, lock
+from nestling._util.progress import Progress, no_progress
 from nestling._util.text import read_text
 from nestling._util.version import __version__
 from nestling.engine.protocol import plain

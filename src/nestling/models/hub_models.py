@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nestling._util.progress import Steps, silent
 from nestling.errors import FileFormatError, ModelNotFoundError, UsageError
 from nestling.models import hub
 from nestling.models.families import FAMILIES, by_file_name, known_family
@@ -148,7 +149,7 @@ def _published_name(repository: str, name: str) -> Name | None:
     return found if found and known and known.repository_of(found[1]) == repository else None
 
 
-def pull(wanted: HubReference, *, images: bool = False, steps: hub.Steps = hub.silent) -> list[Path]:
+def pull(wanted: HubReference, *, images: bool = False, steps: Steps = silent) -> list[Path]:
     """Bring a model here, or a checkpoint, whichever the repository holds; -> its files, or the checkpoint's folder.
 
     With `images` the repository's vision tower comes too; ModelNotFoundError when it has none. Without the network,

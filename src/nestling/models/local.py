@@ -15,6 +15,7 @@ from typing import Self
 from nestling._util.cpu import usable_threads
 from nestling._util.data import data_folder
 from nestling._util.files import CACHE_VARIABLE, cache_folder, lock
+from nestling._util.progress import Steps, silent
 from nestling.engine.openvino import weight_files
 from nestling.errors import BuildError, FileFormatError, ModelNotFoundError, UsageError
 from nestling.formats.card import Card, card_path, write_sums
@@ -24,7 +25,7 @@ from nestling.formats.quant_types import FILE_TYPES, parse_file_type
 from nestling.models import hub, hub_models
 from nestling.pipeline import self_test
 from nestling.pipeline.conversion.checkpoint import Checkpoint
-from nestling.pipeline.pipeline import Pipeline, Steps, made_by, model_path, silent
+from nestling.pipeline.pipeline import Pipeline, made_by, model_path
 from nestling.pipeline.quantization import calibration
 from nestling.spec import BASE_STEM, ModelSpec, Task, adapter_path, checked_family
 

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nestling._util.files import Progress, no_progress, sha256_file
+from nestling._util.files import sha256_file
+from nestling._util.progress import Progress, no_progress
 from nestling.errors import FileFormatError, UsageError
 from nestling.formats.card import SUMS, Card, card_path
 from nestling.formats.gguf import GGUFFile

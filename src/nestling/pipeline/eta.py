@@ -1,4 +1,4 @@
-"""What the pieces of a build take, and one progress for all of them, so that the time that remains can be told.
+"""What the pieces of a build take, so that the time that remains can be told.
 
 The figures are processor seconds for 10^9 weights on one core (`benchmarks/results/quantizing.json` has those of the
 tensor types); other machines are faster or slower by about the same factor for all of them, which is all that a
@@ -8,7 +8,6 @@ remaining time needs.
 from collections.abc import Mapping
 from math import prod
 
-from nestling._util.files import Progress, no_progress
 from nestling.formats.quant_types import FLOAT_FILE_TYPES
 from nestling.formats.quant_types import QuantType as T
 from nestling.pipeline.quantization.file_types import tensor_types
@@ -40,31 +39,3 @@ def file_effort(shapes: Shapes, file_type: str, *, heads: int, kv_heads: int, th
     kinds = tensor_types(shapes, file_type=file_type, heads=heads, kv_heads=kv_heads, has_imatrix=True)
     costs = (prod(shape) * (_OVERHEAD + _QUANTIZE.get(kinds[name], 0.0)) for name, shape in shapes.items())
     return sum(costs) / 1e9 / threads
-
-
-class Whole:
-    """The progress of everything: pieces by name with what each takes in seconds, told in milliseconds."""
-
-    def __init__(self, told: Progress = no_progress) -> None:
-        self._told, self._open, self._done = told, dict[str, float](), 0.0
-
-    def expect(self, pieces: Mapping[str, float]) -> None:
-        """Count on these pieces too."""
-        self._open |= pieces
-
-    def skip(self, name: str) -> None:
-        """Count on a piece no longer: it is there already."""
-        self._open.pop(name, None)
-
-    def part(self, *names: str, progress: Progress) -> Progress:
-        """What is to be told of the progress of these pieces, which are made together; `progress` is told as well."""
-        effort = sum(self._open.pop(name, 0.0) for name in names)
-        before = self._done
-        self._done += effort
-        everything = self._done + sum(self._open.values())
-
-        def told(done: int, total: int) -> None:
-            progress(done, total)
-            self._told(round(1000 * (before + effort * done / max(total, 1))), round(1000 * everything))
-
-        return told

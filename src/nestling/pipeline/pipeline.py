@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 
-from nestling._util.files import Progress, lock, no_progress, sha256_file
+from nestling._util.files import lock, sha256_file
+from nestling._util.progress import Steps, Whole, silent
 from nestling._util.version import __version__
 from nestling.errors import FileFormatError
 from nestling.formats.card import Card, write_sums
@@ -29,7 +30,7 @@ from nestling.pipeline.conversion.multivector import KIND, write_projector
 from nestling.pipeline.conversion.vision import KIND as TOWER_KIND
 from nestling.pipeline.conversion.vision import write_tower
 from nestling.pipeline.conversion.vision_config import has_tower, tower_shape
-from nestling.pipeline.eta import CONVERT, OBSERVE_A_TOKEN, Whole, file_effort, weights
+from nestling.pipeline.eta import CONVERT, OBSERVE_A_TOKEN, file_effort, weights
 from nestling.pipeline.quantization.kept_imatrix import WITHOUT, CollectMatrix, MadeMatrix, keep, kept, matrix_path
 from nestling.pipeline.quantization.plan import Mix
 from nestling.pipeline.quantization.quantize import quantize_many
@@ -38,8 +39,6 @@ from nestling.spec import BASE_STEM, Task, adapter_path, checked_family, stem_of
 BASE = "F16"
 TOGETHER = 4
 """Files that are quantized in one pass over the source: more would save little reading and lose more to a kill."""
-Steps = Callable[[str], Progress]
-"""Told a step's name when it begins; answers with what is to be told of its progress."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +53,6 @@ class BuiltFile:
 def model_path(folder: Path, *, family: str, task: Task | None, file_type: str) -> Path:
     """The published name of a file: `{family}-text-{task}-{QUANT}.gguf`, with `base` in the task's place for None."""
     return folder / f"{checked_family(family)}-text-{stem_of(task)}-{file_type}.gguf"
-
-
-def silent(_step: str) -> Progress:
-    """Steps that nobody watches."""
-    return no_progress
 
 
 @dataclass(frozen=True, slots=True)

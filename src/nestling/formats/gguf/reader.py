@@ -187,7 +187,7 @@ def _header(cursor: _Cursor) -> tuple[dict[str, Field], dict[str, TensorInfo]]:
     for _ in range(key_count):
         key = cursor.string("key", MAX_NAME_BYTES)
         if key in metadata:
-            raise cursor.fail(f"the key {key} stands twice")
+            raise cursor.fail(f"duplicate key {key}")
         metadata[key] = _field(cursor, key)
     tensors = _tensor_infos(cursor, tensor_count)
     return metadata, _placed(cursor, tensors, _alignment(cursor, metadata))
@@ -225,7 +225,7 @@ def _tensor_infos(cursor: _Cursor, count: int) -> dict[str, TensorInfo]:
     for _ in range(count):
         name = cursor.string("tensor name", MAX_NAME_BYTES)
         if name in tensors:
-            raise cursor.fail(f"the tensor {name} stands twice")
+            raise cursor.fail(f"duplicate tensor {name}")
         tensors[name] = _tensor_info(cursor, name)
     return tensors
 

@@ -16,7 +16,7 @@ from nestling.models.hub.cache import (
     repository_folder,
     snapshot_of,
 )
-from nestling.models.hub.client import HubFile, Listing, Steps, fetch, listing, silent, upload
+from nestling.models.hub.client import HubFile, Listing, fetch, listing, upload
 from nestling.models.hub.metadata import LICENCE_FILES, check_metadata, front_matter, is_url
 
 __all__ = [
@@ -24,7 +24,6 @@ __all__ = [
     "HubFile",
     "HubReference",
     "Listing",
-    "Steps",
     "cached_repositories",
     "check_metadata",
     "fetch",
@@ -37,7 +36,6 @@ __all__ = [
     "names_in",
     "remove",
     "repository_folder",
-    "silent",
     "snapshot_of",
     "upload",
 ]

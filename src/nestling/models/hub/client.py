@@ -1,7 +1,7 @@
 """The hub over the network: what a repository holds, its files brought into the cache, a folder sent to it.
 
 huggingface_hub's own download starts again when its process was killed, and does not check what came. So the bytes are
-fetched here, into `blobs/<oid>.incomplete`, which a rerun goes on from, and get their final name when the hub's hash of
+fetched here, into `blobs/<oid>.incomplete`, from which a rerun resumes, and get their final name when the hub's hash of
 them is right. Nothing of a repository is executed or unpickled: only names that `is_readable` allows are asked for.
 """
 
@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,8 @@ from typing import Any, BinaryIO
 import huggingface_hub
 from huggingface_hub import constants
 
-from nestling._util.files import Progress, lock, no_progress
+from nestling._util.files import lock
+from nestling._util.progress import Progress, Steps, silent
 from nestling._util.version import __version__
 from nestling.errors import BuildError, FileFormatError, ModelNotFoundError, UsageError
 from nestling.models.hub.cache import OID, hash_of, is_readable, repository_folder
@@ -35,13 +36,6 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _PARTIAL, _RANGE_REFUSED = 206, 416
 _PASSING = (408, 425, 429)
 """Refusals that another attempt may not meet."""
-Steps = Callable[[str], Progress]
-"""Told a file's name when its download begins; answers with what is to be told of its progress."""
-
-
-def silent(_name: str) -> Progress:
-    """Steps that nobody watches."""
-    return no_progress
 
 
 class _Unreachable(ModelNotFoundError):
@@ -121,7 +115,7 @@ def _listed(repository: str, entry: Any) -> HubFile:  # noqa: ANN401 - huggingfa
 def fetch(listed: Listing, names: Sequence[str], *, steps: Steps = silent) -> Path:
     """Bring files of a listing into the cache, those that are missing; -> the snapshot's folder.
 
-    What an earlier run left is gone on from. BuildError when the disk is too small or full, FileFormatError when what
+    Resumes what an earlier run left. BuildError when the disk is too small or full, FileFormatError when what
     comes is not what the hub said, ModelNotFoundError when it stops coming.
     """
     wanted = [listed.files[name] for name in names]
@@ -172,7 +166,7 @@ def _fetch_blob(listed: Listing, file: HubFile, blob: Path, progress: Progress) 
 
 
 def _fetch_all(url: str, out: BinaryIO, *, what: str, size: int, progress: Progress) -> None:
-    """Receive until all is there: an attempt goes on where the last one, of this run or another, was cut."""
+    """Receive until all is there: an attempt resumes where the last one, of this run or another, was cut."""
     fruitless, furthest = 0, out.tell()
     if furthest > size:
         _empty(out)

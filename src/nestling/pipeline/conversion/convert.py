@@ -12,7 +12,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from nestling._util.files import Progress, no_progress
+from nestling._util.progress import Progress, no_progress
 from nestling.errors import UsageError
 from nestling.formats.gguf import Field, TensorPlan, file_size, write_gguf
 from nestling.formats.quant_types import FILE_TYPES, FLOAT_FILE_TYPES, QuantType

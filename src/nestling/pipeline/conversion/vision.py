@@ -12,7 +12,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from nestling._util.files import Progress, no_progress
+from nestling._util.progress import Progress, no_progress
 from nestling.errors import CheckpointError
 from nestling.formats.gguf import Field, TensorPlan, write_gguf
 from nestling.formats.mmproj import ARCHITECTURE, fields_of

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from nestling._util.data import data_folder
-from nestling._util.files import Progress, no_progress, sha256_file
+from nestling._util.files import sha256_file
+from nestling._util.progress import Progress, no_progress
 from nestling._util.text import read_text
 from nestling.engine.lora import Adapter, beside
 from nestling.engine.protocol import TokenIds

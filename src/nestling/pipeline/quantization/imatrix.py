@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from nestling._util.files import Progress, no_progress
+from nestling._util.progress import Progress, no_progress
 from nestling.errors import BuildError
 from nestling.formats.gguf import Field, GGUFFile, TensorPlan, write_gguf
 from nestling.formats.quant_types import QuantType

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from nestling._util.files import Progress
+from nestling._util.progress import Progress
 from nestling.errors import BuildError, FileFormatError
 from nestling.formats.gguf import Field, GGUFFile
 from nestling.formats.quant_types import FLOAT_FILE_TYPES

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nestling._util.cpu import usable_threads
-from nestling._util.files import Progress, no_progress
+from nestling._util.progress import Progress, no_progress
 from nestling.errors import BuildError, UsageError
 from nestling.formats.ggml import all_finite, dequantize_rows, quantize_rows
 from nestling.formats.gguf import GGUFFile, GGUFWriter, TensorInfo, open_writer

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from nestling._util.files import Progress, no_progress
+from nestling._util.progress import Progress, no_progress
 from nestling.errors import BuildError
 from nestling.formats.quant_types import QuantType
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from nestling._util.files import Progress, no_progress
+from nestling._util.progress import Progress, no_progress
 from nestling.errors import BuildError, UsageError
 from nestling.formats.ggml import dequantize_rows, quantize_rows
 from nestling.formats.gguf import GGUFFile

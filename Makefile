@@ -14,11 +14,12 @@ serve: $(VENV)/ready
 
 # What a change must pass before it is proposed; what it lacks to run everything, it says and counts as skipped.
 test: check
+	$(PYTEST) -m slow tests/unit tests/golden
 	$(PYTEST) tests/contract tests/fault
 
 # The quick part. `make check PYTEST_ADDOPTS=--durations=30` shows the slowest tests.
 check: lint
-	$(PYTEST) tests/unit tests/golden
+	$(PYTEST) -m "not slow" tests/unit tests/golden
 
 lint: $(VENV)/ready-dev
 	$(BIN)/ruff check .

@@ -8,6 +8,7 @@ from tests.golden.record_rankings import RECORD, differences, ranked
 from nestling.evaluation import data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", data.SHIPPED)
 def test_f16_ranks_as_the_reference(name: str) -> None:
     assert differences(ranked(name, "auto"), json.loads(RECORD.read_text("utf-8"))[name]) == []

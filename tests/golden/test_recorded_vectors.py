@@ -63,6 +63,7 @@ def test_every_text_has_the_originals_vector(
     model.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["openvino", "llamacpp"])
 @pytest.mark.parametrize(("file_type", "needed"), [("F32", FLOAT), ("Q8_0", INT8)])
 def test_texts_of_two_thousand_tokens(built: Path, *, engine: str, file_type: str, needed: float) -> None:

@@ -9,6 +9,7 @@ from nestling.formats.ggml import all_finite, dequantize_rows, quantize_rows
 from nestling.formats.quant_types import QuantType
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SLOW_TYPES, ids=lambda kind: kind.name)
 def test_small_types(kind: QuantType) -> None:
     rng = np.random.default_rng(3)

@@ -43,6 +43,7 @@ def test_the_types_are_those_of_llama_quantize(model: dict[str, Any]) -> None:
         assert (demanding and not model["imatrix"]) == (recorded is None), file_type
 
 
+@pytest.mark.slow
 # Every type and every fallback occurs in these two; the 36-layer models would take minutes.
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="compilers for other machines fuse other operations")
 @pytest.mark.parametrize("model", [model for model in MODELS if model["layers"] < 10], ids=_label)

@@ -4,7 +4,7 @@ Weights of float files stay in their type. Those of quantized files become int8 
 the plugin computes with them in int8 where the processor can and expands them group by group where it cannot.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -23,7 +23,10 @@ from nestling.vectors import Floats
 
 @dataclass(frozen=True)
 class Products:
-    """Makes nodes of one file. `squares` takes the sums of squares of every product's input, when it is there."""
+    """Makes nodes of one file. `squares` collects the sums of squares of every product's input, if there is one.
+
+    `gates`: with adapters, what lets through each row's own, for products of so many matrices at once.
+    """
 
     file: GGUFFile
     shape: Hyperparameters
@@ -31,7 +34,7 @@ class Products:
     squares: dict[tuple[str, ...], Node] | None = None
     adapters: SideBySide | None = None
     store: weight_cache.Store = field(default_factory=weight_cache.InMemory)
-    gates: dict[int, Node] = field(default_factory=dict)
+    gates: Mapping[int, Node] = field(default_factory=dict)
 
     @cached_property
     def group(self) -> int:

@@ -8,7 +8,7 @@ and one group at a time takes all pieces: the others rest, which they do by havi
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Self
 
@@ -182,7 +182,7 @@ def _tower(b: Products, groups: Sequence[range], kept: ov.Type) -> ov.Model:
         x, left = share.entering(x)
         out += [left] if left else []
         if b.adapters is not None:
-            b.gates.update(share.gates(b.adapters))
+            b = replace(b, gates=share.gates(b.adapters))
         for layer in layers:
             x, *new = _layer(b, x, share, mask, layer)
             memory += [op.convert(part, kept) for part in new]

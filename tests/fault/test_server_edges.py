@@ -40,6 +40,19 @@ BODIES: dict[str, dict[str, Any]] = {
 }
 
 
+def code_of(answer: httpx.Response) -> str:
+    """An error's code; of dialects whose errors have none, by what their message says."""
+    error = next(iter(answer.json().values()))
+    if isinstance(error, dict):
+        return str(error["code"]) if isinstance(error["code"], str) else code_in(str(error["message"]))
+    return code_in(str(error))
+
+
+def code_in(message: str) -> str:
+    known = {"Method Not Allowed": "method_not_allowed", "Host": "host_not_allowed"}
+    return next((code for words, code in known.items() if words in message), message)
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
     with running(alias=("text-embedding-3-small", "org/name=fake/code.passage")) as one:
@@ -61,10 +74,13 @@ def test_head_is_get_without_a_body(client: httpx.Client, path: str) -> None:
         assert head.headers["content-length"] == got.headers["content-length"]
 
 
-@pytest.mark.parametrize(("method", "path"), [*(("GET", path) for path in POSTS), *(("POST", path) for path in GETS)])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [*(("GET", path) for path in POSTS if path not in GETS), *(("POST", path) for path in GETS if path not in POSTS)],
+)
 def test_a_wrong_method_says_so_and_which_are_right(client: httpx.Client, method: str, path: str) -> None:
     answer = client.request(method, path)
-    assert (answer.status_code, answer.json()["error"]["code"]) == (405, "method_not_allowed")
+    assert (answer.status_code, code_of(answer)) == (405, "method_not_allowed")
     assert set(answer.headers["allow"].split(", ")) == ({"POST"} if method == "GET" else {"GET", "HEAD"})
 
 
@@ -172,7 +188,7 @@ def test_a_name_that_is_not_ours_gets_nothing_from_a_keyless_server_on_loopback(
 ) -> None:
     for host in ("evil.example", "evil.example:8080", "127.0.0.1.evil.example", "localhost.evil.example", ""):
         answer = client.request("POST" if path in POSTS else "GET", path, headers={"Host": host})
-        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "host_not_allowed")
+        assert (answer.status_code, code_of(answer)) == (403, "host_not_allowed")
 
 
 @pytest.mark.parametrize(

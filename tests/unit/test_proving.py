@@ -12,8 +12,8 @@ from nestling.models.embedder import Embedder
 from nestling.pipeline import self_test
 from nestling.pipeline.conversion.checkpoint import Checkpoint
 from nestling.pipeline.pipeline import Pipeline
+from nestling.server.core.loading import loader
 from nestling.server.core.model_pool import Load
-from nestling.server.core.service import loader
 from nestling.server.settings import ServeSettings
 from nestling.spec import Task
 

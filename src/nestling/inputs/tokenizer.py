@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -40,6 +41,14 @@ class TokenType(IntEnum):
     UNUSED = 5
 
 
+def _byte_symbols() -> dict[str, int]:
+    """Byte-level BPE's symbol of each byte: printable Latin-1 is itself, the others follow U+0100 in their order."""
+    itself = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in itself]
+    return {chr(byte): byte for byte in itself} | {chr(256 + place): byte for place, byte in enumerate(others)}
+
+
+_BYTE_OF = _byte_symbols()
 _ADDED = (TokenType.CONTROL, TokenType.USER_DEFINED)
 
 
@@ -97,13 +106,29 @@ class Tokenizer:
         places = [*found.offsets, *[(len(text), len(text))] * len(self.ending)]
         return self.close(np.array(found.ids, np.int32)), np.array(places, np.int64).reshape(-1, 2)
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text of some token ids, special tokens written out; an id outside the vocabulary is a UsageError."""
+    @cached_property
+    def special(self) -> frozenset[int]:
+        """The ids of special tokens."""
+        return frozenset(number for number, one in self._inner.get_added_tokens_decoder().items() if one.special)
+
+    def pieces(self, ids: Iterable[int]) -> list[bytes]:
+        """The bytes that each token stands for: some are a part of a character. Ids beyond the vocabulary have none."""
+        added, found = self._inner.get_added_tokens_decoder(), list[bytes]()
+        for number in map(int, ids):
+            name = self._inner.id_to_token(number) or ""
+            found.append(name.encode() if number in added else bytes(_BYTE_OF[symbol] for symbol in name))
+        return found
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
+        """The text of some token ids, special tokens written out unless skipped.
+
+        An id outside the vocabulary is a UsageError.
+        """
         numbers = [int(number) for number in ids]
         for number in numbers:
             if not 0 <= number < self.size:
                 raise UsageError(f"token id {number}: ids go from 0 to {self.size - 1}", param="input")
-        return self._inner.decode(numbers, skip_special_tokens=False)
+        return self._inner.decode(numbers, skip_special_tokens=skip_special)
 
 
 def tokenizer_fields(tokenizer_json: Path, *, vocab_size: int) -> dict[str, Field]:

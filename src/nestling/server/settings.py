@@ -114,6 +114,11 @@ class DialectName(StrEnum):
     OPENAI = "openai"
     JINA = "jina"
     LLAMA_SERVER = "llama-server"
+    OLLAMA = "ollama"
+    TEI = "tei"
+    COHERE = "cohere"
+    VOYAGE = "voyage"
+    VLLM = "vllm"
 
 
 def _dialect(value: Any) -> str:  # noqa: ANN401 - a text

@@ -23,6 +23,7 @@ class Form(StrEnum):
     FLOAT = "float"
     BASE64 = "base64"
     INT8 = "int8"
+    UINT8 = "uint8"
     BINARY = "binary"
     UBINARY = "ubinary"
 
@@ -30,6 +31,11 @@ class Form(StrEnum):
 def _to_int8(row: Floats) -> list[int]:
     numbers: list[int] = vectors.to_int8(row).tolist()
     return numbers
+
+
+def _to_uint8(row: Floats) -> list[int]:
+    """Each of `_to_int8` plus 128."""
+    return [number + 128 for number in _to_int8(row)]
 
 
 def _to_ubinary(row: Floats) -> list[int]:
@@ -51,9 +57,16 @@ _FORMS: Mapping[Form, Callable[[Floats], Any]] = {
     Form.FLOAT: _to_floats,
     Form.BASE64: vectors.to_base64,
     Form.INT8: _to_int8,
+    Form.UINT8: _to_uint8,
     Form.BINARY: _to_binary,
     Form.UBINARY: _to_ubinary,
 }
+
+
+def numbers(row: Floats, form: Form) -> list[int] | list[float]:
+    """One vector's numbers: (D,) -> a list of them, of a form that is not base64."""
+    found: list[int] | list[float] = _FORMS[form](row)
+    return found
 
 
 def vector(row: Floats, form: Form = Form.FLOAT) -> bytes:
@@ -68,6 +81,18 @@ def separated(items: Iterable[Iterable[bytes]]) -> Iterator[bytes]:
         yield comma
         yield from item
         comma = b","
+
+
+def listed(items: Iterable[Iterable[bytes]]) -> Iterator[bytes]:
+    """The parts of a JSON list of items."""
+    yield b"["
+    yield from separated(items)
+    yield b"]"
+
+
+def vectors_listed(rows: Iterable[Floats], form: Form = Form.FLOAT) -> Iterator[bytes]:
+    """The parts of a JSON list of vectors: (B, D) or B arrays of (D,)."""
+    return listed((vector(row, form),) for row in rows)
 
 
 def pieces(parts: Iterable[bytes]) -> Iterator[bytes]:

@@ -17,6 +17,8 @@ from nestling.errors import TextError
 from nestling.server.core.refusals import InvalidError, TooLargeError
 from nestling.server.core.requests import Inputs
 
+WRONG_TYPE = "invalid_type"
+"""The code of a field whose value is none that it can have."""
 LARGEST_ID = 2**31 - 1
 MOST_CONTAINERS = 50_000
 """Lists and objects in a body, so that reading it, which lets no other thread run, takes less than 50 ms."""
@@ -72,7 +74,7 @@ def _of_validation(error: ValidationError) -> InvalidError | TooLargeError:
         return _of_json(str(first["msg"]))
     where = ".".join(map(str, first["loc"])) or "body"
     param = str(first["loc"][0]) if first["loc"] else None
-    return InvalidError(f"{where}: {first['msg'][:300]}", param=param)
+    return InvalidError(f"{where}: {first['msg'][:300]}", param=param, code=WRONG_TYPE)
 
 
 def _of_json(message: str) -> InvalidError | TooLargeError:
@@ -96,19 +98,19 @@ def _brackets(part: bytes) -> int:
     return part.count(b"[") + part.count(b"{")
 
 
-def texts_or_ids(value: object, *, most: int) -> Inputs:
-    """Read `input`: a text or texts -> list of str; ids or lists of ids -> list of (T,) int32.
+def texts_or_ids(value: object, *, most: int, name: str = "input") -> Inputs:
+    """Read the field `name`: a text or texts -> list of str; ids or lists of ids -> list of (T,) int32.
 
     UsageError naming the index for anything that is neither, TooLargeError for more than `most`.
     """
     if isinstance(value, str):
         return [value]
     if not isinstance(value, list) or not value:
-        raise InvalidError("input: expected a text or a list of at least one text", param="input", code="invalid_input")
+        raise InvalidError(f"{name}: expected a text or a list of at least one text", param=name, code="empty")
     if isinstance(value[0], int):
         return [_ids(value, 0)]
     if len(value) > most:
-        raise TooLargeError(f"input: {len(value)} texts, this server takes {most} a request", param="input")
+        raise TooLargeError(f"{name}: {len(value)} texts, this server takes {most} a request", param=name)
     if isinstance(value[0], list):
         return [_ids(item, index) for index, item in enumerate(value)]
     return [_text(item, index) for index, item in enumerate(value)]

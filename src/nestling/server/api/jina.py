@@ -73,7 +73,8 @@ def _text(document: object, place: str) -> str:
     return found
 
 
-async def _rerank(call: Call) -> AsyncGenerator[bytes, None]:
+async def rerank(call: Call) -> AsyncGenerator[bytes, None]:
+    """The handler of `/v1/rerank`, which llama-server has by another path too."""
     request = await call.read(RerankRequest)
     scoring = Scoring.parse(request.scoring or Scoring.MAXSIM)
     texts = request.texts(most=call.service.settings.max_inputs)
@@ -110,7 +111,7 @@ DIALECT = Dialect(
     routes=(
         Route(
             "/v1/rerank",
-            _rerank,
+            rerank,
             "Candidates in the order of their nearness. Also at /rerank.",
             body=RerankRequest,
             also=("/rerank",),

@@ -21,7 +21,13 @@ _OK = {"200": {"description": "OK", "content": {"application/json": {"schema": {
 
 def document(dialects: Iterable[Dialect], watching: Iterable[tuple[str, str]]) -> dict[str, Any]:
     """The document; `watching` are (path, description) of GET routes that belong to no dialect."""
-    paths = {_shown(route.path): _path(route) for dialect in dialects for route in dialect.routes}
+    paths: dict[str, dict[str, Any]] = {}
+    for dialect in dialects:
+        for route in dialect.routes:
+            own = (
+                f"/{dialect.name}{route.path}"  # where another dialect has the path, this one's stands below its prefix
+            )
+            paths[_shown(own if route.path in paths else route.path)] = _path(route)
     for path, text in watching:
         paths[path] = {"get": {"description": text, "responses": _OK}}
     return {"openapi": "3.1.0", "info": {"title": "nestling", "version": __version__}, "paths": paths}

@@ -10,7 +10,7 @@ from nestling.errors import TextError
 from nestling.models.embedder import Embedder
 from nestling.server.core import cl100k
 from nestling.server.core.refusals import InvalidError
-from nestling.server.core.requests import Embedding, Reading, are_texts
+from nestling.server.core.requests import Embedding, Ranking, Reading, Token, are_texts
 from nestling.server.settings import TokenInput
 from nestling.spec import ModelSpec, Role
 
@@ -42,11 +42,11 @@ class Reader:
         """B inputs -> B arrays of ids for the model, each within its limit. UsageError for what is not."""
         inputs, role, reading = wanted.inputs, wanted.target.role, wanted.reading
         if are_texts(inputs):
-            return tokenized(inputs, embedder, role=role, reading=reading)
+            return tokenized(inputs, embedder, role=role, reading=reading, default=reading.default)
         lists = cast("list[TokenIds]", inputs)
         if self._text_of is not None:
             texts = self._text_of([one.tolist() for one in lists])
-            return tokenized(texts, embedder, role=role, reading=reading)
+            return tokenized(texts, embedder, role=role, reading=reading, default=reading.default)
         if self._mode is TokenInput.REJECT:
             raise _ids_refused()
         if role not in (None, Role.RAW):
@@ -67,6 +67,17 @@ def tokenized(
     return [one if has else other for has, one, other in zip(typed, as_typed, prefixed, strict=True)]
 
 
+def tokens_of(text: str, embedder: Embedder, role: Role, *, closed: bool) -> list[Token]:
+    """A text's tokens with the role's prefix, whose characters count; without the ending unless `closed`."""
+    tokenizer = embedder.tokenizer
+    ids, places = tokenizer.encode_with_places(embedder.spec.prefix(role) + text)
+    ending = len(tokenizer.close(ids[:0]))
+    count = len(ids) - (0 if closed else ending)
+    pieces, special = tokenizer.pieces(ids[:count]), tokenizer.special
+    rows = zip(ids[:count].tolist(), pieces, places[:count].tolist(), strict=True)
+    return [Token(number, piece, number in special, start, stop) for number, piece, (start, stop) in rows]
+
+
 def doubled(texts: Sequence[str], spec: ModelSpec, *, role: Role | None, reading: Reading) -> list[str]:
     """A warning for texts that begin with a prefix of the model and got another one in front of it."""
     if role is Role.RAW or (role is None and reading.typed):
@@ -76,6 +87,15 @@ def doubled(texts: Sequence[str], spec: ModelSpec, *, role: Role | None, reading
         return []
     more = f" and {len(places) - 1} more" if len(places) > 1 else ""
     return [f"input {places[0]}{more}: begins with a prefix and got another; prompt_name=raw adds none"]
+
+
+def warnings_of(wanted: Embedding | Ranking, spec: ModelSpec) -> list[str]:
+    """What a client should know of its texts."""
+    if isinstance(wanted, Ranking):
+        return doubled([wanted.query, *wanted.documents], spec, role=None, reading=wanted.reading)
+    if not are_texts(wanted.inputs):
+        return []
+    return doubled(wanted.inputs, spec, role=wanted.target.role, reading=wanted.reading)
 
 
 def _are_typed(texts: Sequence[str], spec: ModelSpec) -> list[bool]:

@@ -8,6 +8,7 @@ from typing import TypeGuard
 from nestling.engine.protocol import TokenIds
 from nestling.models.reranking import Ranked, Scoring
 from nestling.server.core.catalog import Target
+from nestling.spec import Role
 from nestling.vectors import Floats
 
 Inputs = list[str] | list[TokenIds]
@@ -38,13 +39,15 @@ class Reading:
 
     `truncate` cuts texts at the model's limit, `limit` at so many tokens, prefix included (-1: the model's limit); a
     longer text is refused otherwise. `from_left` takes away the tokens behind the prefix instead of the last ones.
-    `typed`: where no role is named, a prefix that a text already begins with is taken for its prefix.
+    `typed`: where no role is named, a prefix that a text already begins with is taken for its prefix; texts without
+    one get that of the role `default`.
     """
 
     truncate: bool = False
     limit: int | None = None
     from_left: bool = False
     typed: bool = False
+    default: Role = Role.QUERY
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,17 @@ class Embedded:
     values: Sequence[Floats] | Floats
     tokens: int
     warnings: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One token of a text: its id, its bytes, whether it is a special one, its characters [start, stop)."""
+
+    id: int
+    piece: bytes
+    special: bool
+    start: int
+    stop: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,6 @@ thread's hand-over would cost more. Knows no bodies, statuses or routes.
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,13 +23,13 @@ from nestling.models.families import read_spec
 from nestling.models.file_spec import specs_of
 from nestling.models.local import resolve
 from nestling.models.reranking import Scoring, check_top_n, ranked
-from nestling.pipeline import self_test
 from nestling.server.core import token_vectors as of_tokens
 from nestling.server.core.answer_budget import AnswerBudget
 from nestling.server.core.catalog import Catalog, Served, Target
-from nestling.server.core.inputs import Reader, doubled
+from nestling.server.core.inputs import Reader, tokens_of, warnings_of
+from nestling.server.core.loading import limited, loader, model_cost
 from nestling.server.core.metrics import Metrics
-from nestling.server.core.model_pool import Load, ModelPool, Use, closed_on_failure
+from nestling.server.core.model_pool import Load, ModelPool, Use
 from nestling.server.core.requests import (
     PER_TOKEN,
     Embedded,
@@ -39,6 +38,7 @@ from nestling.server.core.requests import (
     Output,
     RankedDocuments,
     Ranking,
+    Token,
     are_texts,
 )
 from nestling.server.core.result_cache import ResultCache
@@ -54,39 +54,9 @@ SHORT_NUMBERS = 10_000
 """Vector components that are normalised or compared in less than a millisecond."""
 HOUSEKEEPING_S = 5.0
 FLOAT_BYTES = 4
-BYTES_A_WEIGHT = 1 + 2 / 32
-"""A byte, and a half-precision scale for each group of 32."""
-ENGINE_BYTES = 200 * MIB
-"""What an engine and a tokenizer take beside the weights: 120 to 190 MiB were measured."""
 LAST_S = 0.5
 """What the engine's thread gets to end in when the time to drain is over."""
 Result = TypeVar("Result")
-
-
-def loader(settings: ServeSettings) -> Load:
-    """How models are loaded for real: each must give the vectors that its card has."""
-    spec = read_spec(settings.spec) if settings.spec else None
-
-    def load(reference: str) -> Embedder:
-        embedder = Embedder.load(
-            reference, engine=settings.engine, device=settings.device, threads=settings.threads, spec=spec
-        )
-        with closed_on_failure(embedder):
-            self_test.check(embedder.path or resolve(reference), partial(embedder.encode, prompt_name=Role.RAW))
-        return embedder
-
-    return load
-
-
-def model_cost(reference: str) -> int:
-    """Bytes that a model takes once it is loaded: int8 groups with their scales, and what an engine takes besides."""
-    tensors = GGUFFile.open(resolve(reference)).tensors.values()
-    return ENGINE_BYTES + sum(int(BYTES_A_WEIGHT * math.prod(one.shape)) for one in tensors)
-
-
-def _limited(load: Load, max_tokens: int | None) -> Load:
-    """The same models, for shorter texts than they take."""
-    return load if max_tokens is None else lambda reference: load(reference).limited(max_tokens)
 
 
 class Service:
@@ -105,7 +75,7 @@ class Service:
         )
         budget, idle_s = settings.memory_budget_mb * MIB, settings.idle_unload_s
         self.models = ModelPool(
-            _limited(load or loader(settings), settings.max_text_tokens),
+            limited(load or loader(settings), settings.max_text_tokens),
             budget_bytes=budget,
             idle_s=idle_s,
             cost_of=cost_of or (model_cost if load is None else lambda _reference: 0),
@@ -191,7 +161,7 @@ class Service:
                 pooled = np.asarray(values)
                 finish = partial(model.embedder.finish, pooled, dimension, normalized=wanted.normalized)
                 values = await self.run(finish, short=np.size(values) < SHORT_NUMBERS)
-            warnings = _warnings(wanted, model.embedder.spec)
+            warnings = warnings_of(wanted, model.embedder.spec)
         return Embedded(values, tokens, warnings)
 
     async def ranked(self, wanted: Ranking) -> RankedDocuments:
@@ -207,20 +177,26 @@ class Service:
                 values = await self.scheduler.run(model.model, plain(ids), task=model.task, make=make)
                 tokens = self._counted(wanted.target, texts=len(ids), ids=ids)
                 scores = await self.run(of_tokens.scores, wanted.scoring, values, short=tokens < SHORT_CHARACTERS)
-            warnings = _ranking_warnings(wanted, model.embedder.spec)
+            warnings = warnings_of(wanted, model.embedder.spec)
             return RankedDocuments(ranked(scores, top_n), tokens, warnings)
 
-    async def tokenized(self, texts: Sequence[str], target: Target) -> tuple[list[list[int]], int]:
-        """The token ids of each text, with the role's prefix (none by default); and the model's longest text."""
+    async def tokens(self, texts: Sequence[str], target: Target, *, closed: bool) -> list[list[Token]]:
+        """Each text's tokens, with the role's prefix (none by default); without the model's ending unless `closed`."""
         async with self._use(target) as model:
-            read = partial(_token_ids, texts, model.embedder, target.role or Role.RAW)
-            return await self.run(read, short=_is_short(texts)), model.embedder.spec.max_tokens
+            role = target.role or Role.RAW
+            read = partial(tokens_of, embedder=model.embedder, role=role, closed=closed)
+            return await self.run(lambda: [read(text) for text in texts], short=_is_short(texts))
 
-    async def detokenized(self, tokens: Sequence[int], target: Target) -> str:
-        """The text of token ids."""
+    async def detokenized(self, tokens: Sequence[int], target: Target, *, skip_special: bool = False) -> str:
+        """The text of token ids; special tokens are written out unless skipped."""
         async with self._use(target) as model:
-            decode = model.embedder.tokenizer.decode
+            decode = partial(model.embedder.tokenizer.decode, skip_special=skip_special)
             return await self.run(decode, tokens, short=len(tokens) < SHORT_CHARACTERS)
+
+    async def loaded(self, target: Target) -> Embedder:
+        """The model that a request means, in memory; for its facts alone, since it may be unloaded afterwards."""
+        async with self._use(target) as model:
+            return model.embedder
 
     async def served(self) -> list[Served]:
         """Each served reference, in each file type that is here, and each task by its own name."""
@@ -345,22 +321,6 @@ class Service:
         )
         add("nestling_answer_bytes", "Vectors that are being computed or sent", lambda: self.answers.held_bytes)
         add("nestling_cache_bytes", "Size of the result cache", lambda: self.cache.size_bytes)
-
-
-def _token_ids(texts: Sequence[str], embedder: Embedder, role: Role) -> list[list[int]]:
-    prefix, tokenizer = embedder.spec.prefix(role), embedder.tokenizer
-    return [tokenizer.close(ids).tolist() for ids in tokenizer.encode([prefix + text for text in texts])]
-
-
-def _warnings(wanted: Embedding, spec: ModelSpec) -> list[str]:
-    if not are_texts(wanted.inputs):
-        return []
-    return doubled(wanted.inputs, spec, role=wanted.target.role, reading=wanted.reading)
-
-
-def _ranking_warnings(wanted: Ranking, spec: ModelSpec) -> list[str]:
-    texts = [wanted.query, *wanted.documents]
-    return doubled(texts, spec, role=None, reading=wanted.reading)
 
 
 def _are_short(inputs: Inputs) -> bool:

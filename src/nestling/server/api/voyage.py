@@ -1,0 +1,140 @@
+"""Voyage's dialect: the fields of its client in `/v1/embeddings`, and its shape of `/v1/rerank`.
+
+Facts are those of Voyage's API reference and of its Python client, which always sends `truncation`: that field tells
+its bodies from OpenAI's and Jina's on the same paths. Texts that are too long are cut unless `truncation` is false.
+"""
+
+import base64
+from collections.abc import AsyncGenerator, Iterator
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+from pydantic_core import to_json
+
+from nestling import vectors
+from nestling.server.api import answers
+from nestling.server.api.answers import Form
+from nestling.server.api.bodies import Body, texts_or_ids
+from nestling.server.api.dialect import Call, Dialect, Route
+from nestling.server.api.jina import RerankRequest as JinaRerank
+from nestling.server.core.refusals import InvalidError
+from nestling.server.core.requests import Embedded, Embedding, Ranking, Reading
+from nestling.server.http.problems import Problem
+from nestling.vectors import Floats
+
+
+class InputType(StrEnum):
+    """What texts are for."""
+
+    QUERY = "query"
+    DOCUMENT = "document"
+
+
+class EmbedRequest(Body):
+    """`POST /v1/embeddings`."""
+
+    input: str | list[str]
+    model: str | None = None
+    """NAME or NAME/TASK; the first served model by default."""
+    input_type: InputType | None = None
+    """A prefix that a text begins with is its own without one; texts that have none are queries."""
+    truncation: bool | None = None
+    """false: refuse texts that are too long; cut on the right by default."""
+    output_dimension: int | None = None
+    """One of the trained sizes; the full width by default."""
+    output_dtype: Form | None = None
+    """float, int8, uint8, binary or ubinary."""
+    encoding_format: str | None = None
+    """base64: the vector's bytes, of the type of output_dtype."""
+
+    def check(self) -> None:
+        """InvalidError for what Voyage does not know."""
+        if self.output_dtype is Form.BASE64:
+            raise InvalidError("output_dtype=base64: expected one of float, int8, uint8, binary, ubinary")
+        if self.encoding_format not in (None, "base64"):
+            raise InvalidError("encoding_format: expected base64 or null", param="encoding_format")
+
+
+class RerankRequest(JinaRerank):
+    """`POST /v1/rerank`."""
+
+    top_k: int | None = None
+    """How many of the best to answer with; all by default."""
+    truncation: bool | None = None
+    """false: refuse texts that are too long; cut on the right by default."""
+
+
+async def _embeddings(call: Call) -> AsyncGenerator[bytes, None]:
+    request = await call.read(EmbedRequest)
+    request.check()
+    inputs = texts_or_ids(request.input, most=call.service.settings.max_inputs)
+    target = call.service.catalog.target(request.model, roles={"input_type": request.input_type})
+    reading = Reading(truncate=request.truncation is not False, typed=True)
+    name = request.model or call.service.catalog.default.name
+    async with call.service.embedded(Embedding(inputs, target, reading, dimensions=request.output_dimension)) as found:
+        call.warnings.extend(found.warnings)
+        for piece in answers.pieces(_list(found, request, name)):
+            yield piece
+
+
+def _list(found: Embedded, request: EmbedRequest, name: str) -> Iterator[bytes]:
+    form = request.output_dtype or Form.FLOAT
+    write = _packed if request.encoding_format else answers.vector
+    items = (
+        (b'{"object":"embedding","embedding":%b,"index":%d}' % (write(row, form), index),)
+        for index, row in enumerate(found.values)
+    )
+    yield b'{"object":"list","data":'
+    yield from answers.listed(items)
+    yield b',"model":%b,"usage":%b}' % (to_json(name), to_json({"total_tokens": found.tokens}))
+
+
+_BYTES = {Form.INT8: np.int8, Form.BINARY: np.int8, Form.UINT8: np.uint8, Form.UBINARY: np.uint8}
+
+
+def _packed(row: Floats, form: Form) -> bytes:
+    """The bytes of a vector in base64: float32, or one a number."""
+    if form is Form.FLOAT:
+        return to_json(vectors.to_base64(row))
+    return to_json(base64.b64encode(np.array(answers.numbers(row, form), _BYTES[form]).tobytes()).decode("ascii"))
+
+
+async def _rerank(call: Call) -> AsyncGenerator[bytes, None]:
+    request = await call.read(RerankRequest)
+    texts = request.texts(most=call.service.settings.max_inputs)
+    reading = Reading(truncate=request.truncation is not False, typed=True)
+    target = call.service.catalog.target(request.model)
+    found = await call.service.ranked(Ranking(request.query, texts, target, top_n=request.top_k, reading=reading))
+    call.warnings.extend(found.warnings)
+    items: list[dict[str, Any]] = [{"index": one.index, "relevance_score": one.score} for one in found.results]
+    if request.return_documents:
+        items = [{**one, "document": texts[one["index"]]} for one in items]
+    name = request.model or call.service.catalog.default.name
+    yield to_json({"object": "list", "data": items, "model": name, "usage": {"total_tokens": found.tokens}})
+
+
+def _error(problem: Problem) -> bytes:
+    return to_json({"detail": problem.message})
+
+
+DIALECT = Dialect(
+    name="voyage",
+    error=_error,
+    routes=(
+        Route(
+            "/v1/embeddings",
+            _embeddings,
+            "Voyage: a vector for each text.",
+            body=EmbedRequest,
+            claims=frozenset({"truncation", "output_dimension", "output_dtype"}),
+        ),
+        Route(
+            "/v1/rerank",
+            _rerank,
+            "Voyage: documents by nearness.",
+            body=RerankRequest,
+            claims=frozenset({"top_k", "truncation"}),
+        ),
+    ),
+)

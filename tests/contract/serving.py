@@ -53,7 +53,12 @@ class ByteTokenizer:
         places = [(place, place + 1) for place, char in enumerate(text) for _ in char.encode()]
         return self.encode([text])[0], np.array(places, np.int64)
 
-    def decode(self, ids: Sequence[int]) -> str:
+    special: frozenset[int] = frozenset()
+
+    def pieces(self, ids: Sequence[int]) -> list[bytes]:
+        return [bytes([number]) for number in ids]
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
         if any(not 0 <= number < self.size for number in ids):
             raise UsageError("token ids go from 0 to 255", param="tokens")
         return bytes(ids).decode("utf-8", "replace")

@@ -5,22 +5,15 @@ of Cohere (v1, v2) and Voyage; vLLM's page of pooling models.
 """
 
 import base64
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
-from pydantic_core import to_json
-from starlette.testclient import TestClient
 from tests.contract.conftest import Served
-from tests.contract.serving import fake_embedder
 
 from nestling.models.embedder import Embedder
-from nestling.server.api.bodies import Body
-from nestling.server.api.dialect import Call, Dialect, Route
-from nestling.server.api.registry import DIALECTS
-from nestling.server.app import create_app
 from nestling.server.settings import ServeSettings
 
 QUERY, PASSAGE = "How do I open a socket?", "socket(2) creates an endpoint for communication."
@@ -247,21 +240,3 @@ def test_a_prefix_twice_is_said(client: httpx.Client) -> None:
     assert answer.headers["x-nestling-warning"].startswith("input 1: begins with a prefix and got another")
     assert "x-nestling-warning" not in client.post("/v1/embeddings", json=body | {"prompt_name": "raw"}).headers
     assert "x-nestling-warning" not in client.post("/api/embed", json=body).headers
-
-
-def test_one_more_dialect_is_one_module_and_one_line() -> None:
-    class Request(Body):
-        """A body."""
-
-        text: str
-
-    async def count(call: Call) -> AsyncGenerator[bytes, None]:
-        request = await call.read(Request)
-        yield to_json({"letters": len(request.text)})
-
-    mine = Dialect("mine", (Route("/count", count, "", body=Request),), lambda problem: to_json([problem.message]))
-    settings = ServeSettings(model=("starter",))
-    app = create_app(settings, lambda _reference: fake_embedder(), dialects=(*DIALECTS, mine))
-    with TestClient(app) as client:
-        assert client.post("/count", json={"text": "abc"}).json() == {"letters": 3}
-        assert client.post("/mine/count", json={"text": 1}).json()[0].startswith("text: ")

@@ -11,8 +11,8 @@ from tests.contract.serving import FakeEngine, fake_embedder, loader
 
 from nestling.errors import EngineError, ModelNotFoundError
 from nestling.models.embedder import Embedder
-from nestling.server.core.model_pool import ModelPool, self_test
 from nestling.server.core.loading import ENGINE_BYTES, model_cost
+from nestling.server.core.model_pool import ModelPool, self_test
 
 
 def run(work: Any) -> Any:

@@ -96,6 +96,12 @@ def test_it_is_no_text_model(folder: Path) -> None:
         spec_of(GGUFFile.open(folder / TOWER))
 
 
+def test_it_is_not_quantized(folder: Path, tmp_path: Path) -> None:
+    done = nestling("quantize", folder / TOWER, "Q8_0", "--out", tmp_path / "q.gguf")
+    assert (done.code, "a vision tower, which stays BF16; name a text model's file" in done.err) == (2, True)
+    assert not list(tmp_path.iterdir())
+
+
 def test_it_is_found_beside_the_model_or_in_its_familys_folder(folder: Path, tmp_path: Path) -> None:
     model = model_path(folder, family="mine", task=Task.CODE, file_type="Q8_0")
     assert tower_of(model, spec("mine")) == folder / TOWER

@@ -20,6 +20,7 @@ from nestling._util.progress import Progress, no_progress
 from nestling.errors import BuildError, UsageError
 from nestling.formats.ggml import all_finite, dequantize_rows, quantize_rows
 from nestling.formats.gguf import GGUFFile, GGUFWriter, TensorInfo, open_writer
+from nestling.formats.mmproj import is_tower
 from nestling.formats.quant_types import QuantType
 from nestling.pipeline.quantization.plan import Mix, QuantizePlan, plan
 
@@ -102,6 +103,8 @@ def quantize_many(
 ) -> list[QuantizeReport]:
     """As `quantize`, several files in one pass: output path -> what to make. Each is written whole or not at all."""
     file = GGUFFile.open(source)
+    if is_tower(file):
+        raise UsageError(f"{source}: a vision tower, which stays BF16; name a text model's file", param="source")
     for out in mixes:
         if out.exists() and out.samefile(source):
             raise UsageError(f"{out}: this is the source; give the quantized file another name", param="out")

@@ -80,7 +80,7 @@ def _facts(checkout: Path) -> dict[str, str]:
             "NESTLING_CACHE": cache,
             "PYTHONPATH": f"{checkout / 'src'}:{checkout / 'data' / 'src'}",
         }
-        _run(environment, MAIN, "build", "--quant", QUANTS, "--chunks", "4")
+        _run(environment, MAIN, "build", "--quant", QUANTS)
         return _files(Path(cache)) | _vectors(environment) | _answers(environment)
 
 

@@ -135,12 +135,12 @@ def test_fields_at_their_defaults_contradict_nothing(fields: dict[str, Any]) -> 
 
 def test_candidates_are_texts_or_objects_with_one() -> None:
     request = RerankRequest.parse(b'{"query": "q", "documents": ["a", {"text": "b", "title": "t"}]}')
-    assert request.texts(most=2) == ["a", "b"]
+    assert request.candidates(most=2) == ["a", "b"]
     with pytest.raises(TooLargeError, match="takes 1 a request"):
-        request.texts(most=1)
-    for body, message in ((b"[]", "at least one"), (b'["a", {"image": "b"}]', r"documents\[1\].text")):
+        request.candidates(most=1)
+    for body, message in ((b"[]", "at least one"), (b'["a", {"title": "b"}]', r"documents\[1\].text")):
         with pytest.raises(InvalidError, match=message):
-            RerankRequest.parse(b'{"query": "q", "documents": %b}' % body).texts(most=9)
+            RerankRequest.parse(b'{"query": "q", "documents": %b}' % body).candidates(most=9)
 
 
 def test_an_error_does_not_repeat_the_body() -> None:

@@ -202,6 +202,12 @@ class ServeSettings:
     )
     max_inputs: int = field(default=2048, metadata=_number("Texts in a request."))
     max_body_bytes: int = field(default=2_000_000, metadata=_number("Bytes of a request's body."))
+    max_image_body_bytes: int = field(
+        default=20_000_000, metadata=_number("Bytes of the body of a request that may have images.")
+    )
+    allow_image_urls: tuple[str, ...] = field(
+        default=(), metadata=_list("A HOST or HOST:PORT that images are fetched from; * for any public one.", "HOST")
+    )
     max_in_flight: int = field(default=512, metadata=_number("Requests in flight before 429."))
     max_queue_tokens: int = field(default=1_000_000, metadata=_number("Tokens waiting before 429."))
     max_text_tokens: int | None = field(

@@ -26,7 +26,7 @@ SHORT_BODY = 64_000
 """Bytes of JSON that parse in about a millisecond."""
 _STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
 
-_TEXTS = {
+_TEXTS: dict[str, Any] = {
     "oneOf": [
         {"type": "string", "minLength": 1},
         {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1},
@@ -35,6 +35,18 @@ _TEXTS = {
     ],
     "description": "A text, several texts, or token ids where the server takes them.",
 }
+_ITEM = {
+    "type": "object",
+    "properties": {key: {"type": "string"} for key in ("text", "image", "url", "bytes")},
+    "minProperties": 1,
+    "maxProperties": 1,
+}
+_MIXED = {
+    "oneOf": [*_TEXTS["oneOf"], {"type": "array", "items": _ITEM, "minItems": 1}],
+    "description": "As texts or token ids, or objects: {text}, {image} as base64, data URI or URL, {url}, {bytes}.",
+}
+Mixed = Annotated[Any, WithJsonSchema(_MIXED)]
+"""A field that takes images besides."""
 TextsOrIds = Annotated[Any, WithJsonSchema(_TEXTS)]
 """A field that `texts_or_ids` reads."""
 

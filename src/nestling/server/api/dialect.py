@@ -47,6 +47,7 @@ class Route:
 
     `also`: other paths of the same, left out of the OpenAPI document. A path parameter that takes slashes is
     `{name:path}`. `claims`: fields of a body that make a path which other dialects have too this route's.
+    `images`: a body may have them, and so more bytes.
     """
 
     path: str
@@ -55,6 +56,7 @@ class Route:
     body: type[Body] | None = None
     also: tuple[str, ...] = ()
     claims: frozenset[str] = frozenset()
+    images: bool = False
 
     @property
     def method(self) -> Literal["GET", "POST"]:

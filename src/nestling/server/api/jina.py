@@ -7,12 +7,12 @@ from pydantic import WithJsonSchema
 from pydantic_core import to_json
 
 from nestling.models.reranking import Scoring
-from nestling.server.api import answers
+from nestling.server.api import answers, images
 from nestling.server.api.answers import Form
 from nestling.server.api.bodies import Body, not_a_text
 from nestling.server.api.dialect import Call, Dialect, Route
 from nestling.server.core.refusals import InvalidError, TooLargeError
-from nestling.server.core.requests import RankedDocuments, Ranking, Reading
+from nestling.server.core.requests import Picture, RankedDocuments, Ranking, Reading
 
 _DOCUMENTS = {"type": "array", "items": {"anyOf": [{"type": "string"}, {"type": "object"}]}}
 
@@ -39,7 +39,7 @@ class RerankRequest(Body):
 
     query: str
     documents: Annotated[list[Any], WithJsonSchema(_DOCUMENTS)]
-    """The candidates: texts, or objects with a `text`."""
+    """The candidates: texts, or objects with a `text` or an `image` (base64, data URI or URL)."""
     model: str | None = None
     """As for embeddings, without a role."""
     task: str | None = None
@@ -55,14 +55,27 @@ class RerankRequest(Body):
     truncate_prompt_tokens: int | None = None
     """Cut texts on the right to so many tokens, the prefix included; -1 is the model's limit."""
 
+    def candidates(self, *, most: int) -> list[str | Picture]:
+        """The candidates; InvalidError naming the one that is neither, TooLargeError for more than `most`."""
+        return [_candidate(one, index) for index, one in enumerate(self._counted(most))]
+
     def texts(self, *, most: int) -> list[str]:
-        """The candidates' texts; InvalidError naming the one that has none, TooLargeError for more than `most`."""
+        """The same of a dialect that has no images."""
+        return [_text(one, f"documents[{index}]") for index, one in enumerate(self._counted(most))]
+
+    def _counted(self, most: int) -> list[Any]:
         if not self.documents:
             raise InvalidError("documents: expected at least one", param="documents", code="invalid_input")
         if len(self.documents) > most:
             message = f"documents: {len(self.documents)}, this server takes {most} a request"
             raise TooLargeError(message, param="documents")
-        return [_text(one, f"documents[{index}]") for index, one in enumerate(self.documents)]
+        return self.documents
+
+
+def _candidate(document: object, index: int) -> str | Picture:
+    if images.has_image(document):
+        return images.of_document(document, index)
+    return images.of_text(_text(document, f"documents[{index}]"))
 
 
 def _text(document: object, place: str) -> str:
@@ -77,14 +90,16 @@ async def rerank(call: Call) -> AsyncGenerator[bytes, None]:
     """The handler of `/v1/rerank`, which llama-server has by another path too."""
     request = await call.read(RerankRequest)
     scoring = Scoring.parse(request.scoring or Scoring.MAXSIM)
-    texts = request.texts(most=call.service.settings.max_inputs)
+    settings = call.service.settings
+    candidates = request.candidates(most=settings.max_inputs)
+    images.check_texts(candidates, most=settings.max_body_bytes)
     target = call.service.catalog.target(request.model, task=request.task)
     if target.role is not None:
         message = "model: a role has no meaning here: the query is one, the documents passages"
         raise InvalidError(message, param="model")
     wanted = Ranking(
         request.query,
-        texts,
+        candidates,
         target,
         scoring=scoring,
         top_n=request.top_n,
@@ -93,16 +108,22 @@ async def rerank(call: Call) -> AsyncGenerator[bytes, None]:
     found = await call.service.ranked(wanted)
     call.warnings.extend(found.warnings)
     name = request.model or call.service.catalog.default.name
-    yield ranking(found, texts if request.return_documents else None, scoring=scoring, model=name)
+    yield ranking(found, candidates if request.return_documents else None, scoring=scoring, model=name)
 
 
-def ranking(found: RankedDocuments, documents: Sequence[str] | None, *, scoring: Scoring, model: str) -> bytes:
+def ranking(
+    found: RankedDocuments, documents: Sequence[str | Picture] | None, *, scoring: Scoring, model: str
+) -> bytes:
     """The answer: the best first, with their documents where these are given."""
     items: list[dict[str, Any]] = [{"index": one.index, "relevance_score": one.score} for one in found.results]
     if documents is not None:
-        items = [{**item, "document": {"text": documents[item["index"]]}} for item in items]
+        items = [{**item, "document": _echo(documents[item["index"]])} for item in items]
     usage = answers.usage(found.tokens)
     return to_json({"object": "list", "model": model, "scoring": scoring, "results": items, "usage": usage})
+
+
+def _echo(document: str | Picture) -> dict[str, str]:
+    return {"image": document.text} if isinstance(document, Picture) else {"text": document}
 
 
 DIALECT = Dialect(
@@ -115,6 +136,7 @@ DIALECT = Dialect(
             "Candidates in the order of their nearness. Also at /rerank.",
             body=RerankRequest,
             also=("/rerank",),
+            images=True,
         ),
     ),
 )

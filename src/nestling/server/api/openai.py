@@ -3,18 +3,22 @@
 from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from enum import StrEnum
 from functools import partial
+from typing import Annotated, Any
 
+from pydantic import WithJsonSchema
 from pydantic_core import to_json
 
-from nestling.server.api import answers
+from nestling.server.api import answers, images
 from nestling.server.api.answers import Form
-from nestling.server.api.bodies import Body, TextsOrIds, texts_or_ids
+from nestling.server.api.bodies import Body, Mixed, TextsOrIds
 from nestling.server.api.dialect import Call, Dialect, Route
 from nestling.server.api.jina import JinaFields
 from nestling.server.core.catalog import Served
 from nestling.server.core.refusals import InvalidError, agreed
 from nestling.server.core.requests import Embedded, Embedding, Output, Reading
 from nestling.vectors import Floats
+
+_MESSAGES = {"type": "array", "items": {"type": "object"}, "minItems": 1}
 
 
 class Encoding(StrEnum):
@@ -41,6 +45,9 @@ class OpenAIFields(Body):
 class EmbeddingRequest(JinaFields, OpenAIFields):
     """`POST /v1/embeddings`."""
 
+    input: Mixed = None
+    messages: Annotated[Any, WithJsonSchema(_MESSAGES)] = None
+    """vLLM's form of one input: a user's message whose content is a text or one image_url."""
     encoding_type: Form | None = None
     """The same as embedding_type."""
     prompt_name: str | None = None
@@ -88,11 +95,11 @@ def _given(value: object, name: str) -> bool:
 
 
 async def _embeddings(call: Call) -> AsyncGenerator[bytes, None]:
-    request = await call.read(EmbeddingRequest)
+    request, settings = await call.read(EmbeddingRequest), call.service.settings
     request.check_together()
     form = request.form
-    read = partial(texts_or_ids, request.input, most=call.service.settings.max_inputs)
-    inputs = await call.run(read)
+    inputs = await call.run(partial(images.inputs_of, request.input, request.messages, most=settings.max_inputs))
+    images.check_texts(inputs, most=settings.max_body_bytes)
     roles = {"prompt_name": request.prompt_name, "input_type": request.input_type}
     wanted = Embedding(
         inputs,
@@ -158,9 +165,10 @@ DIALECT = Dialect(
         Route(
             "/v1/embeddings",
             _embeddings,
-            "A vector for each text. Also at /embeddings.",
+            "A vector for each text or image. Also at /embeddings.",
             body=EmbeddingRequest,
             also=("/embeddings",),
+            images=True,
         ),
         Route(
             "/v1/models",

@@ -92,7 +92,8 @@ def doubled(texts: Sequence[str], spec: ModelSpec, *, role: Role | None, reading
 def warnings_of(wanted: Embedding | Ranking, spec: ModelSpec) -> list[str]:
     """What a client should know of its texts."""
     if isinstance(wanted, Ranking):
-        return doubled([wanted.query, *wanted.documents], spec, role=None, reading=wanted.reading)
+        texts = [wanted.query, *(one for one in wanted.documents if isinstance(one, str))]
+        return doubled(texts, spec, role=None, reading=wanted.reading)
     if not are_texts(wanted.inputs):
         return []
     return doubled(wanted.inputs, spec, role=wanted.target.role, reading=wanted.reading)

@@ -11,13 +11,22 @@ from nestling.server.core.catalog import Target
 from nestling.spec import Role
 from nestling.vectors import Floats
 
-Inputs = list[str] | list[TokenIds]
-"""At least one text, or at least one list of token ids."""
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """An image as the client wrote it: base64 or a data URI, or where `is_url` what to fetch."""
+
+    text: str
+    is_url: bool = False
+
+
+Inputs = list[str] | list[TokenIds] | list[str | Picture]
+"""At least one text, list of token ids, or text and image mixed."""
 
 
 def are_texts(inputs: Inputs) -> TypeGuard[list[str]]:
-    """True for texts, False for token ids."""
-    return isinstance(inputs[0], str)
+    """True for texts alone."""
+    return all(isinstance(one, str) for one in inputs)
 
 
 class Output(StrEnum):
@@ -94,7 +103,7 @@ class Ranking:
     """Documents in the order of their nearness to a query, the `top_n` best or all."""
 
     query: str
-    documents: Sequence[str]
+    documents: Sequence[str | Picture]
     target: Target
     scoring: Scoring = Scoring.MAXSIM
     top_n: int | None = None

@@ -7,15 +7,17 @@ thread's hand-over would cost more. Knows no bodies, statuses or routes.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 
-from nestling.engine.protocol import TokenIds, plain
+from nestling.engine.protocol import Item, TokenIds, plain
+from nestling.errors import ImageError, TextError
 from nestling.formats.gguf import GGUFFile
 from nestling.models.compute import as_they_are
 from nestling.models.embedder import Embedder
@@ -30,12 +32,14 @@ from nestling.server.core.inputs import Reader, tokens_of, warnings_of
 from nestling.server.core.loading import limited, loader, model_cost
 from nestling.server.core.metrics import Metrics
 from nestling.server.core.model_pool import Load, ModelPool, Use
+from nestling.server.core.pictures import PictureReader, pictures_of, texts_of
 from nestling.server.core.requests import (
     PER_TOKEN,
     Embedded,
     Embedding,
     Inputs,
     Output,
+    Picture,
     RankedDocuments,
     Ranking,
     Token,
@@ -89,9 +93,10 @@ class Service:
         self.is_stopped = False
         """True when nothing is left running behind `stop`."""
         self._reader = Reader(settings.token_input)
+        self._pictures = PictureReader(settings.allow_image_urls)
         self._specs: dict[str, ModelSpec] = {}
         self._noted: set[str] = set()
-        self._works: Mapping[Output, Callable[[Use, Sequence[TokenIds]], Awaitable[Sequence[Floats] | Floats]]] = {
+        self._works: Mapping[Output, Callable[[Use, Sequence[Item]], Awaitable[Sequence[Floats] | Floats]]] = {
             Output.VECTOR: self._pooled,
             Output.STATES: self._states,
             Output.MULTI_VECTOR: self._tokens,
@@ -122,6 +127,7 @@ class Service:
         with suppress(asyncio.CancelledError, Exception):  # whoever waited for the start was told
             await self._started
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self._pictures.close()
         ended = await asyncio.to_thread(self.scheduler.stop, end - LAST_S - time.monotonic())
         if not ended:
             self.scheduler.abandon()
@@ -148,14 +154,15 @@ class Service:
         async with self._use(wanted.target) as model:
             dimension, width = model.embedder.spec.dimension(wanted.dimensions), model.embedder.spec.dimension(None)
             values: Sequence[Floats] | Floats
+            ids: Sequence[Sized]
             if wanted.output is Output.CHUNKS:
                 held.enter_context(self.answers.held(len(wanted.inputs) * width * FLOAT_BYTES))
                 values, ids = await self._chunks(wanted, model)
             else:
-                ids = await self._ids(wanted, model)
+                ids = items = await self._items(wanted, model)
                 rows = sum(map(len, ids)) if wanted.output in PER_TOKEN else len(ids)
                 held.enter_context(self.answers.held(rows * width * FLOAT_BYTES))
-                values = await self._works[wanted.output](model, ids)
+                values = await self._works[wanted.output](model, items)
             tokens = self._counted(wanted.target, texts=len(wanted.inputs), ids=ids)
             if wanted.output not in PER_TOKEN:
                 pooled = np.asarray(values)
@@ -168,13 +175,11 @@ class Service:
         """The documents in the order of their nearness to the query."""
         top_n = check_top_n(wanted.top_n)
         async with self._use(wanted.target) as model:
-            read = partial(of_tokens.candidates, wanted, model.embedder)
-            with self._timed("tokenize"):
-                ids = await self.run(read, short=_is_short(wanted.documents))
+            ids = await self._candidates(wanted, model)
             make = model.embedder.projector.project if wanted.scoring is Scoring.MAXSIM else None
             rows, width = sum(map(len, ids)) if make else len(ids), model.embedder.spec.dimension(None)
             with self.answers.held(rows * width * FLOAT_BYTES):
-                values = await self.scheduler.run(model.model, plain(ids), task=model.task, make=make)
+                values = await self.scheduler.run(model.model, ids, task=model.task, make=make)
                 tokens = self._counted(wanted.target, texts=len(ids), ids=ids)
                 scores = await self.run(of_tokens.scores, wanted.scoring, values, short=tokens < SHORT_CHARACTERS)
             warnings = warnings_of(wanted, model.embedder.spec)
@@ -255,33 +260,68 @@ class Service:
                     "housekeeping failed", extra={"fields": {"error": f"{type(error).__name__}: {error!s:.200}"}}
                 )
 
+    async def _items(self, wanted: Embedding, model: Use) -> list[Item]:
+        pictures = pictures_of(wanted.inputs)
+        if not pictures:
+            return plain(await self._ids(wanted, model))
+        found = await self._pictured(pictures, model)
+        texts = {place: one for place, one in enumerate(wanted.inputs) if isinstance(one, str)}
+        if texts:
+            try:
+                ids = await self._ids(replace(wanted, inputs=list(texts.values())), model)
+            except TextError as error:
+                raise error.at(list(texts)[error.index]) from None
+            found |= zip(texts, plain(ids), strict=True)
+        return [found[place] for place in range(len(wanted.inputs))]
+
+    async def _pictured(self, pictures: Mapping[int, Picture], model: Use) -> dict[int, Item]:
+        with self._timed("images"):
+            return await self._pictures.items(pictures, model.embedder) if pictures else {}
+
+    async def _candidates(self, wanted: Ranking, model: Use) -> list[Item]:
+        """The query and the documents; InvalidError naming the document that cannot be scored."""
+        pictures = pictures_of(wanted.documents)
+        places = [place for place, one in enumerate(wanted.documents) if isinstance(one, str)]
+        with self._timed("tokenize"):
+            read = partial(of_tokens.candidates, wanted, places, model.embedder)
+            asked, *texts = await self.run(read, short=_is_short(texts_of(wanted.documents)))
+        try:
+            found = await self._pictured(pictures, model)
+        except ImageError as error:
+            raise of_tokens.of_document(error) from None
+        found |= zip(places, plain(texts), strict=True)
+        items = [Item(asked), *(found[place] for place in range(len(wanted.documents)))]
+        if wanted.scoring is Scoring.MAXSIM:
+            of_tokens.check_size(items, param="documents")
+        return items
+
     async def _ids(self, wanted: Embedding, model: Use) -> list[TokenIds]:
         read = partial(self._reader.read, wanted, model.embedder)
         with self._timed("tokenize"):
             return await self.run(read, short=_are_short(wanted.inputs))
 
-    async def _pooled(self, model: Use, ids: Sequence[TokenIds]) -> Floats:
-        items, identity = plain(ids), model.embedder.identity
+    async def _pooled(self, model: Use, items: Sequence[Item]) -> Floats:
+        identity = model.embedder.identity
         known = [self.cache.get(identity, one) for one in items]
         missing = [index for index, row in enumerate(known) if row is None]
-        self.metrics.cache_hits.inc(len(ids) - len(missing))
+        self.metrics.cache_hits.inc(len(items) - len(missing))
         if not missing:
             return np.stack([row for row in known if row is not None])
         fresh = await self.scheduler.pool(model.model, [items[index] for index in missing], task=model.task)
         for index, row in zip(missing, fresh, strict=True):
             known[index] = row
             self.cache.put(identity, items[index], row)
-        return fresh if len(missing) == len(ids) else np.stack([row for row in known if row is not None])
+        return fresh if len(missing) == len(items) else np.stack([row for row in known if row is not None])
 
-    async def _states(self, model: Use, ids: Sequence[TokenIds]) -> Sequence[Floats]:
-        of_tokens.check_size(ids, param="inputs")
-        return await self.scheduler.run(model.model, plain(ids), task=model.task, make=as_they_are)
+    async def _states(self, model: Use, items: Sequence[Item]) -> Sequence[Floats]:
+        of_tokens.check_size(items, param="inputs")
+        return await self.scheduler.run(model.model, items, task=model.task, make=as_they_are)
 
-    async def _tokens(self, model: Use, ids: Sequence[TokenIds]) -> Sequence[Floats]:
+    async def _tokens(self, model: Use, items: Sequence[Item]) -> Sequence[Floats]:
         of_tokens.check_head(model.embedder, param="return_multivector")
-        of_tokens.check_size(ids, param="input")
+        of_tokens.check_size(items, param="input")
         make = model.embedder.projector.project
-        return await self.scheduler.run(model.model, plain(ids), task=model.task, make=make)
+        return await self.scheduler.run(model.model, items, task=model.task, make=make)
 
     async def _chunks(self, wanted: Embedding, model: Use) -> tuple[Floats, Sequence[TokenIds]]:
         cut = partial(of_tokens.chunked, wanted.inputs, model.embedder, role=wanted.target.role or Role.QUERY)
@@ -291,7 +331,7 @@ class Service:
         [rows] = await self.scheduler.run(model.model, plain([found.ids]), task=model.task, make=make)
         return rows, [found.ids]
 
-    def _counted(self, target: Target, *, texts: int, ids: Sequence[TokenIds]) -> int:
+    def _counted(self, target: Target, *, texts: int, ids: Sequence[Sized]) -> int:
         """Tell the metrics what was embedded: -> the tokens."""
         count = sum(map(len, ids))
         self.metrics.texts.labels(target.reference).inc(texts)

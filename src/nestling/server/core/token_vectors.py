@@ -3,7 +3,7 @@
 Each function is a step between reading a request and writing its answer; what runs engines is the scheduler's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from functools import partial
 from itertools import pairwise
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nestling.engine.protocol import TokenIds
-from nestling.errors import TextError, UsageError
+from nestling.errors import ImageSizeError, InputError, TextError, UsageError
 from nestling.inputs.late_chunking import ChunkedIds, Cut
 from nestling.models.embedder import Embedder
 from nestling.models.reranking import Scoring, token_scores, vector_scores
@@ -33,7 +33,7 @@ def check_head(embedder: Embedder, *, param: str) -> None:
         raise InvalidError(str(error), param=param, code="no_multivector") from None
 
 
-def check_size(ids: Sequence[TokenIds], *, param: str) -> None:
+def check_size(ids: Sequence[Sized], *, param: str) -> None:
     """TooLargeError for more tokens than a request gets vectors for."""
     if (total := sum(map(len, ids))) > MOST_TOKENS:
         raise TooLargeError(
@@ -57,17 +57,13 @@ def chunked(inputs: Inputs, embedder: Embedder, *, role: Role) -> ChunkedIds:
         raise InvalidError(f"late_chunking: input {str(error).removeprefix('spans: ')}", param="input") from None
 
 
-def candidates(wanted: Ranking, embedder: Embedder) -> list[TokenIds]:
-    """The query's token ids, then those of each document; UsageError for what cannot be scored that way."""
-    if wanted.scoring is Scoring.COSINE:
-        return _candidates(wanted, embedder)
-    check_head(embedder, param="scoring")
-    ids = _candidates(wanted, embedder)
-    check_size(ids, param="documents")
-    return ids
+def candidates(wanted: Ranking, places: Sequence[int], embedder: Embedder) -> list[TokenIds]:
+    """The query's token ids, then those of the documents at `places`, which are texts.
 
-
-def _candidates(wanted: Ranking, embedder: Embedder) -> list[TokenIds]:
+    UsageError for what cannot be scored that way.
+    """
+    if wanted.scoring is Scoring.MAXSIM:
+        check_head(embedder, param="scoring")
     if not wanted.query.strip():
         raise InvalidError("query: the text is empty", param="query", code="invalid_input")
     read = partial(tokenized, embedder=embedder, role=None, reading=wanted.reading)
@@ -76,10 +72,16 @@ def _candidates(wanted: Ranking, embedder: Embedder) -> list[TokenIds]:
     except TextError as error:
         raise InvalidError(str(error).replace("input 0", "query", 1), param="query", code="invalid_input") from None
     try:
-        return asked + read(wanted.documents, default=Role.PASSAGE)
+        return asked + read([str(wanted.documents[place]) for place in places], default=Role.PASSAGE)
     except TextError as error:
-        message = str(error).replace(f"input {error.index}", f"documents[{error.index}]", 1)
-        raise InvalidError(message, param="documents", code="invalid_input") from None
+        raise of_document(error.at(places[error.index])) from None
+
+
+def of_document(error: InputError) -> UsageError:
+    """The same complaint in a ranking's words."""
+    if isinstance(error, ImageSizeError):
+        return TooLargeError(f"documents[{error.index}]: {error.reason}", param="documents")
+    return InvalidError(f"documents[{error.index}]: {error.reason}", param="documents", code="invalid_input")
 
 
 def scores(scoring: Scoring, values: Sequence[Floats]) -> NDArray[np.float64]:

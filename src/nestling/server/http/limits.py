@@ -29,27 +29,30 @@ class Bodies:
         self._limit, self._held = limit, 0
 
     @asynccontextmanager
-    async def read(self, request: Request) -> AsyncIterator[bytes]:
-        """The body, counted as held until the block ends. Problem 408, 413 or 415; BusyError."""
+    async def read(self, request: Request, *, most: int | None = None) -> AsyncIterator[bytes]:
+        """The body, counted as held until the block ends; of `most` bytes, where that is more than the usual limit.
+
+        Problem 408, 413 or 415; BusyError.
+        """
         if request.headers.get("content-encoding", "identity").lower() != "identity":
             raise Problem(415, "Content-Encoding: send the JSON uncompressed", "unsupported_encoding")
         parts = bytearray()
         try:
-            await self._collect(request, parts)
+            await self._collect(request, parts, max(most or 0, self._limit))
             yield bytes(parts)
         finally:
             self._held -= len(parts)
 
-    async def _collect(self, request: Request, parts: bytearray) -> None:
+    async def _collect(self, request: Request, parts: bytearray, most: int) -> None:
         declared = request.headers.get("content-length", "0")
-        if int(declared if declared.isdigit() else "0") > self._limit:
-            await self._refuse(request)
+        if int(declared if declared.isdigit() else "0") > most:
+            await self._refuse(request, most)
         try:
             async with asyncio.timeout(BODY_TIMEOUT_S):
                 async for chunk in request.stream():
-                    if len(parts) + len(chunk) > self._limit:
-                        await self._refuse(request)
-                    if self._held + len(chunk) > HELD_BODIES * self._limit:
+                    if len(parts) + len(chunk) > most:
+                        await self._refuse(request, most)
+                    if self._held + len(chunk) > max(HELD_BODIES * self._limit, 2 * most):
                         raise BusyError("too many bodies at once")
                     self._held += len(chunk)
                     parts += chunk
@@ -57,14 +60,13 @@ class Bodies:
             late = f"the body did not arrive within {BODY_TIMEOUT_S:.0f} s"
             raise Problem(408, late, "timeout", headers=_CLOSE) from None
 
-    async def _refuse(self, request: Request) -> None:
+    async def _refuse(self, request: Request, most: int) -> None:
         if "expect" not in request.headers:
-            await self._discard(request)
-        message = f"body: more than {self._limit} bytes, which is this server's limit"
+            await self._discard(request, DISCARDED_BODIES * self._limit + most)
+        message = f"body: more than {most} bytes, which is this server's limit"
         raise Problem(413, message, "request_too_large", headers=_CLOSE)
 
-    async def _discard(self, request: Request) -> None:
-        left = DISCARDED_BODIES * self._limit
+    async def _discard(self, request: Request, left: int) -> None:
         try:
             async with asyncio.timeout(DISCARD_S):
                 while left > 0:

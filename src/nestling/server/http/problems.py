@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from starlette.responses import Response
 from starlette.types import Scope
 
-from nestling.errors import EngineError, ModelNotFoundError, NestlingError, TextError, UsageError
+from nestling.errors import EngineError, ImageSizeError, InputError, ModelNotFoundError, NestlingError, UsageError
 from nestling.server.core.refusals import BusyError, InvalidError, TooLargeError, UnavailableError
 
 CLIENT_LEFT = 499
@@ -50,7 +50,8 @@ def _retry(seconds: int) -> dict[str, str]:
 _PROBLEMS: dict[type[Exception], Callable[..., Problem]] = {  # the first that fits: special ones before general ones
     InvalidError: lambda error: Problem(400, str(error), error.code, error.param),
     TooLargeError: lambda error: Problem(413, str(error), "request_too_large", error.param),
-    TextError: lambda error: Problem(400, str(error), "invalid_input", error.param),
+    ImageSizeError: lambda error: Problem(413, str(error), "request_too_large", error.param),
+    InputError: lambda error: Problem(400, str(error), "invalid_input", error.param),
     UsageError: lambda error: Problem(400, str(error), "invalid_value", error.param),
     BusyError: lambda error: Problem(429, str(error), "overloaded", headers=_retry(error.retry_after_s)),
     UnavailableError: lambda error: Problem(503, str(error), "unavailable", headers=_retry(RETRY_AFTER_S)),

@@ -1,0 +1,277 @@
+"""Images over HTTP, from a real server with a tiny model: every client's form, and every bad one.
+
+The doors for an image: `/v1/embeddings` by `input` (objects, bare data URIs), by `messages`; `/v1/rerank` by documents.
+The doors to a file or a network that a client has no business with: paths and URLs in each of them.
+"""
+
+import base64
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from tests.contract.serving import Running, running
+from tests.fault.test_image_downloads import serving
+from tests.picture_files import png, raw_png, saved
+from tests.pictures import gradient, noise
+
+from nestling.inputs.image.download import Downloads
+from nestling.models.embedder import Embedder
+from nestling.pipeline.conversion.checkpoint import Checkpoint
+from nestling.pipeline.pipeline import Pipeline, model_path
+from nestling.spec import Task
+from nestling.vectors import paired_cosine
+
+DATA, OTHER = png(gradient(56, 84)), saved(noise(60, 80), "JPEG")
+CODE, OTHER_CODE = base64.b64encode(DATA).decode(), base64.b64encode(OTHER).decode()
+URI = "data:image/png;base64," + CODE
+SAME = 0.9999
+
+
+@pytest.fixture(scope="module")
+def path(vision_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("family")
+    Pipeline(Checkpoint.open(vision_checkpoint), folder, "tiny", 1).build([Task.RETRIEVAL], ["F32"])
+    return model_path(folder, family="tiny", task=Task.RETRIEVAL, file_type="F32")
+
+
+@pytest.fixture(scope="module")
+def model(path: Path) -> Iterator[Embedder]:
+    loaded = Embedder.load(path, threads=1)
+    yield loaded
+    loaded.close()
+
+
+@pytest.fixture(scope="module")
+def server(path: Path) -> Iterator[Running]:
+    with running(lambda _reference: Embedder.load(path, threads=1)) as one:
+        yield one
+
+
+def post(server: Running, where: str = "/v1/embeddings", **body: Any) -> httpx.Response:
+    return httpx.post(server.url + where, json=body, timeout=60)
+
+
+def rows(answer: httpx.Response) -> Any:
+    assert answer.status_code == 200, answer.text
+    return np.array([one["embedding"] for one in answer.json()["data"]], np.float32)
+
+
+def refused(answer: httpx.Response, status: int, *parts: str) -> str:
+    assert answer.status_code == status, answer.text
+    message: str = answer.json()["error"]["message"]
+    for part in parts:
+        assert part in message
+    assert "at 0x" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"input": [{"image": CODE}]}, {"input": [{"image": URI}]}, {"input": {"image": URI}}, {"input": [URI]},
+        {"input": URI}, {"input": [{"bytes": CODE}]}, {"input": [{"url": URI}]},
+        {"input": [{"image": CODE, "text": None}]},
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": URI}}]}]},
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": URI},
+                                                   {"type": "text", "text": "Describe the image."}]}]},
+    ],
+)  # fmt: skip
+def test_every_clients_form_gives_the_images_vector(server: Running, model: Embedder, body: dict[str, Any]) -> None:
+    answer = post(server, **body)
+    assert paired_cosine(rows(answer), model.encode_image([DATA])).min() >= SAME
+    assert answer.json()["usage"]["prompt_tokens"] == 2 * 3 + 20
+
+
+def test_texts_and_images_are_mixed_in_their_order(server: Running, model: Embedder) -> None:
+    answer = post(server, input=["a", {"image": CODE}, {"text": "b"}, {"image": OTHER_CODE}])
+    expected = np.concatenate([model.encode(["a", "b"]), model.encode_image([DATA, OTHER])])[[0, 2, 1, 3]]
+    assert paired_cosine(rows(answer), expected).min() >= SAME
+    usage = answer.json()["usage"]["prompt_tokens"]
+    assert usage == sum(map(len, model.items(["a", DATA, "b", OTHER])))
+
+
+def test_multi_vectors_dimensions_and_base64_of_images(server: Running, model: Embedder) -> None:
+    found = post(server, input=[{"image": CODE}, "a"], return_multivector=True).json()["data"]
+    assert (
+        paired_cosine(np.array(found[0]["embeddings"], np.float32), model.encode_image_tokens([DATA])[0]).min() >= SAME
+    )
+    assert rows(post(server, input=[{"image": CODE}], dimensions=16)).shape == (1, 16)
+    packed = post(server, input=[{"image": CODE}], encoding_format="base64").json()["data"][0]["embedding"]
+    row = np.frombuffer(base64.b64decode(packed), "<f4")[None]
+    assert paired_cosine(row, model.encode_image([DATA])).min() >= SAME
+
+
+def test_a_message_of_text_is_a_text(server: Running, model: Embedder) -> None:
+    for content in ("hello", [{"type": "text", "text": "hello"}]):
+        answer = post(server, messages=[{"role": "user", "content": content}])
+        assert paired_cosine(rows(answer), model.encode(["hello"])).min() >= SAME
+
+
+def test_images_are_ranked_beside_texts(server: Running, model: Embedder) -> None:
+    documents = ["a text", {"image": CODE}, {"text": "another"}, URI]
+    for scoring in ("maxsim", "cosine"):
+        answer = post(server, "/v1/rerank", query="asked", documents=documents, scoring=scoring, return_documents=True)
+        assert answer.status_code == 200, answer.text
+        found = {one["index"]: one["relevance_score"] for one in answer.json()["results"]}
+        wanted = model.rerank("asked", ["a text", DATA, "another", DATA], scoring=scoring)
+        np.testing.assert_allclose([found[one.index] for one in wanted], [one.score for one in wanted], atol=1e-3)
+        echoed = {one["index"]: one["document"] for one in answer.json()["results"]}
+        assert echoed[0] == {"text": "a text"}
+        assert echoed[1] == {"image": CODE}
+
+
+BAD = [
+    ({}, "input 1: expected one of the keys text, image, url, bytes, this has none"),
+    ({"image": ""}, "input 1: image: empty"),
+    ({"image": 3}, "input 1: image: expected a text, this is a number"),
+    ({"image": CODE, "text": "a"}, "this has image and text"),
+    ({"pdf": CODE}, "this has the key 'pdf'"),
+    (None, "input 1: expected a text or an object with one, this is null"),
+    (7, "input 1: expected a text or an object with one, this is a number"),
+    ({"image": "not base64!"}, "input 1: not base64"),
+    ({"image": CODE[:8] + " " + CODE[8:]}, "input 1: not base64"),
+    ({"image": CODE[:-1]}, "input 1: not base64"),
+    ({"image": "data:text/html;base64," + CODE}, "input 1: data URI of text/html"),
+    ({"image": "data:image/svg+xml;base64," + CODE}, "input 1: data URI of image/svg+xml"),
+    ({"image": "data:image/png," + CODE}, "input 1: data URI: ;base64 is expected"),
+    ({"image": base64.b64encode(b"<html>").decode()}, "input 1: cannot be read as an image: this is HTML"),
+    ({"image": base64.b64encode(DATA[:70]).decode()}, "input 1: cannot be read as an image: the PNG is damaged"),
+    ({"image": base64.b64encode(png(gradient(10, 3000))).decode()}, "one side is more than 200 times the other"),
+    ({"image": "http://127.0.0.1/a.png"}, "input 1: image: this server fetches no URLs"),
+    ({"url": "http://169.254.169.254/latest"}, "input 1: image: this server fetches no URLs"),
+    ({"image": "file:///etc/passwd"}, "input 1: not base64"),
+    ({"image": "/etc/passwd"}, "input 1: not base64"),
+    ({"image": "../x"}, "input 1: not base64"),
+    ({"image": "ftp://example.com/a.png"}, "input 1: not base64"),
+    ({"image": "javascript:alert(1)"}, "input 1: not base64"),
+]
+
+
+@pytest.mark.parametrize(("item", "said"), BAD, ids=[json.dumps(item)[:40] for item, _ in BAD])
+def test_a_bad_item_is_a_400_that_names_it(server: Running, item: Any, said: str) -> None:
+    refused(post(server, input=[{"image": CODE}, item]), 400, said)
+    if isinstance(item, dict) and item and "pdf" not in item:
+        answer = post(server, "/v1/rerank", query="a", documents=["a", item])
+        refused(answer, 400, said.replace("input 1", "documents[1]"))
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [], "a", [3], [{"role": "system", "content": "a"}], [{"content": []}], [{"content": [{"type": "video"}]}],
+        [{"content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}],
+        [{"content": [{"type": "image_url", "image_url": {"url": URI}}, {"type": "text", "text": "What is this?"}]}],
+        [{"content": [{"type": "image_url", "image_url": {"url": URI}}] * 2}],
+    ],
+    ids=lambda messages: json.dumps(messages)[:40],
+)  # fmt: skip
+def test_messages_that_are_not_one_input_are_refused(server: Running, messages: Any) -> None:
+    refused(post(server, messages=messages), 400, "messages: ")
+    refused(post(server, messages=[{"content": "a"}], input="a"), 400, "messages: not together with input")
+
+
+def test_bombs_are_413_by_their_headers(server: Running) -> None:
+    bomb = base64.b64encode(raw_png(19_000, 19_000, bytes(19_001) * 19_000)).decode()
+    refused(post(server, input=["a", {"image": bomb}]), 413, "input 1: 19000x19000 pixels: at most 50000000")
+    answer = post(server, "/v1/rerank", query="a", documents=[{"image": bomb}])
+    refused(answer, 413, "documents[0]: 19000x19000 pixels")
+
+
+def test_the_pixels_of_a_request_are_added_up_before_any_is_decoded(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nestling.server.core.pictures.MOST_PIXELS", 2 * 56 * 84)
+    monkeypatch.setattr("nestling.server.core.pictures.decode", None)
+    refused(post(server, input=[{"image": CODE}] * 3), 413, "input 2: 14112 pixels up to here")
+
+
+def test_ten_thousand_images_are_413(server: Running) -> None:
+    refused(post(server, input=[{"image": CODE}] * 10_000), 413, "10000 items, this server takes 2048 a request")
+
+
+def test_a_body_with_images_may_be_larger_but_not_its_texts(path: Path) -> None:
+    large = png(noise(1200, 1200))
+    assert len(large) > 2_000_000
+    with running(lambda _reference: Embedder.load(path, threads=1), max_image_body_bytes=7_000_000) as server:
+        answer = post(server, input=[{"image": base64.b64encode(large).decode()}])
+        assert rows(answer).shape == (1, 64)
+        refused(post(server, input="a" * 2_100_000), 413, "2100000 characters of text")
+        refused(post(server, input="a" * 7_100_000), 413, "more than 7000000 bytes")
+        refused(post(server, "/tokenize", content="a" * 2_100_000), 413, "more than 2000000 bytes")
+
+
+def test_a_model_without_a_tower_names_the_item_and_the_missing_file() -> None:
+    with running() as server:
+        refused(post(server, input=["a", {"image": CODE}]), 400, "input 1: image: no vision tower")
+        assert post(server, input=["a", {"text": "b"}]).status_code == 200
+
+
+def test_urls_are_fetched_from_listed_hosts_alone(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ipaddress
+
+    loopback = ipaddress.ip_address("127.0.0.1")
+    with serving() as (port, asked):
+        monkeypatch.setattr(
+            "nestling.server.core.pictures.Downloads",
+            lambda hosts: Downloads(hosts, resolve=lambda *_: [loopback], allows=lambda one: one == loopback),
+        )
+        with running(
+            lambda _reference: Embedder.load(path, threads=1), allow_image_urls=(f"good.example:{port}",)
+        ) as server:
+            good = f"http://good.example:{port}/picture"
+            expected = rows(post(server, input=[{"image": base64.b64encode(png()).decode()}]))
+            for body in (
+                {"input": [{"image": good}]},
+                {"input": [{"url": good}]},
+                {"messages": [{"content": [{"type": "image_url", "image_url": {"url": good}}]}]},
+            ):
+                assert paired_cosine(rows(post(server, **body)), expected).min() >= SAME
+            before = len(asked)
+            other = f"http://other.example:{port}/picture"
+            refused(post(server, input=["a", {"image": other}]), 400, "input 1: url: its host is not one of those")
+            assert len(asked) == before
+
+
+def test_short_requests_go_on_while_an_image_is_decoded(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    entered, gate = threading.Event(), threading.Event()
+    monkeypatch.setattr("nestling.server.core.pictures.decode", _blocked(entered, gate))
+    answers: list[httpx.Response] = []
+    waiting = threading.Thread(target=lambda: answers.append(post(server, input=[{"image": CODE}])))
+    waiting.start()
+    assert entered.wait(20)
+    assert post(server, input="a short text").status_code == 200
+    gate.set()
+    waiting.join()
+    assert answers[0].status_code == 200
+
+
+def _blocked(entered: threading.Event, gate: threading.Event) -> Any:
+    from nestling.inputs.image import decode
+
+    def wait(*values: Any) -> Any:
+        entered.set()
+        assert gate.wait(20)
+        return decode(*values)
+
+    return wait
+
+
+def test_the_same_image_alone_together_and_under_load_has_one_vector(server: Running) -> None:
+    alone = rows(post(server, input=[{"image": CODE}]))
+    found: list[Any] = []
+
+    def ask() -> None:
+        found.extend(rows(post(server, input=["a text", {"image": CODE}, {"image": OTHER_CODE}]))[1:2])
+
+    threads = [threading.Thread(target=ask) for _ in range(6)]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    assert len(found) == 6
+    assert paired_cosine(np.stack(found), np.repeat(alone, 6, 0)).min() >= SAME

@@ -120,7 +120,7 @@ def _seconds(arithmetic: Arithmetic, shape: Hyperparameters, on: Placement) -> f
     return fastest(run, on)
 
 
-def fastest(run: Callable[[], None], on: Placement) -> float:
+def fastest(run: Callable[[], object], on: Placement) -> float:
     """Seconds of the fastest of a few runs, after one that may compile."""
     found = []
     for _ in range(TRIALS + 1):

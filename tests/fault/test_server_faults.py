@@ -76,8 +76,9 @@ def problem(answer: httpx.Response) -> dict[str, Any]:
         ([[1], "a"], "input 1"),
         ([True], "input 0"),
         (7, "input"),
-        ({"text": "a"}, "input"),
-        ([{"text": "a"}], "input 0"),
+        ({"texts": "a"}, "input"),
+        ([{"texts": "a"}], "input 0"),
+        ([{"text": "a"}, {"text": 1}], "input 1"),
     ],
 )
 def test_empty_null_nested_and_mixed_inputs_are_400_naming_the_index(server: Running, value: Any, named: str) -> None:

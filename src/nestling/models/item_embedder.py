@@ -22,6 +22,7 @@ from nestling.inputs.late_chunking import Places
 from nestling.inputs.tokenizer import Tokenizer
 from nestling.models import local
 from nestling.models.compute import Compute, Make, Work
+from nestling.models.towers import tower_of
 from nestling.models.vision import TowerOptions, Vision
 from nestling.spec import ModelSpec, Task
 from nestling.vectors import Floats
@@ -121,6 +122,14 @@ class ItemEmbedder:
         for places, rows in self.run(items, self.projector.project):
             found.update(zip(places, rows, strict=True))
         return [found[index] for index in range(len(items))]
+
+    @property
+    def has_vision(self) -> bool:
+        """True where a vision tower lies beside the model's file; it is not loaded."""
+        try:
+            return self.path is not None and tower_of(self.path, self.spec).is_file()
+        except UsageError:
+            return False
 
     @cached_property
     def vision(self) -> Vision:

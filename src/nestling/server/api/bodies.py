@@ -22,6 +22,8 @@ WRONG_TYPE = "invalid_type"
 LARGEST_ID = 2**31 - 1
 MOST_CONTAINERS = 50_000
 """Lists and objects in a body, so that reading it, which lets no other thread run, takes less than 50 ms."""
+MOST_STRUCTURE = 2_000_000
+"""Bytes of a body outside its strings, for the same reason: numbers take longer to read than images."""
 SHORT_BODY = 64_000
 """Bytes of JSON that parse in about a millisecond."""
 _STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
@@ -99,6 +101,8 @@ def _of_json(message: str) -> InvalidError | TooLargeError:
 
 def _bound_containers(body: bytes) -> None:
     """TooLargeError for more lists and objects than can be made while the event loop waits: making one takes 0.3 us."""
+    if len(body) > MOST_STRUCTURE and len(_STRINGS.sub(b"", body)) > MOST_STRUCTURE:
+        raise TooLargeError(f"body: more than {MOST_STRUCTURE} bytes beside its texts and images")
     if _brackets(body) <= MOST_CONTAINERS:
         return
     inside = sum(_brackets(text[0]) for text in _STRINGS.finditer(body))  # brackets in texts make nothing

@@ -29,8 +29,7 @@ class Endpoint:
 
     def __init__(self, spoken: Sequence[Spoken], service: Service, bodies: Bodies) -> None:
         self._spoken, self._service, self._bodies = spoken, service, bodies
-        images = any(one.route.images for one in spoken)
-        self._most = service.settings.max_image_body_bytes if images else None
+        self._images = any(one.route.images for one in spoken)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -40,7 +39,8 @@ class Endpoint:
             return
         with admitted(self._service):
             async with AsyncExitStack() as held:
-                body = await held.enter_async_context(self._bodies.read(request, most=self._most))
+                large = self._service.settings.max_image_body_bytes if self._images and self._service.sees else None
+                body = await held.enter_async_context(self._bodies.read(request, most=large))
                 await self._service.ready()
                 await self._answered(request, send, body, read=held)
 

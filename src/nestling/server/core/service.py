@@ -87,6 +87,7 @@ class Service:
         self.cache = ResultCache(settings.cache_mb * MIB)
         self.answers = AnswerBudget(settings.max_answer_mb * MIB, self.metrics)
         self.in_flight, self.draining = 0, False
+        self.sees = False  # whether a model takes images, and so larger bodies
         self.given_up = 0
         """Requests that were still in progress when the time to drain was over."""
         self.stop_by: float | None = None
@@ -243,6 +244,7 @@ class Service:
             for task in offer.tasks if self.settings.preload else offer.tasks[:1]:
                 async with self.models.use(offer.reference(task)) as model:
                     self._specs[offer.name] = model.embedder.spec
+                    self.sees = self.sees or model.embedder.has_vision
 
     @asynccontextmanager
     async def _use(self, target: Target) -> AsyncIterator[Use]:

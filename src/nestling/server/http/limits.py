@@ -52,7 +52,7 @@ class Bodies:
                 async for chunk in request.stream():
                     if len(parts) + len(chunk) > most:
                         await self._refuse(request, most)
-                    if self._held + len(chunk) > max(HELD_BODIES * self._limit, 2 * most):
+                    if self._held + len(chunk) > max(HELD_BODIES * self._limit, most):
                         raise BusyError("too many bodies at once")
                     self._held += len(chunk)
                     parts += chunk

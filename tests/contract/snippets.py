@@ -1,12 +1,13 @@
-"""The client sections of docs/server.md, as programs that can be run against a server."""
+"""The client sections of docs/server.md and docs/moving.md, as programs that can be run against a server."""
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "server.md"
+_DOCS = Path(__file__).parents[2] / "docs"
+DOCUMENT, MOVING = _DOCS / "server.md", _DOCS / "moving.md"
 ADDRESS = "http://127.0.0.1:8080"
-_SECTION = re.compile(r"^### (.+?)\n(.*?)(?=^##)", re.MULTILINE | re.DOTALL)
+_SECTION = re.compile(r"^###? (.+?)\n(.*?)(?=^##|\Z)", re.MULTILINE | re.DOTALL)
 _BLOCK = re.compile(r"^```(bash|python|javascript)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -24,8 +25,8 @@ class Snippet:
         return self.code.replace(ADDRESS, url)
 
 
-def snippets() -> dict[str, Snippet]:
-    """Client -> its example."""
-    sections = _SECTION.findall(DOCUMENT.read_text("utf-8"))
+def snippets(document: Path = DOCUMENT) -> dict[str, Snippet]:
+    """Client, by its section's heading -> its example."""
+    sections = _SECTION.findall(document.read_text("utf-8"))
     blocks = [(client, _BLOCK.search(text)) for client, text in sections]
     return {client: Snippet(client, found[1], found[2]) for client, found in blocks if found}

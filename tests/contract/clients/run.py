@@ -1,4 +1,4 @@
-"""Run every client example of docs/server.md, and LangChain's default mode, against `nestling serve`.
+"""Run every client example of docs/server.md, LangChain's default mode and Voyage's client against `nestling serve`.
 
     python -m tests.contract.clients.run PYTHON
 
@@ -22,7 +22,15 @@ from pathlib import Path
 from tests.contract.snippets import snippets
 
 RESULT = Path(__file__).parents[3] / "benchmarks" / "results" / "clients.json"
-PACKAGES = ("openai", "langchain-openai", "llama-index-embeddings-openai-like", "haystack-ai", "litellm", "mteb")
+PACKAGES = (
+    "openai",
+    "langchain-openai",
+    "llama-index-embeddings-openai-like",
+    "haystack-ai",
+    "litellm",
+    "mteb",
+    "voyageai",
+)
 NESTLING = Path(sys.executable).with_name("nestling")
 TIMEOUT_S = 300
 SKIPPED = "skipped: "
@@ -52,6 +60,11 @@ left, right = embedded(), embedded(check_embedding_ctx_length=False)
 print(256 if sum(a * b for a, b in zip(left, right)) > 0.9999 else "not the same")
 """
 )
+VOYAGE = """
+import voyageai
+client = voyageai.Client(api_key="none", base_url="{url}/v1")
+print(len(client.embed(["How do I open a socket?"], model="starter", input_type="query").embeddings[0]))
+"""
 
 
 @contextmanager
@@ -108,6 +121,7 @@ def examples(python: str, folder: str) -> Iterator[tuple[str, str]]:
     with serving() as url:
         for client, snippet in snippets().items():
             yield client, RUNNERS[snippet.language](snippet.at(url), python, folder)
+        yield "voyageai", in_python(VOYAGE.replace("{url}", url), python, folder)
         yield "LangChain, default mode", in_python(REFUSED.replace("{url}", url), python, folder)
     if find_spec("bpe_openai") is None:
         yield "LangChain, default mode, cl100k", SKIPPED + "pip install 'nestling[cl100k]'"

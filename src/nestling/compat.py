@@ -213,7 +213,7 @@ def _fetched(images: object) -> list[Any]:
 def _family(name: object) -> str:
     """The family that a name means: its own, or that of the checkpoint that it was made from."""
     if not isinstance(name, str):
-        raise UsageError(f"name: a family's name is expected, this is {type(name).__name__}", param="name")
+        raise UsageError(f"name: expected a family's name, not {type(name).__name__}", param="name")
     known = {alias: one.family for one in FAMILIES for alias in (one.checkpoint, one.published)}
     if "/" in name and name not in known:
         names = ", ".join([*known, "starter"])

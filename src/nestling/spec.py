@@ -183,7 +183,7 @@ class ModelSpec:
 
 def _typed(value: object, kind: type[_T]) -> _T:
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise TypeError(f"{value!r} where {kind.__name__} is expected")
+        raise TypeError(f"{value!r} where {kind.__name__} was expected")
     return value
 
 

@@ -303,8 +303,8 @@ def test_text_that_is_not_utf_8_is_that_rows_fault(make: Make, source: Path, tmp
         ("a.jsonl", b'[{"text": "a"}, {"text": "b"}]', "no line is a JSON object"),
         ("a.jsonl", b'[\n {"text": "a"},\n {"text": "b"}\n]\n', "line 1 is not a JSON object"),
         ("a.jsonl", b'{\n "text": "a"\n}\n', "line 1 is not a JSON object"),
-        ("a.jsonl", b'{"text": "a"}\r{"text": "b"}\r', "line 1 is not a JSON object; .* lines end in LF"),
-        ("a.csv", b"id,text\r1,a\r2,b\r", "its lines end in CR alone, LF is expected"),
+        ("a.jsonl", b'{"text": "a"}\r{"text": "b"}\r', "line 1 is not a JSON object; .* lines ending in LF"),
+        ("a.csv", b"id,text\r1,a\r2,b\r", "lines end in CR alone; expected LF"),
         ("a.csv", b"id,text,text\n1,a,b\n", "two columns are called 'text'"),
     ],
 )

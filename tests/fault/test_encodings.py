@@ -230,7 +230,7 @@ def test_bulk_refuses_other_encodings_whole(
     name: str, encoding: str, tiny_models: dict[str, Path], tmp_path: Path
 ) -> None:
     content = (ROWS if "jsonl" in name else TABLE).encode(encoding)
-    with pytest.raises(FileFormatError, match=rf"{name}: .*UTF-8 is expected"):
+    with pytest.raises(FileFormatError, match=rf"{name}: .*expected UTF-8"):
         job(tiny_models, tmp_path, name, gzip.compress(content) if name.endswith("gz") else content)
 
 

@@ -42,7 +42,7 @@ HEADERS: dict[str, tuple[Change, str]] = {
     "header of 2^63": (whole(SECOND, struct.pack("<Q", 1 << 63) + b"{}"), "at most 25000000 are allowed"),
     "header not JSON": (whole(SECOND, struct.pack("<Q", 4) + b"{'a}"), "header: not sound JSON"),
     "header not UTF-8": (whole(SECOND, struct.pack("<Q", 4) + b"{\xff\xff}"), "header: not sound JSON"),
-    "header a list": (whole(SECOND, struct.pack("<Q", 2) + b"[]"), "header: a JSON object is expected, not list"),
+    "header a list": (whole(SECOND, struct.pack("<Q", 2) + b"[]"), "header: expected a JSON object, not list"),
     "nested without end": (
         whole(SECOND, struct.pack("<Q", 100_000) + b'{"a":' + b"[" * 99_995),
         "header: not sound JSON",
@@ -106,7 +106,7 @@ SHARDS: dict[str, tuple[Change, str]] = {
     "backslashes": (mapped(Q, f"..\\{SECOND}"), "weight_map: .* a shard is a name like"),
     "a pickle": (mapped(Q, "pytorch_model.bin"), "weight_map: .* a shard is a name like"),
     "a number": (mapped(Q, 5), "weight_map: .* lies in 5"),
-    "no map": (put(INDEX, "weight_map", None), f"{INDEX}: weight_map: an object"),
+    "no map": (put(INDEX, "weight_map", None), f"{INDEX}: weight_map: expected an object"),
     "index cut": (cut(INDEX, 100), f"{INDEX}: not sound JSON"),
     "a link out": (link_out, f"{FIRST}: a link that leaves"),
     "a link to nothing": (lambda folder: (folder / FIRST).rename(folder / "x.bin"), f"{FIRST}: no such file"),

@@ -154,20 +154,20 @@ def test_what_is_no_text_among_texts_is_named_with_its_place(
     error = answer.json()["error"]
     if field == "documents" and isinstance(value, dict):
         place, kind = "documents[1].text", "null"
-    assert (answer.status_code, error["message"]) == (400, f"{place}: expected a text, this is {kind}")
+    assert (answer.status_code, error["message"]) == (400, f"{place}: expected a string, not {kind}")
 
 
 @pytest.mark.parametrize(("value", "kind"), KINDS)
 def test_a_document_whose_text_is_none_is_named(client: httpx.Client, value: Any, kind: str) -> None:
     answer = client.post("/v1/rerank", json={"query": "a", "documents": [{"text": value}]})
-    expected = f"documents[0].text: expected a text, this is {kind}"
+    expected = f"documents[0].text: expected a string, not {kind}"
     assert (answer.status_code, answer.json()["error"]["message"]) == (400, expected)
 
 
 @pytest.mark.parametrize(("value", "kind"), KINDS[:3])
 def test_what_is_neither_a_text_nor_texts_is_named(client: httpx.Client, value: Any, kind: str) -> None:
     message = client.post("/tokenize", json={"content": value}).json()["error"]["message"]
-    assert message == f"content: expected a text or a list of texts, this is {kind}"
+    assert message == f"content: expected a string or a list of strings, not {kind}"
 
 
 @pytest.mark.parametrize("path", BODIES)

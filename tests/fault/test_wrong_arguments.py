@@ -89,14 +89,14 @@ def test_every_method_is_a_door() -> None:
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (lambda model: model.rerank(None, ["a"]), "query: a text is expected, this is NoneType"),
-        (lambda model: model.rerank("a", None), "documents: a list of texts is expected, this is None"),
-        (lambda model: model.rerank("a", "b"), "documents: a list of texts is expected, this is a single text"),
-        (lambda model: model.encode("a"), "texts: a list of texts is expected, this is a single text"),
-        (lambda model: model.encode(None), "texts: a list of texts is expected, this is None"),
-        (lambda model: model.embed_ids([["ab"]]), "input 0: a list of token ids, whole numbers, is expected"),
-        (lambda model: model.rerank("a", ["b"], top_n="3"), "top_n='3': a whole number is expected"),
-        (lambda model: model.load(None), "model: a model reference or a path is expected, this is NoneType"),
+        (lambda model: model.rerank(None, ["a"]), "query: expected a string, not NoneType"),
+        (lambda model: model.rerank("a", None), "documents: expected a list of strings, not None"),
+        (lambda model: model.rerank("a", "b"), "documents: expected a list of strings, not a single text"),
+        (lambda model: model.encode("a"), "texts: expected a list of strings, not a single text"),
+        (lambda model: model.encode(None), "texts: expected a list of strings, not None"),
+        (lambda model: model.embed_ids([["ab"]]), "input 0: expected a list of token ids (integers)"),
+        (lambda model: model.rerank("a", ["b"], top_n="3"), "top_n='3': expected a whole number"),
+        (lambda model: model.load(None), "model: expected a model reference or a path, not NoneType"),
     ],
 )
 def test_the_message_says_what_is_right(model: Embedder, call: Callable[[Any], object], said: str) -> None:

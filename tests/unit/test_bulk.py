@@ -131,7 +131,7 @@ def test_rejects_have_reasons_and_nothing_is_lost(make: Make, tmp_path: Path) ->
     assert {(file, one) for file, row, one, _ in found if row < 7} == {("c.jsonl", f"b{n}") for n in range(7)}
     reasons = [reason for *_, reason in found]
     said = [
-        "the text is null", "a text is expected, this is int", "a text is expected, this is list", "the text is empty",
+        "the text is null", "expected a string, not int", "expected a string, not list", "the text is empty",
         "the text is empty", f"tokens, this model takes {CONTEXT}", "lone surrogate",
         "the id is that of c.jsonl#7 already", "the id is null", "the id has no UTF-8 form",
     ]  # fmt: skip

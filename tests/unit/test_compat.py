@@ -108,7 +108,7 @@ def test_the_originals_call_finds_the_family(name: str) -> None:
         ("kin", {"torch_dtype": "float16"}, "torch_dtype: not an option here; quant says the precision"),
         ("kin", {"device_map": "cuda", "revision": "x"}, "device_map, revision: not an option here"),
         ("other/model", {}, "name='other/model': expected a family's name or one of jinaai/jina-embeddings-v4"),
-        (None, {}, "name: a family's name is expected, this is NoneType"),
+        (None, {}, "name: expected a family's name, not NoneType"),
     ],
 )
 def test_a_call_that_cannot_be_honoured_is_refused_by_name(name: Any, more: dict[str, Any], said: str) -> None:

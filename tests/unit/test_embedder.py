@@ -141,7 +141,7 @@ def test_an_empty_text_is_named(embedder: Embedder, text: str) -> None:
 
 @pytest.mark.parametrize(("text", "kind"), [(None, "NoneType"), (3, "int"), (b"a", "bytes"), (["a"], "list")])
 def test_what_is_no_text_is_named(embedder: Embedder, text: Any, kind: str) -> None:
-    with pytest.raises(TextError, match=f"input 2: a text is expected, this is {kind}"):
+    with pytest.raises(TextError, match=f"input 2: expected a string, not {kind}"):
         embedder.encode(["a", "b", text])
 
 
@@ -154,7 +154,7 @@ def test_a_lone_surrogate_is_named(embedder: Embedder, text: str) -> None:
 
 @pytest.mark.parametrize("encode", ["encode", "encode_query", "encode_document"])
 def test_a_single_text_in_place_of_a_list_is_refused(embedder: Embedder, encode: str) -> None:
-    with pytest.raises(UsageError, match="a list of texts is expected"):
+    with pytest.raises(UsageError, match="expected a list of strings"):
         getattr(embedder, encode)("a text")
 
 

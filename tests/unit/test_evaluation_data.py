@@ -59,7 +59,7 @@ def test_the_only_split_there_is_taken(folder: Path) -> None:
     (folder / "qrels" / "test.tsv").rename(folder / "qrels" / "dev.tsv")
     assert retrieval(folder).query_ids == ("q1", "q2")
     (folder / "qrels" / "train.tsv").write_text(QRELS)
-    with pytest.raises(FileFormatError, match=r"which of dev, train is meant\? test.tsv is expected"):
+    with pytest.raises(FileFormatError, match=r"splits dev, train; expected test.tsv"):
         data.load(str(folder))
 
 
@@ -96,7 +96,7 @@ BAD = {
     ),
     "not JSON": ("queries.jsonl", lines(QUERIES) + b"{", "queries.jsonl:3: not JSON"),
     "deep JSON": ("queries.jsonl", b"[" * 100_000, "queries.jsonl:1: not JSON"),
-    "not an object": ("queries.jsonl", b"[1]", "queries.jsonl:1: a JSON object"),
+    "not an object": ("queries.jsonl", b"[1]", "queries.jsonl:1: expected a JSON object"),
     "number as id": ("corpus.jsonl", b'{"_id": 7, "text": "x"}', "corpus.jsonl:1: _id is 7"),
     "no id": ("corpus.jsonl", b'{"text": "x"}', "corpus.jsonl:1: _id is None"),
     "no text": ("corpus.jsonl", b'{"_id": "d1"}', "corpus.jsonl:1: text is None"),
@@ -108,8 +108,8 @@ BAD = {
     "missing query": ("qrels/test.tsv", HEAD + b"q9\td1\t1", "test.tsv:5: there is no query with the id 'q9'"),
     "judged twice": ("qrels/test.tsv", HEAD + b"q1\td1\t1", "test.tsv:5: 'q1' and 'd1' are judged a second time"),
     "columns": ("qrels/test.tsv", HEAD + b"q1\td1", "test.tsv:5: 2 columns, the first line has 3"),
-    "grade": ("qrels/test.tsv", HEAD + b"q1\td2\thigh", "test.tsv:5: score='high': a number"),
-    "half a grade": ("qrels/test.tsv", HEAD + b"q1\td2\t0.5", "test.tsv:5: score='0.5': a whole number"),
+    "grade": ("qrels/test.tsv", HEAD + b"q1\td2\thigh", "test.tsv:5: score='high': expected a number"),
+    "half a grade": ("qrels/test.tsv", HEAD + b"q1\td2\t0.5", "test.tsv:5: score='0.5': expected a whole number"),
     "no header": ("qrels/test.tsv", b"q1\td1\t1\nq2\td2\t1\n", "test.tsv:2: query-id is None"),
 }
 
@@ -153,7 +153,10 @@ def test_pairs_from_json_lines_and_tabs(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ("", "0 pairs"),
-        ("sentence1\tsentence2\tscore\na\tb\t1\nc\td\t1\n", "2 pairs; pairs with at least two different scores"),
+        (
+            "sentence1\tsentence2\tscore\na\tb\t1\nc\td\t1\n",
+            "2 pairs; expected pairs with at least two different scores",
+        ),
         ("sentence1\tsentence2\tscore\na\tb\tnan\n", "sts.tsv:2: score='nan'"),
         ("sentence1\tsentence2\tscore\na\t \t1\n", "sts.tsv:2: sentence2 is ' '"),
     ],

@@ -92,7 +92,7 @@ def test_one_pass_iterables_are_taken(model: Embedder) -> None:
 
 @pytest.mark.parametrize("value", ["a.png", png(), Path("a.png"), None, 3], ids=lambda one: type(one).__name__)
 def test_one_image_for_a_list_is_refused(model: Embedder, value: Any) -> None:
-    with pytest.raises(UsageError, match="images: a list of images is expected, this is"):
+    with pytest.raises(UsageError, match="images: expected a list of images, not"):
         model.encode_image(value)
 
 

@@ -161,5 +161,5 @@ def test_texts_alone_never_import_pillow() -> None:
 
 
 def test_a_generator_or_a_number_is_no_image() -> None:
-    with pytest.raises(ImageError, match="a path, bytes, a PIL image or a numpy array is expected, this is int"):
+    with pytest.raises(ImageError, match="expected a path, bytes, a PIL image or a numpy array, not int"):
         read(3)

@@ -67,10 +67,10 @@ FIELDS: dict[str, tuple[str, Field | None, str]] = {
     "architecture": ("general.architecture", Field.string("qwen2vl"), "general.architecture='qwen2vl'"),
     "projector": ("clip.projector_type", Field.string("mlp"), "clip.projector_type='mlp'"),
     "no silu": ("clip.use_silu", None, "clip.use_silu=''"),
-    "pattern of 0": ("clip.vision.n_wa_pattern", U32(0), "n_wa_pattern=0: a whole number"),
+    "pattern of 0": ("clip.vision.n_wa_pattern", U32(0), "n_wa_pattern=0: expected a whole number"),
     "pattern of 3": ("clip.vision.n_wa_pattern", U32(3), "every 3th of 4 blocks"),
     "no pattern": ("clip.vision.n_wa_pattern", None, "the field clip.vision.n_wa_pattern is missing"),
-    "blocks of 2^31": ("clip.vision.block_count", U32(2**31), "block_count=2147483648: a whole number"),
+    "blocks of 2^31": ("clip.vision.block_count", U32(2**31), "block_count=2147483648: expected a whole number"),
     "many blocks": ("clip.vision.block_count", U32(2**31 - 2), "block_count=2147483646, but 71 tensors"),
     "other out": ("clip.vision.projection_dim", U32(128), r"mm\.2\.weight should have shape \(128, 192\)"),
     "wide": ("clip.vision.embedding_length", U32(2**31 - 8), r"v\.patch_embd\.weight should have shape \(2147483640"),
@@ -85,8 +85,8 @@ FIELDS: dict[str, tuple[str, Field | None, str]] = {
     "std": ("clip.vision.image_std", None, "the field clip.vision.image_std is missing"),
     "window": (OURS + "window", U32(113), "a window of 113 pixels"),
     "pixels": (OURS + "min_pixels", U32(10**6), "min_pixels=1000000: more than 602112"),
-    "prompt": (OURS + "prompt", Field.strings(("a",)), "prompt=.*token ids are expected"),
-    "prompt without the token": (OURS + "prompt", Field.int32s((1, 2)), "the image token 374 is expected once"),
+    "prompt": (OURS + "prompt", Field.strings(("a",)), "prompt=.*expected token ids"),
+    "prompt without the token": (OURS + "prompt", Field.int32s((1, 2)), "expected the image token 374 once"),
 }
 
 

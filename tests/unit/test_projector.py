@@ -173,7 +173,7 @@ def test_a_published_file_takes_a_head_of_any_revision_of_its_checkpoint() -> No
         ({"architecture": "qwen2vl"}, "architecture 'qwen2vl'"),
         ({"weight": np.ones((WIDTH, 8), np.float32)}, r"shape \(16, 8\)"),
         ({"bias": np.ones(WIDTH + 1, np.float32)}, r"shape \(16, 256\)"),
-        ({"bias": np.ones((WIDTH, 2), np.float32)}, "rank 1 is expected"),
+        ({"bias": np.ones((WIDTH, 2), np.float32)}, "expected F32 of rank 1"),
         ({"bias": np.full(WIDTH, np.nan, np.float32)}, "NaN or infinity"),
     ],
 )

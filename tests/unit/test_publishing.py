@@ -186,7 +186,7 @@ def test_one_task_of_several_is_named(folder: Path) -> None:
 
 @pytest.mark.parametrize("repository", ["name", "org/name:Q8_0", "hf.co/org/name", "a/b/c", "../x", ""])
 def test_a_repository_is_an_organisation_and_a_name(built: Path, repository: str) -> None:
-    with pytest.raises(UsageError, match="org/name is expected"):
+    with pytest.raises(UsageError, match="expected org/name"):
         plan(built, repository)
 
 

@@ -12,7 +12,7 @@ def whole_number(value: object, *, param: str, least: int = 1) -> int:
     except TypeError:
         number = None
     if number is None or isinstance(value, bool):
-        raise UsageError(f"{param}={value!r}: a whole number is expected", param=param)
+        raise UsageError(f"{param}={value!r}: expected a whole number", param=param)
     if number < least:
         raise UsageError(f"{param}={number}: at least {least}", param=param)
     return number

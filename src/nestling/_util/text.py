@@ -53,7 +53,7 @@ def decode_text(raw: bytes, *, what: str, error: ErrorOf = FileFormatError) -> s
     mark, name = mark_of(raw)
     body = raw[len(mark) :]
     if not mark and lacks_mark(raw):
-        raise error(f"{what}: UTF-16 without a byte order mark; UTF-8 is expected")
+        raise error(f"{what}: UTF-16 without a byte order mark; expected UTF-8")
     try:
         return body.decode(name)
     except UnicodeDecodeError as fault:

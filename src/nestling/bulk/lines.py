@@ -99,7 +99,7 @@ def _json_row(line: bytes) -> Row:
         return "not UTF-8"
     except (ValueError, RecursionError) as error:
         return f"not JSON: {error}"
-    return row if isinstance(row, dict) else f"a JSON object is expected, this is {type(row).__name__}"
+    return row if isinstance(row, dict) else f"expected a JSON object, not {type(row).__name__}"
 
 
 def _kind_of(value: object) -> str:
@@ -181,7 +181,7 @@ def _record(lines: Lines) -> list[str] | str | None:
     except csv.Error as error:
         lines.unread(taken[1:])
         if b"\r" in taken[0].rstrip(b"\r\n"):
-            return "not CSV: its lines end in CR alone, LF is expected"
+            return "not CSV: lines end in CR alone; expected LF"
         return f"not CSV: {error}"
 
 
@@ -219,7 +219,7 @@ class LineReader:
                         on_ids(ids)
                         ids = []
             if count and not sound_rows and self._kind == "jsonl":
-                raise FileFormatError(f"no line is a JSON object; one a line is expected ({count} lines)")
+                raise FileFormatError(f"no line is a JSON object; expected one per line ({count} lines)")
         on_ids(ids)
         return Survey(count, tuple(marks), parser.schema(wanted), parser.names)
 
@@ -232,7 +232,9 @@ class LineReader:
             self._lines.seek(place)
             if first.strip() in (b"[", b"{") or b"\r" in first.strip():
                 line = place[1] - 1
-                raise FileFormatError(f"line {line} is not a JSON object; one a line is expected, lines end in LF")
+                raise FileFormatError(
+                    f"line {line} is not a JSON object; expected one per line, with lines ending in LF"
+                )
 
     def read(self, start: int, stop: int, mark: Mark, columns: Columns) -> Rows:
         """Rows [start, stop), the first of which begins at `mark`."""

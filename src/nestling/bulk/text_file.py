@@ -47,7 +47,7 @@ class Lines:
         mark, encoding = mark_of(start)
         if encoding != "utf-8" or lacks_mark(start):
             name = encoding[:6].upper() if mark else "UTF-16 without a byte order mark"
-            raise FileFormatError(f"{self._file.name}: {name}; UTF-8 is expected")
+            raise FileFormatError(f"{self._file.name}: {name}; expected UTF-8")
         return mark
 
     def __iter__(self) -> Iterator[bytes]:

@@ -121,6 +121,6 @@ def read_pairs(path: Path) -> PairSet:
     """Read scored pairs: rows with `sentence1`, `sentence2` and `score`."""
     rows = list(layouts.read_pairs(path))
     if len({score for _, _, score in rows}) < 2:  # noqa: PLR2004 - a correlation needs two different scores
-        raise FileFormatError(f"{path}: {len(rows)} pairs; pairs with at least two different scores are expected")
+        raise FileFormatError(f"{path}: {len(rows)} pairs; expected pairs with at least two different scores")
     left, right, scores = zip(*rows, strict=True)
     return PairSet(path.stem, left, right, scores)

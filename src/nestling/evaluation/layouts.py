@@ -52,7 +52,7 @@ def read_texts(folder: Path, name: str) -> Texts:
             found.texts[identifier] = _text(row, place)
             found.places[identifier] = place
     if not found.texts:
-        raise FileFormatError(f"{files[0]}: no texts in it; at least one line is expected")
+        raise FileFormatError(f"{files[0]}: no texts in it; expected at least one line")
     return found
 
 
@@ -84,7 +84,7 @@ def read_pairs(path: Path) -> Iterator[tuple[str, str, float]]:
 def read_rows(path: Path) -> Numbered:
     """Every row of a file by its suffix, with its place; empty lines are passed over."""
     if path.suffix not in SUFFIXES:
-        raise FileFormatError(f"{path}: one of {', '.join(SUFFIXES)} is expected")
+        raise FileFormatError(f"{path}: expected one of {', '.join(SUFFIXES)}")
     return {".jsonl": _json_lines, ".tsv": _tab_lines, ".parquet": _parquet}[path.suffix](path)
 
 
@@ -101,7 +101,7 @@ def _json_lines(path: Path) -> Numbered:
         except (ValueError, RecursionError) as error:
             raise FileFormatError(f"{place}: not JSON ({error})") from None
         if not isinstance(row, dict):
-            raise FileFormatError(f"{place}: a JSON object is expected")
+            raise FileFormatError(f"{place}: expected a JSON object")
         yield place, row
 
 
@@ -143,7 +143,7 @@ def _split_files(folder: Path) -> tuple[list[Path], list[Path]]:
     if not stems:
         raise FileFormatError(f"{folder}: no test.tsv in it")
     if len(stems) > 1 and "test" not in stems:
-        raise FileFormatError(f"{folder}: which of {', '.join(sorted(stems))} is meant? test.tsv is expected")
+        raise FileFormatError(f"{folder}: splits {', '.join(sorted(stems))}; expected test.tsv")
     wanted = "test" if "test" in stems else next(iter(stems))
     return (
         [path for path in files if path.stem.partition("-")[0] == wanted],
@@ -154,21 +154,21 @@ def _split_files(folder: Path) -> tuple[list[Path], list[Path]]:
 def _judgement(row: Row, place: str) -> tuple[str, str, int]:
     grade = _number(row.get("score", 1), place)
     if grade != int(grade) or grade < 0:
-        raise FileFormatError(f"{place}: score={row['score']!r}: a whole number from 0 is expected")
+        raise FileFormatError(f"{place}: score={row['score']!r}: expected a whole number from 0")
     return _string(row, "query-id", place), _string(row, "corpus-id", place), int(grade)
 
 
 def _string(row: Row, key: str, place: str) -> str:
     value = row.get(key)
     if not isinstance(value, str) or not value.strip():
-        raise FileFormatError(f"{place}: {key} is {value!r}; a text is expected")
+        raise FileFormatError(f"{place}: {key} is {value!r}; expected a string")
     return value
 
 
 def _text(row: Row, place: str) -> str:
     title = row.get("title") or ""
     if not isinstance(title, str) or not isinstance(row.get("text"), str):
-        raise FileFormatError(f"{place}: text is {row.get('text')!r:.40}, title {title!r:.40}; texts are expected")
+        raise FileFormatError(f"{place}: text is {row.get('text')!r:.40}, title {title!r:.40}; expected strings")
     text = f"{title} {row['text']}".strip() if title else str(row["text"])
     if not text.strip():
         raise FileFormatError(f"{place}: the text is empty")
@@ -181,5 +181,5 @@ def _number(value: object, place: str) -> float:
         with suppress(ValueError):
             number = float(value)
     if not math.isfinite(number):
-        raise FileFormatError(f"{place}: score={value!r}: a number is expected")
+        raise FileFormatError(f"{place}: score={value!r}: expected a number")
     return number

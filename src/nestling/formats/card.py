@@ -70,7 +70,7 @@ class Card:
         for one in fields(self):
             value, kind = getattr(self, one.name), get_origin(one.type) or one.type
             if not isinstance(value, (int, float) if kind is float else kind):  # type: ignore[arg-type]
-                raise TypeError(f"{one.name}={value!r:.80}: {kind} is expected")
+                raise TypeError(f"{one.name}={value!r:.80}: expected {kind}")
         if not is_family(self.family):
             raise ValueError(f"family={self.family!r:.80}: expected {FAMILY_RULE}")
         if Path(self.file).name != self.file:

@@ -118,19 +118,19 @@ class _Fields:
     def count(self, key: str, default: int | None = None) -> int:
         value = default if default is not None and key not in self.file.metadata else self.file.value(key)
         if type(value) is not int or not 1 <= value <= _MOST:
-            raise self._fault(key, value, f"a whole number from 1 to {_MOST} is expected")
+            raise self._fault(key, value, f"expected a whole number from 1 to {_MOST}")
         return value
 
     def positive(self, key: str) -> float:
         value = self.file.value(key)
         if not isinstance(value, float) or not 0 < value < 1:
-            raise self._fault(key, value, "a number between 0 and 1 is expected")
+            raise self._fault(key, value, "expected a number between 0 and 1")
         return value
 
     def three(self, key: str) -> tuple[float, ...]:
         value = self.file.value(key)
         if not isinstance(value, tuple) or len(value) != CHANNELS or not all(_is_part(one) for one in value):
-            raise self._fault(key, value, "three numbers between 0 and 1 are expected")
+            raise self._fault(key, value, "expected three numbers between 0 and 1")
         return value
 
     def text(self, key: str) -> str:
@@ -139,7 +139,7 @@ class _Fields:
     def ids(self, key: str) -> tuple[int, ...]:
         value = self.file.metadata[key].value if key in self.file.metadata else ()
         if not isinstance(value, tuple) or not all(type(one) is int and one >= 0 for one in value):
-            raise self._fault(key, value, "token ids are expected")
+            raise self._fault(key, value, "expected token ids")
         return value
 
     def _fault(self, key: str, value: Any, right: str) -> GGUFError:  # noqa: ANN401 - whatever stands there
@@ -194,7 +194,7 @@ def _spec(fields: _Fields) -> ImageSpec:
         source=fields.text(OURS + "source"),
     )
     if prompt and prompt.count(token or 0) != 1:
-        raise GGUFError(f"{fields.file.path}: {OURS}prompt: the image token {token} is expected once in it")
+        raise GGUFError(f"{fields.file.path}: {OURS}prompt: expected the image token {token} once in it")
     if spec.family and not is_family(spec.family):
         raise GGUFError(f"{fields.file.path}: {OURS}family={spec.family!r:.80}: expected {FAMILY_RULE}")
     if spec.min_pixels > spec.max_pixels:

@@ -90,9 +90,7 @@ def _is_revision_of(theirs: str, ours: str) -> bool:
 def _floats(file: GGUFFile, name: str, rank: int) -> Floats:
     raw, info = file.raw(name), file.tensors[name]
     if info.kind is not QuantType.F32 or len(info.shape) != rank:
-        raise GGUFError(
-            f"{file.path}: {name} is {info.kind.name} of shape {info.shape}: F32 of rank {rank} is expected"
-        )
+        raise GGUFError(f"{file.path}: {name} is {info.kind.name} of shape {info.shape}: expected F32 of rank {rank}")
     values = raw.view(np.float32).reshape(info.shape)
     if not np.isfinite(values).all():
         raise GGUFError(f"{file.path}: {name} holds NaN or infinity")

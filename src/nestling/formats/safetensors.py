@@ -118,7 +118,7 @@ def parse_json(raw: str, *, what: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{what}: not sound JSON ({error})") from None
     if not isinstance(value, dict):
-        raise CheckpointError(f"{what}: a JSON object is expected, not {type(value).__name__}")
+        raise CheckpointError(f"{what}: expected a JSON object, not {type(value).__name__}")
     return value
 
 
@@ -152,9 +152,9 @@ def _stored(path: Path, name: str, entry: object, data_start: int) -> StoredTens
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
         raise CheckpointError(f"{where}: dtype {_short(dtype)}: weights are {', '.join(ITEM_BYTES)}")
     if not _are_counts(shape) or not 1 <= len(shape) <= MAX_DIMENSIONS or min(shape) < 1:
-        raise CheckpointError(f"{where}: shape {_short(shape)}: 1 to {MAX_DIMENSIONS} positive sizes are expected")
+        raise CheckpointError(f"{where}: shape {_short(shape)}: expected 1 to {MAX_DIMENSIONS} positive sizes")
     if not _are_counts(offsets) or len(offsets) != 2:  # noqa: PLR2004 - begin and end
-        raise CheckpointError(f"{where}: data_offsets {_short(offsets)}: begin and end are expected")
+        raise CheckpointError(f"{where}: data_offsets {_short(offsets)}: expected begin and end")
     tensor = StoredTensor(path, name, dtype, tuple(shape), data_start + offsets[0])
     if offsets[1] - offsets[0] != tensor.size_bytes:
         wanted = f"{dtype} {_short(shape)} takes {_short(tensor.size_bytes)} bytes"

@@ -67,7 +67,7 @@ class TowerShape:
                 self.hidden % (4 * self.heads) == 0
             ),
             f"every {self.full_every}th of {self.blocks} blocks cannot be the last": self.blocks % self.full_every == 0,
-            f"a window of {self.window} pixels: a multiple of {MERGE * self.patch} is expected": (
+            f"a window of {self.window} pixels: expected a multiple of {MERGE * self.patch}": (
                 self.window % (MERGE * self.patch) == 0
             ),
         }

@@ -90,7 +90,7 @@ def _counter(tokenizer: Tokenizer) -> Callable[[str], int]:
 def check_spans(document: str, spans: Sequence[Span], *, overlapping: bool) -> tuple[Span, ...]:
     """The spans: not empty, in order, apart unless `overlapping`; UsageError naming one that is not so."""
     if not isinstance(spans, Iterable) or isinstance(spans, str | bytes):
-        raise _refused(f"a list of pairs of whole numbers is expected, this is {type(spans).__name__}")
+        raise _refused(f"expected a list of pairs of whole numbers, not {type(spans).__name__}")
     checked = tuple(_span(document, index, span) for index, span in enumerate(spans))
     if not checked:
         raise _refused("none given; at least one is needed")
@@ -107,7 +107,7 @@ def _span(document: str, index: int, span: Span) -> Span:
     try:
         start, end = (operator.index(place) for place in span)
     except (TypeError, ValueError):
-        raise _refused(f"{index} {span!r}: a pair of whole numbers is expected, start and end in characters") from None
+        raise _refused(f"{index} {span!r}: expected a pair of whole numbers, start and end in characters") from None
     if not 0 <= start <= end <= len(document):
         raise _refused(f"{index} {(start, end)}: from 0 to the document's {len(document)} characters")
     if start == end:

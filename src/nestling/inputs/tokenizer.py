@@ -176,7 +176,7 @@ def checkpoint_ids(tokenizer_json: Path, text: str) -> tuple[int, ...]:
 def check_text(text: object, index: int) -> None:
     """TextError for what is no text: another type, or a str with a lone surrogate, which has no UTF-8 form."""
     if not isinstance(text, str):
-        raise TextError(f"a text is expected, this is {type(text).__name__}", index=index)
+        raise TextError(f"expected a string, not {type(text).__name__}", index=index)
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -201,7 +201,7 @@ def _ending(file: GGUFFile, size: int) -> list[int]:
 def _array(file: GGUFFile, key: str) -> tuple[Any, ...]:
     value = file.value(f"tokenizer.ggml.{key}")
     if not isinstance(value, tuple):
-        raise GGUFError(f"{file.path}: tokenizer.ggml.{key}: an array is expected")
+        raise GGUFError(f"{file.path}: tokenizer.ggml.{key}: expected an array")
     return value
 
 

@@ -15,7 +15,7 @@ def listed(values: object, param: str, expected: str) -> list[Any]:
     """The values as a list; UsageError for what is none: null, a number, one text, one image."""
     if isinstance(values, str | bytes | bytearray | Path) or not isinstance(values, Iterable):
         kind = "None" if values is None else "a single text" if isinstance(values, str) else type(values).__name__
-        raise UsageError(f"{param}: {expected} is expected, this is {kind}", param="input")
+        raise UsageError(f"{param}: expected {expected}, not {kind}", param="input")
     return list(values)  # also of what can be gone through only once
 
 
@@ -26,7 +26,7 @@ def whole_numbers(ids: object, index: int) -> NDArray[Any]:
     except ValueError:  # lists of unequal lengths
         found = np.empty((), object)
     if found.ndim != 1 or (found.size and not np.issubdtype(found.dtype, np.integer)):
-        raise TextError("a list of token ids, whole numbers, is expected", index=index)
+        raise TextError("expected a list of token ids (integers)", index=index)
     return found
 
 

@@ -147,7 +147,7 @@ class Embedder(ItemEmbedder):
     def tokenize(self, texts: Sequence[str], *, prompt_name: str = "query", truncate: bool = False) -> list[TokenIds]:
         """Prefix and tokenize: B texts -> B arrays of ids, each of 1 to `spec.max_tokens`."""
         prefix = self.spec.prefix(Role.parse(prompt_name))
-        rows = listed(texts, "texts", "a list of texts")
+        rows = listed(texts, "texts", "a list of strings")
         for index, text in enumerate(rows):
             check_document(text, index)
         ids = self.tokenizer.encode([prefix + text for text in rows])
@@ -277,7 +277,7 @@ class Embedder(ItemEmbedder):
             best = model.rerank("How do I open a socket?", ["ls lists files.", "socket(2)"], top_n=1)[0].index
         """
         way, most = Scoring.parse(scoring), check_top_n(top_n)
-        values = listed(documents, "documents", "a list of texts")
+        values = listed(documents, "documents", "a list of strings")
         items = self.items(values, prompt_name=Role.PASSAGE, truncate=truncate)
         try:
             asked = self.items([query], prompt_name=Role.QUERY, truncate=truncate)

@@ -205,4 +205,4 @@ def references(text: str) -> Sequence[HubReference]:
             tasks = [Task.parse(tail[1])] if tail[1] else list(Task)
             return [HubReference(family.repository_of(task), tail[2]) for task in tasks]
     known = ", ".join(f"{family.family}[-task][:QUANT]" for family in FAMILIES)
-    raise UsageError(f"reference={text!r}: org/repo[:QUANT] or {known} is expected", param="reference")
+    raise UsageError(f"reference={text!r}: expected org/repo[:QUANT] or {known}", param="reference")

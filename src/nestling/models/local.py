@@ -54,9 +54,7 @@ class ModelReference:
         """Read `name[-task][:QUANT]`; anything else is a UsageError."""
         found = _REFERENCE.fullmatch(text)
         if found is None:
-            raise UsageError(
-                f"model={text!r}: a path to a .gguf file or name[-task][:QUANT] is expected", param="model"
-            )
+            raise UsageError(f"model={text!r}: expected a path to a .gguf file or name[-task][:QUANT]", param="model")
         family, word, quant = found.groups()
         base = word == BASE_STEM
         task = Task.parse(word) if word and not base else None
@@ -102,7 +100,7 @@ def resolve(reference: str | Path, *, steps: Steps = silent) -> Path:
     """The file that a reference means. The starter's is built if need be (`steps` is told); else ModelNotFoundError."""
     if not isinstance(reference, str | Path):
         kind = type(reference).__name__
-        raise UsageError(f"model: a model reference or a path is expected, this is {kind}", param="model")
+        raise UsageError(f"model: expected a model reference or a path, not {kind}", param="model")
     if looks_like_path(reference):
         path = Path(reference)
         return path if path.is_file() else _from_hub(str(reference))
@@ -255,7 +253,7 @@ def _remove(reference: str) -> tuple[list[str], int]:
     if at_hub := hub_models.reference_of(reference):
         return hub_models.remove(at_hub)
     if looks_like_path(reference):
-        raise UsageError(f"model={reference!r}: a name or a hub repository is expected, not a path", param="model")
+        raise UsageError(f"model={reference!r}: expected a name or a hub repository, not a path", param="model")
     wanted = ModelReference.parse(reference)
     every = [model for model in available() if model.path and _means(wanted, model)]
     if not every:

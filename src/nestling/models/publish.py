@@ -64,7 +64,7 @@ def plan(
     of several tasks when none is named; FileFormatError for files that are not what their cards say.
     """
     if hub.HubReference.parse(repository) != hub.HubReference(repository):
-        raise UsageError(f"repository={repository!r}: org/name is expected", param="repository")
+        raise UsageError(f"repository={repository!r}: expected org/name", param="repository")
     models = _models(folder, task, progress)
     licence = _licence(folder, models[0])
     head, tower = _head_card(folder, models[0]), _tower_card(folder, models[0])

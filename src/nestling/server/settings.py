@@ -321,5 +321,5 @@ def _keys_of(path: Path) -> tuple[str, ...]:
     content = read_text(path, error=lambda reason: UsageError(f"--api-key-file: {reason}", param="api_key_file"))
     keys = tuple(line.strip() for line in content.split("\n") if line.strip())
     if not keys:
-        raise UsageError(f"--api-key-file: {path} holds no key; expected one a line", param="api_key_file")
+        raise UsageError(f"--api-key-file: {path} holds no key; expected one per line", param="api_key_file")
     return keys

@@ -46,7 +46,7 @@ def read_header(data: bytes) -> Header:
     except (struct.error, IndexError):
         raise unreadable(kind) from None
     if header.width < 1 or header.height < 1:
-        raise ImageError(f"{header.width}x{header.height} pixels: at least 1x1 is expected", index=0)
+        raise ImageError(f"{header.width}x{header.height} pixels: expected at least 1x1", index=0)
     return header
 
 

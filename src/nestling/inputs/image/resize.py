@@ -47,7 +47,7 @@ def smart_size(
     than 200 times the other.
     """
     if min(height, width) < 1:
-        raise ImageError(f"{width}x{height} pixels: at least 1x1 is expected", index=0)
+        raise ImageError(f"{width}x{height} pixels: expected at least 1x1", index=0)
     if max(height, width) > MOST_ELONGATED * min(height, width):
         raise ImageError(f"{width}x{height} pixels: one side is more than {MOST_ELONGATED} times the other", index=0)
     high, wide = (round(side / FACTOR) * FACTOR for side in (height, width))

@@ -84,9 +84,7 @@ def open_any(value: object, *, limits: Limits = LIMITS) -> Source:
         return _open_named(value, limits=limits)
     if "PIL.Image" in sys.modules and _pillow().is_image(value):
         return _open_pil(value, limits=limits)
-    raise ImageError(
-        f"a path, bytes, a PIL image or a numpy array is expected, this is {type(value).__name__}", index=0
-    )
+    raise ImageError(f"expected a path, bytes, a PIL image or a numpy array, not {type(value).__name__}", index=0)
 
 
 def open_bytes(data: bytes, *, limits: Limits = LIMITS) -> Source:
@@ -120,27 +118,27 @@ def decoded_base64(text: str, *, limits: Limits = LIMITS) -> bytes:
         kind, options = match[1].lower(), match[2].lower()
         if not kind.startswith("image/") or kind == "image/svg+xml":
             raise ImageError(
-                f"data URI of {kind[:40] or 'no type'}: image/png, image/jpeg or the like is expected", index=0
+                f"data URI of {kind[:40] or 'no type'}: expected image/png, image/jpeg or the like", index=0
             )
         if not options.endswith(";base64"):
-            raise ImageError("data URI: ;base64 is expected before the comma", index=0)
+            raise ImageError("data URI: expected ;base64 before the comma", index=0)
         text = text[match.end() :]
     elif text[:5].lower() == "data:":
-        raise ImageError("data URI: data:image/png;base64, and base64 are expected", index=0)
+        raise ImageError("data URI: expected data:image/png;base64, and base64", index=0)
     if len(text) * 3 // 4 > limits.file_bytes + len(text) // 32:
         raise ImageSizeError(f"{len(text) * 3 // 4} bytes: at most {limits.file_bytes} are read", index=0)
     text = text.translate(_BLANKS)
     with suppress(ValueError, binascii.Error):
         if len(text) % 4 == 0:
             return base64.b64decode(text, validate=True)
-    raise ImageError("not base64: A-Z a-z 0-9 + / with = at the end is expected", index=0)
+    raise ImageError("not base64: expected A-Z a-z 0-9 + / with = at the end", index=0)
 
 
 def open_array(array: NDArray[Any], *, limits: Limits = LIMITS) -> Source:
     """An array of bytes: (H, W) grey, (H, W, 3) RGB or (H, W, 4), whose alpha is dropped."""
     if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))):  # noqa: PLR2004 - axes and channels
         raise ImageError(
-            f"array of {array.dtype} and shape {array.shape}: uint8 and (H, W), (H, W, 3) or (H, W, 4) are expected",
+            f"array of {array.dtype} and shape {array.shape}: expected uint8 and (H, W), (H, W, 3) or (H, W, 4)",
             index=0,
         )
     height, width = array.shape[:2]
@@ -196,7 +194,7 @@ def _open_pil(image: Any, *, limits: Limits) -> Source:  # noqa: ANN401 - a PIL 
     pillow = _pillow()
     width, height = image.size
     if min(width, height) < 1:
-        raise ImageError(f"{width}x{height} pixels: at least 1x1 is expected", index=0)
+        raise ImageError(f"{width}x{height} pixels: expected at least 1x1", index=0)
     _check_sides(height, width, limits)
     return Source(height, width, 0, lambda: pillow.strips(pillow.checked(image)))
 

@@ -104,7 +104,7 @@ def _weight_map(files: Folder) -> dict[str, str]:
     where = files.path / INDEX
     found: Any = files.json(INDEX).get("weight_map")
     if not isinstance(found, dict) or not found:
-        raise CheckpointError(f"{where}: weight_map: an object of tensor names and shards is expected")
+        raise CheckpointError(f"{where}: weight_map: expected an object of tensor names and shards")
     for tensor, shard in found.items():
         if not isinstance(shard, str) or not re.fullmatch(r"[\w][\w.-]*\.safetensors", shard):
             raise CheckpointError(f"{where}: weight_map: {tensor} lies in {shard!r}; a shard is a name like {SINGLE}")

@@ -106,21 +106,21 @@ class Fields:
         value = self.raw.get(name)
         value = default if value is None else value
         if type(value) is not int or not 1 <= value <= MAX_COUNT:
-            raise CheckpointError(f"{self.path}: {name}={value!r}: a positive whole number is expected")
+            raise CheckpointError(f"{self.path}: {name}={value!r}: expected a positive whole number")
         return value
 
     def positive(self, name: str) -> float:
         """A positive number."""
         value = self.raw.get(name)
         if not isinstance(value, int | float) or isinstance(value, bool) or not 1e-30 < value < 1e30:  # noqa: PLR2004
-            raise CheckpointError(f"{self.path}: {name}={value!r}: a positive number that float32 holds is expected")
+            raise CheckpointError(f"{self.path}: {name}={value!r}: expected a positive number that float32 holds")
         return float(value)
 
     def mapping(self, name: str) -> dict[str, Any]:
         """An object; empty when it is missing."""
         value = self.raw.get(name) or {}
         if not isinstance(value, dict):
-            raise CheckpointError(f"{self.path}: {name}={value!r}: an object is expected")
+            raise CheckpointError(f"{self.path}: {name}={value!r}: expected an object")
         return value
 
 
@@ -130,7 +130,7 @@ def _sections(rope: Fields) -> tuple[int, int, int]:
     if kind not in ("default", "mrope"):
         raise CheckpointError(f"{rope.path}: rope_type={kind!r}: only default and mrope can be converted")
     if not isinstance(value, list) or len(value) != 3 or any(type(n) is not int or n < 0 for n in value):  # noqa: PLR2004
-        raise CheckpointError(f"{rope.path}: rope_scaling.mrope_section={value!r}: three whole numbers are expected")
+        raise CheckpointError(f"{rope.path}: rope_scaling.mrope_section={value!r}: expected three whole numbers")
     return value[0], value[1], value[2]
 
 
@@ -138,14 +138,14 @@ def _dimensions(outer: Fields, hidden: int) -> tuple[int, ...]:
     """The Matryoshka sizes; the published configuration leaves them to its code, whose table is the default."""
     sizes = outer.raw.get("matryoshka_dims") or [size for size in DEFAULT_DIMENSIONS if size <= hidden]
     if not isinstance(sizes, list) or any(type(size) is not int or not 1 <= size <= hidden for size in sizes):
-        raise CheckpointError(f"{outer.path}: matryoshka_dims={sizes!r}: sizes from 1 to {hidden} are expected")
+        raise CheckpointError(f"{outer.path}: matryoshka_dims={sizes!r}: expected sizes from 1 to {hidden}")
     return tuple(sorted({*sizes, hidden}))
 
 
 def _names(fields: Fields, name: str, default: tuple[str, ...]) -> tuple[str, ...]:
     value = fields.raw.get(name) or list(default)
     if not isinstance(value, list) or any(not isinstance(item, str) for item in value):
-        raise CheckpointError(f"{fields.path}: {name}={value!r}: a list of task names is expected")
+        raise CheckpointError(f"{fields.path}: {name}={value!r}: expected a list of task names")
     return tuple(str(item) for item in value)
 
 

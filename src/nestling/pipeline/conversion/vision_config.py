@@ -78,8 +78,7 @@ def _full_every(fields: Fields) -> int:
     every = value[0] + 1 if isinstance(value, list) and value and type(value[0]) is int else 0
     if every < 1 or depth % every or value != list(range(every - 1, depth, every)):
         raise CheckpointError(
-            f"{fields.path}: fullatt_block_indexes={value!r}: evenly spaced blocks up to the last, {depth - 1}, "
-            "are expected"
+            f"{fields.path}: fullatt_block_indexes={value!r}: expected evenly spaced blocks up to the last, {depth - 1}"
         )
     return every
 
@@ -88,7 +87,7 @@ def _three(fields: Fields, name: str, default: tuple[float, ...]) -> tuple[float
     value = fields.raw.get(name, list(default))
     sound = isinstance(value, list) and len(value) == CHANNELS
     if not sound or not all(isinstance(one, float) and 0 < one < 1 for one in value):
-        raise CheckpointError(f"{fields.path}: {name}={value!r}: three numbers between 0 and 1 are expected")
+        raise CheckpointError(f"{fields.path}: {name}={value!r}: expected three numbers between 0 and 1")
     return tuple(value)
 
 

@@ -144,7 +144,7 @@ def one_or_more_texts(value: object, *, param: str) -> list[str]:
     if isinstance(value, str):
         return [value]
     if not isinstance(value, list):
-        raise InvalidError(f"{param}: expected a text or a list of texts, this is {kind_of(value)}", param=param)
+        raise InvalidError(f"{param}: expected a string or a list of strings, not {kind_of(value)}", param=param)
     for index, item in enumerate(value):
         if not isinstance(item, str):
             raise not_a_text(f"{param}[{index}]", item, param=param)
@@ -153,19 +153,19 @@ def one_or_more_texts(value: object, *, param: str) -> list[str]:
 
 def not_a_text(place: str, item: object, *, param: str) -> InvalidError:
     """What to raise for an item that is no text; `place` says where it stands."""
-    return InvalidError(f"{place}: expected a text, this is {kind_of(item)}", param=param, code="invalid_input")
+    return InvalidError(f"{place}: expected a string, not {kind_of(item)}", param=param, code="invalid_input")
 
 
 def _text(item: object, index: int) -> str:
     if not isinstance(item, str):
-        raise TextError(f"expected a text, this is {kind_of(item)}", index=index)
+        raise TextError(f"expected a string, not {kind_of(item)}", index=index)
     return item
 
 
 def _ids(item: object, index: int) -> TokenIds:
     if not isinstance(item, list) or not item:
         found = "an empty list" if item == [] else kind_of(item)
-        raise TextError(f"expected a list of token ids, this is {found}", index=index)
+        raise TextError(f"expected a list of token ids, not {found}", index=index)
     for place, number in enumerate(item):
         if type(number) is not int or not 0 <= number <= LARGEST_ID:
             raise TextError(f"token {place} is not a token id (a whole number from 0)", index=index)

@@ -12,7 +12,7 @@ from tests.hub_server import COMMIT, Fault, HubServer, oid_of
 from nestling._util.progress import Progress
 from nestling._util.version import __version__
 from nestling.errors import BuildError, FileFormatError, ModelNotFoundError, UsageError
-from nestling.models import hub, hub_models, local
+from nestling.models import hub, hub_models, local, removal
 from nestling.models.families import JINA_V4, published_name
 from nestling.models.hub import HubReference
 from nestling.spec import Task
@@ -335,9 +335,9 @@ def test_shared_bytes_are_found_and_go_with_the_last_of_their_users(shared: Path
     path = local.resolve("org/one:Q8_0")
     assert path.read_bytes() == FILES[MODEL]
     assert hub.known_hash(path) == oid_of(FILES[MODEL])
-    assert local.remove("org/one:Q8_0") == ([str(path)], 0)
+    assert removal.remove("org/one:Q8_0") == ([str(path)], 0)
     assert local.resolve("org/two:Q8_0").read_bytes() == FILES[MODEL]
-    assert local.remove("org/two")[1] == len(FILES[MODEL])
+    assert removal.remove("org/two")[1] == len(FILES[MODEL])
     assert not shared.exists()
     assert hub.cached_repositories() == []
 

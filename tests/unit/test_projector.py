@@ -17,7 +17,7 @@ from nestling.formats.card import Card
 from nestling.formats.gguf import Field, TensorPlan, write_gguf
 from nestling.formats.multivector_head import ARCHITECTURE, BIAS, WEIGHT, Projector, projector_path
 from nestling.formats.quant_types import QuantType
-from nestling.models import local
+from nestling.models import local, removal
 from nestling.models.embedder import Embedder
 from nestling.pipeline.conversion.checkpoint import Checkpoint
 from nestling.pipeline.conversion.multivector import write_projector
@@ -212,8 +212,8 @@ def test_a_head_in_a_folder_is_not_listed_and_goes_with_the_last_model(
         tiny_gguf.write(folder / f"tiny-text-retrieval-{quant}.gguf", quant)
     head = write_head(folder)
     assert {model.quant for model in local.available() if model.family == "tiny"} == {"F32", "F16"}
-    local.remove("tiny-retrieval:F16")
+    removal.remove("tiny-retrieval:F16")
     assert head.exists()
-    gone, _ = local.remove("tiny-retrieval")
+    gone, _ = removal.remove("tiny-retrieval")
     assert str(head) in gone
     assert not head.exists()

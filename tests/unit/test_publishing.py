@@ -15,7 +15,7 @@ from tests.hub_server import COMMIT, HubServer
 from nestling._util import files
 from nestling.errors import FileFormatError, UsageError
 from nestling.formats.card import SUMS, Card, card_path
-from nestling.models import hub_models, local
+from nestling.models import hub_models, local, removal
 from nestling.models.hub import HubReference
 from nestling.models.publish import LICENCE, README, Publication, plan, send
 from nestling.pipeline.conversion.checkpoint import Checkpoint
@@ -263,7 +263,7 @@ def test_rm_removes_a_built_file_with_its_card_and_its_sum(folder: Path, monkeyp
     home = local.family_folder("small")
     shutil.copytree(folder, home)
     freed = sum((home / name).stat().st_size for name in (FILES[1], FILES[1].replace(".gguf", ".json")))
-    assert local.remove("small-code:Q8_0") == (
+    assert removal.remove("small-code:Q8_0") == (
         [str(home / FILES[1]), str(home / FILES[1].replace("gguf", "json"))],
         freed,
     )
@@ -271,7 +271,7 @@ def test_rm_removes_a_built_file_with_its_card_and_its_sum(folder: Path, monkeyp
         name.replace("gguf", end) for name in (FILES[0], PROJECTOR) for end in ("gguf", "json")
     ]
     assert FILES[1] not in (home / SUMS).read_text()
-    local.remove("small")
+    removal.remove("small")
     assert not list(home.glob("small*"))
 
 

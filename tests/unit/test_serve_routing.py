@@ -12,7 +12,8 @@ from nestling.server.api.registry import DIALECTS
 from nestling.server.api.routing import speakers, spoken_for
 from nestling.server.core.inputs import doubled, tokenized
 from nestling.server.core.requests import Reading
-from nestling.server.settings import DialectName, read_settings
+from nestling.server.setting_values import DialectName
+from nestling.server.settings import read_settings
 from nestling.spec import Role
 
 

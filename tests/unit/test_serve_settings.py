@@ -9,10 +9,10 @@ from typer.testing import CliRunner
 from nestling.cli.commands import app
 from nestling.engine.registry import EngineName
 from nestling.errors import UsageError
+from nestling.server.setting_values import TokenInput
 from nestling.server.settings import (
     SETTINGS,
     ServeSettings,
-    TokenInput,
     flag,
     markdown_table,
     read_settings,

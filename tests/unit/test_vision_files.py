@@ -17,7 +17,7 @@ from nestling.formats.card import Card
 from nestling.formats.gguf import Field, GGUFFile
 from nestling.formats.mmproj import OURS
 from nestling.formats.quant_types import QuantType
-from nestling.models import hub_models, local
+from nestling.models import hub_models, local, removal
 from nestling.models.families import JINA_V4
 from nestling.models.file_spec import spec_of
 from nestling.models.publish import plan
@@ -121,9 +121,9 @@ def test_it_is_listed_and_goes_with_the_last_model_of_its_family(
     assert stored_towers() == [home / TOWER]
     rows = {row["reference"]: row["path"] for row in json.loads(nestling("list", "--json").out)}
     assert rows["mmproj-mine-BF16 (images)"] == str(home / TOWER)
-    local.remove("mine-code")
+    removal.remove("mine-code")
     assert (home / TOWER).exists()
-    gone, _ = local.remove("mine-retrieval")
+    gone, _ = removal.remove("mine-retrieval")
     assert {str(home / TOWER), str((home / TOWER).with_suffix(".json"))} <= set(gone)
     assert not list(home.glob("*.gguf"))
 

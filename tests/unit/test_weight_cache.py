@@ -21,7 +21,7 @@ from nestling.engine.protocol import plain
 from nestling.engine.registry import EngineName, load_engine
 from nestling.errors import UsageError
 from nestling.formats.gguf import GGUFFile
-from nestling.models import local
+from nestling.models import local, removal
 
 Usage = namedtuple("Usage", ["total", "used", "free"])
 IDS = [np.arange(5, 40, dtype=np.int32), np.arange(9, 12, dtype=np.int32)]
@@ -294,7 +294,7 @@ def test_removing_a_model_removes_its_expanded_weights(home: Path) -> None:
     vectors(local.resolve("starter-code:Q8_0"))
     (expanded_file,) = kept(home)
     size = expanded_file.stat().st_size
-    gone, freed = local.remove("starter-code:Q8_0")
+    gone, freed = removal.remove("starter-code:Q8_0")
     assert str(expanded_file) in gone
     assert freed > size
     assert not kept(home)
@@ -310,11 +310,11 @@ def test_removing_a_model_leaves_a_namesakes_weights_and_those_that_a_copy_share
     write_other_bytes(namesake)
     for path in (model, namesake):
         vectors(path)
-    local.remove("starter-code:Q8_0")
+    removal.remove("starter-code:Q8_0")
     assert len(kept(home)) == 1
     vectors(local.resolve("starter-code:Q8_0"))
     vectors(copy)
-    local.remove("starter-code:Q8_0")
+    removal.remove("starter-code:Q8_0")
     assert len(kept(home)) == 2
     assert not any(one.is_stale for one in weight_files.expansions())
 

@@ -13,7 +13,7 @@ import typer
 from nestling.cli.console import Bars, show_table
 from nestling.cli.options import JsonOption, SpecOption
 from nestling.errors import UsageError
-from nestling.models import hub, hub_models, local
+from nestling.models import hub, hub_models, local, removal
 from nestling.spec import Task
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def rm(
     as_json: JsonOption = False,
 ) -> None:
     """Delete a model's files from this machine; the package's starter is built again when it is asked for."""
-    gone, freed = local.remove(model)
+    gone, freed = removal.remove(model)
     if as_json:
         typer.echo(json.dumps({"removed": gone, "freed_bytes": freed}, indent=2))
         return

@@ -14,15 +14,14 @@ from typing import Self
 
 from nestling._util.cpu import usable_threads
 from nestling._util.data import data_folder
-from nestling._util.files import CACHE_VARIABLE, cache_folder, lock
+from nestling._util.files import CACHE_VARIABLE, cache_folder
 from nestling._util.progress import Steps, silent
-from nestling.engine.openvino import weight_files
 from nestling.errors import BuildError, FileFormatError, ModelNotFoundError, UsageError
-from nestling.formats.card import Card, card_path, write_sums
+from nestling.formats.card import Card
 from nestling.formats.mmproj import tower_path
 from nestling.formats.multivector_head import projector_path
 from nestling.formats.quant_types import FILE_TYPES, parse_file_type
-from nestling.models import hub, hub_models
+from nestling.models import hub_models
 from nestling.pipeline import self_test
 from nestling.pipeline.conversion.checkpoint import Checkpoint
 from nestling.pipeline.pipeline import Pipeline, made_by, model_path
@@ -236,60 +235,3 @@ def _in_folder(folder: Path) -> list[StoredModel]:
 
     every = [StoredModel(folder.name, task, quant, path(task, quant)) for task in (*Task, None) for quant in FILE_TYPES]
     return [model for model in every if model.path and model.path.exists()]
-
-
-def remove(reference: str) -> tuple[list[str], int]:
-    """Delete what a name or a hub reference means, with its cards: -> what went, and the bytes freed.
-
-    Without a task or a file type, all of them go. Paths are refused: a user's own file is not ours to delete. Expanded
-    weights that no other file uses go too.
-    """
-    gone, freed = _remove(reference)
-    expanded = weight_files.remove_of(Path(name) for name in gone if name.endswith(".gguf"))
-    return [*gone, *(str(path) for path, _ in expanded)], freed + sum(size for _, size in expanded)
-
-
-def _remove(reference: str) -> tuple[list[str], int]:
-    if at_hub := hub_models.reference_of(reference):
-        return hub_models.remove(at_hub)
-    if looks_like_path(reference):
-        raise UsageError(f"model={reference!r}: expected a name or a hub repository, not a path", param="model")
-    wanted = ModelReference.parse(reference)
-    every = [model for model in available() if model.path and _means(wanted, model)]
-    if not every:
-        raise ModelNotFoundError(f"{reference}: not on this machine; `nestling list` shows what is")
-    gone: list[str] = []
-    freed = 0
-    for model in every:
-        assert model.path
-        names, size = (
-            _remove_file(model.path) if hub.known_hash(model.path) is None else hub_models.remove_file(model.path)
-        )
-        gone, freed = gone + names, freed + size
-    for lonely in _lonely(wanted.family, {model.task for model in every if model.task}):
-        names, size = _remove_file(lonely)
-        gone, freed = gone + names, freed + size
-    return gone, freed
-
-
-def _lonely(family: str, tasks: set[Task]) -> list[Path]:
-    """Heads of these tasks when no model of theirs is left (a base is of every task); the tower when none is at all."""
-    folder, left = family_folder(family), {one.task for one in available() if one.family == family and one.path}
-    heads = [projector_path(folder, family=family, task=task) for task in sorted(tasks - left)]
-    towers = [] if left else [tower_path(folder, family)]
-    return [path for path in (*([] if None in left else heads), *towers) if path.exists()]
-
-
-def _means(wanted: ModelReference, model: StoredModel) -> bool:
-    named = wanted.task in (None, model.task) and (not wanted.base or model.task is None)
-    return wanted.family == model.family and named and wanted.quant in (None, model.quant)
-
-
-def _remove_file(path: Path) -> tuple[list[str], int]:
-    files = [one for one in (path, card_path(path)) if one.exists()]
-    freed = sum(one.stat().st_size for one in files)
-    with lock(path.parent / ".lock", what=str(path.parent)):
-        for one in files:
-            one.unlink()
-        write_sums(path.parent)
-    return [str(one) for one in files], freed

@@ -5,34 +5,33 @@ the default. The command line's options and the table in docs/server.md are made
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
-from difflib import get_close_matches
-from enum import StrEnum
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from nestling._util.cpu import usable_memory
+from nestling._util.spelling import nearest
 from nestling._util.text import read_text
 from nestling.errors import UsageError
+from nestling.server.setting_values import (
+    DEVICE_NAMES,
+    TokenInput,
+    device,
+    dialect,
+    engine,
+    several,
+    token_input,
+    whole,
+    yes,
+)
 
 PREFIX: Final = "NESTLING_"
 MIB: Final = 1 << 20
-DEVICE_NAMES: Final = "cuda[:N], xpu[:N], mps or cpu"
-NEAR: Final = 0.7
-"""difflib's ratio from which on an unknown variable is taken for a misspelt one."""
 OTHERS: Final = frozenset({"CACHE", "EVAL_API_KEY"})
 """Variables of other parts of nestling."""
 KUBERNETES: Final = ("SERVICE_", "PORT_")
 """What Kubernetes' variables for a service called nestling go on with; they are not meant for us."""
-
-
-class TokenInput(StrEnum):
-    """What is done with an `input` of token ids: refused, taken as this model's ids, or read as OpenAI's cl100k ids."""
-
-    REJECT = "reject"
-    MODEL = "model"
-    CL100K = "cl100k"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,94 +50,20 @@ class Setting:
     several: bool = False
 
 
-def _whole(low: int, high: int = 1 << 40) -> Callable[[Any], int]:
-    def read(value: Any) -> int:  # noqa: ANN401 - a text, or already a number
-        try:
-            number = int(value)
-        except (TypeError, ValueError):
-            number = low - 1
-        if not low <= number <= high:
-            upper = f"to {high}" if high < 1 << 40 else "up"
-            raise ValueError(f"expected a whole number from {low} {upper}")
-        return number
-
-    return read
-
-
-def _several(value: Any) -> tuple[str, ...]:  # noqa: ANN401 - a flag's list or a variable's text
-    parts = value.split(",") if isinstance(value, str) else [str(part) for part in value]
-    kept = tuple(part.strip() for part in parts if part.strip())
-    if not kept:
-        raise ValueError("expected at least one value")
-    return kept
-
-
-def _yes(value: Any) -> bool:  # noqa: ANN401 - a flag's bool or a variable's text
-    known = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
-    if str(value).lower() not in known:
-        raise ValueError("expected 1 or 0")
-    return known[str(value).lower()]
-
-
-Choice = TypeVar("Choice", bound=StrEnum)
-
-
-def _choice(text: str, known: type[Choice]) -> Choice:
-    if text not in set(known):
-        raise ValueError(f"expected one of {', '.join(known)}{_meant(text, list(known))}")
-    return known(text)
-
-
-def _engine(value: Any) -> str:  # noqa: ANN401 - a text
-    from nestling.engine.registry import EngineName  # not at the top: `nestling --help` need not load it
-
-    return _choice(str(value), EngineName)
-
-
-def _device(value: Any) -> str:  # noqa: ANN401 - a text
-    from nestling.engine.registry import parse_device
-
-    try:
-        return parse_device(str(value))
-    except UsageError:
-        raise ValueError(f"expected {DEVICE_NAMES}") from None
-
-
-def _token_input(value: Any) -> TokenInput:  # noqa: ANN401 - a text
-    return _choice(str(value), TokenInput)
-
-
-class DialectName(StrEnum):
-    """Whose clients are understood; each is also served below a prefix of its name."""
-
-    OPENAI = "openai"
-    JINA = "jina"
-    LLAMA_SERVER = "llama-server"
-    OLLAMA = "ollama"
-    TEI = "tei"
-    COHERE = "cohere"
-    VOYAGE = "voyage"
-    VLLM = "vllm"
-
-
-def _dialect(value: Any) -> str:  # noqa: ANN401 - a text
-    return _choice(str(value), DialectName)
-
-
 def _half_of_memory_mb() -> int:
     return usable_memory() // 2 // MIB
 
 
 def _number(text: str, *, low: int = 1, high: int = 1 << 40, unset: str | None = None) -> dict[str, Setting]:
-    return {"setting": Setting(_whole(low, high), text, "N", unset)}
+    return {"setting": Setting(whole(low, high), text, "N", unset)}
 
 
 def _list(text: str, metavar: str, *, short: str | None = None) -> dict[str, Setting]:
-    return {"setting": Setting(_several, text, metavar, "none", short, several=True)}
+    return {"setting": Setting(several, text, metavar, "none", short, several=True)}
 
 
 def _switch(text: str) -> dict[str, Setting]:
-    return {"setting": Setting(_yes, text, None, "no")}
+    return {"setting": Setting(yes, text, None, "no")}
 
 
 def _file(text: str) -> dict[str, Setting]:
@@ -169,24 +94,22 @@ class ServeSettings:
     host: str = field(default="127.0.0.1", metadata=_text("Address to listen on.", "ADDRESS"))
     port: int = field(default=8080, metadata=_number("Port to listen on; 0 for a free one.", low=0, high=65_535))
     engine: str = field(
-        default="auto", metadata=_text("auto, openvino, llamacpp, torch or reference.", "NAME", _engine, short="-e")
+        default="auto", metadata=_text("auto, openvino, llamacpp, torch or reference.", "NAME", engine, short="-e")
     )
     device: str | None = field(
         default=None,
-        metadata={"setting": Setting(_device, f"Of the torch engine: {DEVICE_NAMES}.", "NAME", unset="the first GPU")},
+        metadata={"setting": Setting(device, f"Of the torch engine: {DEVICE_NAMES}.", "NAME", unset="the first GPU")},
     )
     threads: int | None = field(
         default=None, metadata=_number("Threads of the engine.", high=1024, unset="all usable processors")
     )
     preload: bool = field(default=False, metadata=_switch("Load every model before the server is ready."))
     token_input: TokenInput = field(
-        default=TokenInput.REJECT, metadata=_text("Token ids: reject, model or cl100k.", "MODE", _token_input)
+        default=TokenInput.REJECT, metadata=_text("Token ids: reject, model or cl100k.", "MODE", token_input)
     )
     dialect: str | None = field(
         default=None,
-        metadata={
-            "setting": Setting(_dialect, "Whose API a path means that several have.", "NAME", "as the body says")
-        },
+        metadata={"setting": Setting(dialect, "Whose API a path means that several have.", "NAME", "as the body says")},
     )
     alias: tuple[str, ...] = field(default=(), metadata=_list("NAME or NAME=MODEL: another name for a model.", "NAME"))
     api_key: tuple[str, ...] = field(
@@ -308,13 +231,8 @@ def _check_spelling(environ: Mapping[str, str]) -> None:
         name = full.removeprefix(PREFIX)
         if name == full or name in (*known, *OTHERS) or name.startswith(KUBERNETES):
             continue
-        if near := _meant(name, known, PREFIX):
+        if near := nearest(name, known, PREFIX):
             raise UsageError(f"{full}: no such variable{near}")
-
-
-def _meant(word: str, known: Sequence[str], prefix: str = "") -> str:
-    near = get_close_matches(word, known, 1, NEAR)
-    return f"; did you mean {prefix}{near[0]}?" if near else ""
 
 
 def _keys_of(path: Path) -> tuple[str, ...]:

@@ -9,8 +9,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,8 +20,9 @@ from huggingface_hub import constants
 from nestling._util.files import lock
 from nestling._util.progress import Progress, Steps, silent
 from nestling._util.version import __version__
-from nestling.errors import BuildError, FileFormatError, ModelNotFoundError, UsageError
+from nestling.errors import BuildError, FileFormatError
 from nestling.models.hub.cache import OID, hash_of, is_readable, repository_folder
+from nestling.models.hub.failures import UnreachableError, check_token, one_line
 
 ATTEMPTS = 5
 """In a row that bring nothing, before a download is given up."""
@@ -34,12 +34,6 @@ SPARE_BYTES = 64 << 20
 _FILE_NAME = re.compile(r"(?:[\w][\w.+-]*/)*[\w][\w.+-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _PARTIAL, _RANGE_REFUSED = 206, 416
-_PASSING = (408, 425, 429)
-"""Refusals that another attempt may not meet."""
-
-
-class _Unreachable(ModelNotFoundError):
-    """The network, or the hub's momentary state: another attempt may succeed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +73,9 @@ def listing(repository: str) -> Listing:
     ModelNotFoundError when it cannot be reached, does not exist or is closed to this token; FileFormatError when the
     answer names a file outside the repository, or has no sound hash, size or commit.
     """
-    _check_token()
+    check_token()
     try:
-        with _one_line(repository):
+        with one_line(repository):
             info = _api().model_info(repository, revision="main", files_metadata=True, timeout=TIMEOUT_S)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise FileFormatError(f"{repository}: {constants.ENDPOINT} does not answer as a hub ({error!r})") from None
@@ -171,11 +165,11 @@ def _fetch_all(url: str, out: BinaryIO, *, what: str, size: int, progress: Progr
     if furthest > size:
         _empty(out)
     while out.tell() < size:
-        reason = _Unreachable(f"{what}: the hub sends less than the {size} bytes that it said")
+        reason = UnreachableError(f"{what}: the hub sends less than the {size} bytes that it said")
         try:
-            with _one_line(what):
+            with one_line(what):
                 _receive(url, out, what=what, size=size, progress=progress)
-        except _Unreachable as error:
+        except UnreachableError as error:
             reason = error
         fruitless, furthest = (0, out.tell()) if out.tell() > furthest else (fruitless + 1, furthest)
         if fruitless >= ATTEMPTS:
@@ -198,7 +192,7 @@ def _receive(url: str, out: BinaryIO, *, what: str, size: int, progress: Progres
         if start and response.status_code != _PARTIAL:  # the whole file comes again
             _empty(out)
         elif start and not _continues(response.headers.get("Content-Range", ""), start, size):
-            raise _Unreachable(f"{what}: the hub answers another range than bytes {start} to {size - 1}")
+            raise UnreachableError(f"{what}: the hub answers another range than bytes {start} to {size - 1}")
         for piece in response.iter_raw():  # as it comes: a cut loses nothing, and nothing is unpacked
             if out.tell() + len(piece) > size:
                 _empty(out)
@@ -249,47 +243,11 @@ def _set_main(folder: Path, commit: str) -> None:
     part.replace(folder / "refs" / "main")
 
 
-@contextmanager
-def _one_line(what: str) -> Iterator[None]:
-    """The library's errors, many lines and many kinds, as one line that says what would help."""
-    from huggingface_hub import errors
-
-    _check_token()
-    failures: tuple[Any, ...] = errors.HfHubHTTPError.__bases__  # the HTTP library's own error, and OSError
-    try:
-        yield
-    except errors.OfflineModeIsEnabled:
-        raise ModelNotFoundError(f"{what}: the network is switched off (HF_HUB_OFFLINE)") from None
-    except errors.GatedRepoError:
-        raise ModelNotFoundError(f"{what}: its licence must be accepted on its page, then set HF_TOKEN") from None
-    except errors.RepositoryNotFoundError:
-        raise ModelNotFoundError(f"{what}: no such repository, or a closed one; HF_TOKEN opens your own") from None
-    except errors.HFValidationError as error:
-        raise UsageError(f"{what}: {_brief(error)}", param="reference") from None
-    except failures as error:
-        if isinstance(error, OSError) and error.errno:
-            raise  # a file of ours, not the network
-        status = getattr(getattr(error, "response", None), "status_code", 0)
-        final = 400 <= status < 500 and status not in _PASSING  # noqa: PLR2004 - the client's fault
-        kind = ModelNotFoundError if final else _Unreachable
-        raise kind(f"{what}: {constants.ENDPOINT} does not give it ({_brief(error)})") from None
-
-
-def _check_token() -> None:
-    token = huggingface_hub.get_token() or ""
-    if not (token.isascii() and token.isprintable()):
-        raise UsageError("HF_TOKEN: it holds a character that no token has; copy it again", param="token")
-
-
-def _brief(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__
-
-
 def upload(repository: str, files: Mapping[str, Path | bytes], *, message: str, private: bool) -> str:
     """Make the repository if need be and send files (paths or bytes by name) as one commit; -> its address."""
     adds = [huggingface_hub.CommitOperationAdd(name, content) for name, content in files.items()]
     api = _api()
-    with _one_line(repository):
+    with one_line(repository):
         api.create_repo(repository, private=private, exist_ok=True)
         done = api.create_commit(repository, adds, commit_message=message)
     return str(done.commit_url)

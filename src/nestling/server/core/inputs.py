@@ -11,7 +11,7 @@ from nestling.models.embedder import Embedder
 from nestling.server.core import cl100k
 from nestling.server.core.refusals import InvalidError
 from nestling.server.core.requests import Embedding, Ranking, Reading, Token, are_texts
-from nestling.server.settings import TokenInput
+from nestling.server.setting_values import TokenInput
 from nestling.spec import ModelSpec, Role
 
 SHORTEST_CUT = 16

@@ -14,14 +14,14 @@ import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
 from nestling.engine.protocol import Item
 from nestling.errors import EngineError
 from nestling.models.compute import Make
-from nestling.server.core.fair_queue import Batch, Job, Limits, Part, Queue
+from nestling.server.core.delivery import check, computed, deliver, fail, log_failure
+from nestling.server.core.fair_queue import Batch, Job, Limits, Queue
 from nestling.server.core.metrics import Metrics
 from nestling.server.core.model_pool import Model
 from nestling.server.core.refusals import BusyError
@@ -188,13 +188,13 @@ class Scheduler:
 
     def _run(self, batch: Batch, start: float) -> None:
         try:
-            rows = _checked(batch, batch.parts)
+            rows = computed(batch, batch.parts)
         except Exception as error:  # noqa: BLE001 - whatever an engine raises, the next request must be served
-            _log_failure(batch, error)
+            log_failure(batch, error)
             self._rescue(batch)
             return
         self._observe(batch, time.perf_counter() - start)
-        _deliver(batch.parts, rows)
+        deliver(batch.parts, rows)
 
     @staticmethod
     def _opened(batch: Batch, *, again: bool = False) -> _InPieces:
@@ -214,19 +214,19 @@ class Scheduler:
 
     def _ended(self, long: _InPieces, rows: Floats) -> None:
         try:
-            _check([rows])
+            check([rows])
         except EngineError as error:
             self._failed(long, error)
             return
         self._observe(long.batch, time.perf_counter() - long.began)
-        _deliver(long.batch.parts, [rows])
+        deliver(long.batch.parts, [rows])
 
     def _failed(self, long: _InPieces, error: Exception) -> None:
         """Load the engine anew and begin again, once."""
-        _log_failure(long.batch, error)
+        log_failure(long.batch, error)
         if not self._reset_quietly(long.batch.model) or long.again:
             self._forget(long.job)
-            _fail(long.job, error)
+            fail(long.job, error)
         elif not long.job.cancelled:
             self._long = self._opened(long.batch, again=True)
 
@@ -246,13 +246,13 @@ class Scheduler:
             try:
                 if broken:
                     self._reset(batch.model)
-                rows, broken = _checked(batch, parts), False
+                rows, broken = computed(batch, parts), False
             except Exception as error:  # noqa: BLE001 - as in _run
                 broken = True
                 self._forget(job)
-                _fail(job, error)
+                fail(job, error)
             else:
-                _deliver(parts, rows)
+                deliver(parts, rows)
         if broken and batch.live():
             self._reset_quietly(batch.model)
 
@@ -279,43 +279,4 @@ class Scheduler:
             self._long = None
         for job in dict.fromkeys(jobs):
             self._forget(job)
-            _fail(job, EngineError("the server is stopping"))
-
-
-def _checked(batch: Batch, parts: Sequence[Part]) -> Sequence[Floats]:
-    found = batch.model.embedder.compute.batch(batch.works(parts))
-    _check(found)
-    return found
-
-
-def _check(answers: Sequence[Floats]) -> None:
-    if not all(np.isfinite(rows).all() and rows.any(axis=-1).all() for rows in answers):
-        raise EngineError("the engine answered with something that is not a vector")
-
-
-def _log_failure(batch: Batch, error: Exception) -> None:
-    facts = {"model": batch.model.reference, "error": f"{type(error).__name__}: {error!s:.200}"}
-    LOG.warning("batch failed", extra={"fields": facts})
-
-
-def _deliver(parts: Sequence[Part], rows: Sequence[Floats]) -> None:
-    for (job, index), row in zip(parts, rows, strict=True):
-        job.rows[index] = row
-    for job in dict.fromkeys(job for job, _ in parts):
-        if len(job.rows) == len(job.items):
-            _tell(job.future, partial(job.future.set_result, job.results()))
-
-
-def _fail(job: Job, error: Exception) -> None:
-    wrapped = error if isinstance(error, EngineError) else EngineError(f"{type(error).__name__} in the engine")
-    _tell(job.future, partial(job.future.set_exception, wrapped))
-
-
-def _tell(future: asyncio.Future[list[Floats]], act: Callable[[], None]) -> None:
-    def run() -> None:
-        if not future.done():
-            act()
-
-    loop = future.get_loop()
-    if not loop.is_closed():
-        loop.call_soon_threadsafe(run)
+            fail(job, EngineError("the server is stopping"))

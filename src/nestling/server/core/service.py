@@ -1,25 +1,19 @@
 """What the server does, in no dialect of HTTP: models loaded, texts tokenized, embedded and ranked.
 
-What takes long runs in threads, so that the event loop is free for others; what is short runs at once, because a
-thread's hand-over would cost more. Knows no bodies, statuses or routes.
+Knows no bodies, statuses or routes.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
-from dataclasses import replace
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence, Sized
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 
-from nestling.engine.protocol import Item, TokenIds, plain
-from nestling.errors import ImageError, TextError
 from nestling.formats.gguf import GGUFFile
-from nestling.models.compute import as_they_are
 from nestling.models.embedder import Embedder
 from nestling.models.families import read_spec
 from nestling.models.file_spec import specs_of
@@ -28,34 +22,25 @@ from nestling.models.reranking import Scoring, check_top_n, ranked
 from nestling.server.core import token_vectors as of_tokens
 from nestling.server.core.answer_budget import AnswerBudget
 from nestling.server.core.catalog import Catalog, Served, Target
-from nestling.server.core.inputs import Reader, tokens_of, warnings_of
+from nestling.server.core.inference import SHORT_CHARACTERS, SHORT_NUMBERS, Inference, is_short
+from nestling.server.core.inputs import tokens_of, warnings_of
 from nestling.server.core.loading import limited, loader, model_cost
 from nestling.server.core.metrics import Metrics
 from nestling.server.core.model_pool import Load, ModelPool, Use
-from nestling.server.core.pictures import PictureReader, pictures_of, texts_of
 from nestling.server.core.requests import (
     PER_TOKEN,
     Embedded,
     Embedding,
-    Inputs,
     Output,
-    Picture,
     RankedDocuments,
     Ranking,
     Token,
-    are_texts,
 )
-from nestling.server.core.result_cache import ResultCache
 from nestling.server.core.scheduler import Scheduler
 from nestling.server.settings import MIB, ServeSettings
 from nestling.spec import ModelSpec, Role
-from nestling.vectors import Floats
 
 LOG = logging.getLogger("nestling.server")
-SHORT_CHARACTERS = 4000
-"""Texts that tokenize in about a millisecond."""
-SHORT_NUMBERS = 10_000
-"""Vector components that are normalised or compared in less than a millisecond."""
 HOUSEKEEPING_S = 5.0
 FLOAT_BYTES = 4
 LAST_S = 0.5
@@ -84,8 +69,8 @@ class Service:
             idle_s=idle_s,
             cost_of=cost_of or (model_cost if load is None else lambda _reference: 0),
         )
-        self.cache = ResultCache(settings.cache_mb * MIB)
         self.answers = AnswerBudget(settings.max_answer_mb * MIB, self.metrics)
+        self._inference = Inference(settings, self.metrics)
         self.in_flight, self.draining = 0, False
         self.sees = False  # whether a model takes images, and so larger bodies
         self.given_up = 0
@@ -93,15 +78,8 @@ class Service:
         self.stop_by: float | None = None
         self.is_stopped = False
         """True when nothing is left running behind `stop`."""
-        self._reader = Reader(settings.token_input)
-        self._pictures = PictureReader(settings.allow_image_urls)
         self._specs: dict[str, ModelSpec] = {}
         self._noted: set[str] = set()
-        self._works: Mapping[Output, Callable[[Use, Sequence[Item]], Awaitable[Sequence[Floats] | Floats]]] = {
-            Output.VECTOR: self._pooled,
-            Output.STATES: self._states,
-            Output.MULTI_VECTOR: self._tokens,
-        }
         self._add_gauges()
 
     async def start(self) -> None:
@@ -112,7 +90,7 @@ class Service:
             max_tokens=self.settings.max_queue_tokens,
             largest_batch=self.settings.batch_tokens,
         )
-        self._threads = ThreadPoolExecutor(2, "wire")
+        self._inference.start(self.scheduler)
         self._started = asyncio.create_task(self._load_first())
         self._housekeeper = asyncio.create_task(self._keep_house())
 
@@ -127,8 +105,7 @@ class Service:
         self._housekeeper.cancel()
         with suppress(asyncio.CancelledError, Exception):  # whoever waited for the start was told
             await self._started
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        self._pictures.close()
+        self._inference.stop()
         ended = await asyncio.to_thread(self.scheduler.stop, end - LAST_S - time.monotonic())
         if not ended:
             self.scheduler.abandon()
@@ -154,16 +131,15 @@ class Service:
         """The vectors, whose bytes are `held`."""
         async with self._use(wanted.target) as model:
             dimension, width = model.embedder.spec.dimension(wanted.dimensions), model.embedder.spec.dimension(None)
-            values: Sequence[Floats] | Floats
             ids: Sequence[Sized]
             if wanted.output is Output.CHUNKS:
                 held.enter_context(self.answers.held(len(wanted.inputs) * width * FLOAT_BYTES))
-                values, ids = await self._chunks(wanted, model)
+                values, ids = await self._inference.chunks(wanted, model)
             else:
-                ids = items = await self._items(wanted, model)
+                ids = items = await self._inference.items(wanted, model)
                 rows = sum(map(len, ids)) if wanted.output in PER_TOKEN else len(ids)
                 held.enter_context(self.answers.held(rows * width * FLOAT_BYTES))
-                values = await self._works[wanted.output](model, items)
+                values = await self._inference.rows(wanted.output, model, items)
             tokens = self._counted(wanted.target, texts=len(wanted.inputs), ids=ids)
             if wanted.output not in PER_TOKEN:
                 pooled = np.asarray(values)
@@ -176,7 +152,7 @@ class Service:
         """The documents in the order of their nearness to the query."""
         top_n = check_top_n(wanted.top_n)
         async with self._use(wanted.target) as model:
-            ids = await self._candidates(wanted, model)
+            ids = await self._inference.candidates(wanted, model)
             make = model.embedder.projector.project if wanted.scoring is Scoring.MAXSIM else None
             rows, width = sum(map(len, ids)) if make else len(ids), model.embedder.spec.dimension(None)
             with self.answers.held(rows * width * FLOAT_BYTES):
@@ -191,7 +167,7 @@ class Service:
         async with self._use(target) as model:
             role = target.role or Role.RAW
             read = partial(tokens_of, embedder=model.embedder, role=role, closed=closed)
-            return await self.run(lambda: [read(text) for text in texts], short=_is_short(texts))
+            return await self.run(lambda: [read(text) for text in texts], short=is_short(texts))
 
     async def detokenized(self, tokens: Sequence[int], target: Target, *, skip_special: bool = False) -> str:
         """The text of token ids; special tokens are written out unless skipped."""
@@ -227,9 +203,7 @@ class Service:
 
     async def run(self, work: Callable[..., Result], *values: Any, short: bool) -> Result:  # noqa: ANN401 - work's own
         """Call `work`: at once if it is `short` (a millisecond), otherwise in a thread."""
-        if short:
-            return work(*values)
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *values)
+        return await self._inference.run(work, *values, short=short)
 
     def note_unknown(self, fields: Iterable[str]) -> None:
         """Log the names of fields that mean nothing here, each once."""
@@ -262,89 +236,12 @@ class Service:
                     "housekeeping failed", extra={"fields": {"error": f"{type(error).__name__}: {error!s:.200}"}}
                 )
 
-    async def _items(self, wanted: Embedding, model: Use) -> list[Item]:
-        pictures = pictures_of(wanted.inputs)
-        if not pictures:
-            return plain(await self._ids(wanted, model))
-        found = await self._pictured(pictures, model)
-        texts = {place: one for place, one in enumerate(wanted.inputs) if isinstance(one, str)}
-        if texts:
-            try:
-                ids = await self._ids(replace(wanted, inputs=list(texts.values())), model)
-            except TextError as error:
-                raise error.at(list(texts)[error.index]) from None
-            found |= zip(texts, plain(ids), strict=True)
-        return [found[place] for place in range(len(wanted.inputs))]
-
-    async def _pictured(self, pictures: Mapping[int, Picture], model: Use) -> dict[int, Item]:
-        with self._timed("images"):
-            return await self._pictures.items(pictures, model.embedder) if pictures else {}
-
-    async def _candidates(self, wanted: Ranking, model: Use) -> list[Item]:
-        """The query and the documents; InvalidError naming the document that cannot be scored."""
-        pictures = pictures_of(wanted.documents)
-        places = [place for place, one in enumerate(wanted.documents) if isinstance(one, str)]
-        with self._timed("tokenize"):
-            read = partial(of_tokens.candidates, wanted, places, model.embedder)
-            asked, *texts = await self.run(read, short=_is_short(texts_of(wanted.documents)))
-        try:
-            found = await self._pictured(pictures, model)
-        except ImageError as error:
-            raise of_tokens.of_document(error) from None
-        found |= zip(places, plain(texts), strict=True)
-        items = [Item(asked), *(found[place] for place in range(len(wanted.documents)))]
-        if wanted.scoring is Scoring.MAXSIM:
-            of_tokens.check_size(items, param="documents")
-        return items
-
-    async def _ids(self, wanted: Embedding, model: Use) -> list[TokenIds]:
-        read = partial(self._reader.read, wanted, model.embedder)
-        with self._timed("tokenize"):
-            return await self.run(read, short=_are_short(wanted.inputs))
-
-    async def _pooled(self, model: Use, items: Sequence[Item]) -> Floats:
-        identity = model.embedder.identity
-        known = [self.cache.get(identity, one) for one in items]
-        missing = [index for index, row in enumerate(known) if row is None]
-        self.metrics.cache_hits.inc(len(items) - len(missing))
-        if not missing:
-            return np.stack([row for row in known if row is not None])
-        fresh = await self.scheduler.pool(model.model, [items[index] for index in missing], task=model.task)
-        for index, row in zip(missing, fresh, strict=True):
-            known[index] = row
-            self.cache.put(identity, items[index], row)
-        return fresh if len(missing) == len(items) else np.stack([row for row in known if row is not None])
-
-    async def _states(self, model: Use, items: Sequence[Item]) -> Sequence[Floats]:
-        of_tokens.check_size(items, param="inputs")
-        return await self.scheduler.run(model.model, items, task=model.task, make=as_they_are)
-
-    async def _tokens(self, model: Use, items: Sequence[Item]) -> Sequence[Floats]:
-        of_tokens.check_head(model.embedder, param="return_multivector")
-        of_tokens.check_size(items, param="input")
-        make = model.embedder.projector.project
-        return await self.scheduler.run(model.model, items, task=model.task, make=make)
-
-    async def _chunks(self, wanted: Embedding, model: Use) -> tuple[Floats, Sequence[TokenIds]]:
-        cut = partial(of_tokens.chunked, wanted.inputs, model.embedder, role=wanted.target.role or Role.QUERY)
-        with self._timed("tokenize"):
-            found = await self.run(cut, short=_are_short(wanted.inputs))
-        make = model.embedder.chunk_pool(found.places)
-        [rows] = await self.scheduler.run(model.model, plain([found.ids]), task=model.task, make=make)
-        return rows, [found.ids]
-
     def _counted(self, target: Target, *, texts: int, ids: Sequence[Sized]) -> int:
         """Tell the metrics what was embedded: -> the tokens."""
         count = sum(map(len, ids))
         self.metrics.texts.labels(target.reference).inc(texts)
         self.metrics.tokens.labels(target.reference).inc(count)
         return count
-
-    @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.metrics.stage.labels(stage).observe(time.perf_counter() - start)
 
     def _add_gauges(self) -> None:
         add = self.metrics.gauge
@@ -362,12 +259,4 @@ class Service:
             lambda: sum("cannot be loaded" in one["reason"] for one in self.engines()),
         )
         add("nestling_answer_bytes", "Vectors that are being computed or sent", lambda: self.answers.held_bytes)
-        add("nestling_cache_bytes", "Size of the result cache", lambda: self.cache.size_bytes)
-
-
-def _are_short(inputs: Inputs) -> bool:
-    return are_texts(inputs) and _is_short(inputs)
-
-
-def _is_short(texts: Sequence[str]) -> bool:
-    return sum(map(len, texts)) < SHORT_CHARACTERS
+        add("nestling_cache_bytes", "Size of the result cache", lambda: self._inference.cache.size_bytes)

@@ -65,7 +65,12 @@ def test_a_missing_key_is_said_as_the_dialect_says_it() -> None:
         assert client.post("/v1/embeddings", json={}).json()["error"]["code"] == "invalid_api_key"
 
 
-def test_every_dialect_and_every_path_is_in_the_registry_once() -> None:
-    paths = [path for dialect in DIALECTS for route in dialect.routes for path in (route.path, *route.also)]
-    assert len(set(paths)) == len(paths)
+def test_a_dialect_has_a_path_once_and_claims_fields_where_another_has_it() -> None:
+    seen: set[tuple[str, str]] = set()
+    for dialect in DIALECTS:
+        mine = [(path, route) for route in dialect.routes for path in (route.path, *route.also)]
+        assert len({(path, route.method) for path, route in mine}) == len(mine), dialect.name
+        for path, route in mine:
+            assert (path, route.method) not in seen or route.claims, f"{dialect.name} {path}"
+        seen |= {(path, route.method) for path, route in mine}
     assert {"openai", "jina", "llama-server"} <= {dialect.name for dialect in DIALECTS}

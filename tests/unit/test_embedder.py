@@ -306,7 +306,7 @@ def test_loaded_from_a_file_it_answers_with_any_engine(tiny_models: dict[str, Pa
         ("nobody-code", {}, ModelNotFoundError),
         ("starter", {}, UsageError),
         ("starter-retrieval:Q9", {}, UsageError),
-        ("absent.gguf", {"engine": "torch"}, UsageError),
+        ("absent.gguf", {"engine": "tensorflow"}, UsageError),
     ],
 )
 def test_what_cannot_be_loaded(reference: str, arguments: dict[str, Any], error: type[Exception]) -> None:

@@ -230,4 +230,6 @@ def test_a_fault_is_named(folder: Path, fault: str) -> None:
 
 
 def test_the_published_name() -> None:
-    assert tower_path(Path("f"), "org/own") == Path("f/mmproj-org_own-BF16.gguf")
+    assert tower_path(Path("f"), "own") == Path("f/mmproj-own-BF16.gguf")
+    with pytest.raises(UsageError, match="family='org/own'"):
+        tower_path(Path("f"), "org/own")

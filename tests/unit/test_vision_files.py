@@ -158,7 +158,7 @@ def test_pull_brings_it_when_it_is_asked_for(hub_server: HubServer, hub_cache: P
     assert [path.name for path in hub_models.pull(wanted, images=True)] == [model, tower]
     assert tower_of(alone, spec("jina-v4")).name == tower
     assert tower_of(Path("elsewhere.gguf"), spec("jina-v4")).name == tower
-    assert [path.name for path in stored_towers()] == [tower]
+    assert tower in [path.name for path in stored_towers()]
     (code,) = hub_models.references("jina-v4-code")
     hub_server.repositories[code.repository] = {"jina-embeddings-v4-text-code-Q8_0.gguf": b"code"}
     with pytest.raises(ModelNotFoundError, match=r"code-GGUF: no vision tower \(mmproj"):

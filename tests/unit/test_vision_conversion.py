@@ -17,7 +17,7 @@ from tests import broken, tiny_vision
 from tests.tiny import Tensors, read_raw_safetensors, write_safetensors
 
 from nestling._util.files import sha256_file
-from nestling.errors import CheckpointError
+from nestling.errors import CheckpointError, UsageError
 from nestling.formats.mmproj import VisionFile, tower_path
 from nestling.pipeline.conversion.checkpoint import Checkpoint
 from nestling.pipeline.conversion.vision import write_tower

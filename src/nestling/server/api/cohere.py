@@ -229,7 +229,8 @@ DIALECT = Dialect(
     status=_status,
     routes=(
         Route("/v2/embed", _embed_v2, "Cohere: vectors of texts, by type.", body=EmbedRequestV2),
-        Route("/v1/embed", _embed_v1, "Cohere: vectors of texts.", body=EmbedRequest, also=("/embed",)),
+        Route("/v1/embed", _embed_v1, "Cohere: vectors of texts.", body=EmbedRequest),
+        Route("/embed", _embed_v1, "The same.", body=EmbedRequest, claims=frozenset({"texts"})),
         Route("/v2/rerank", _rerank, "Cohere: documents by nearness.", body=RerankRequest),
         Route(
             "/v1/rerank",

@@ -60,11 +60,26 @@ def test_mixed_lengths_change_no_vector(served: Served) -> None:
     assert (together * alone).sum(1).min() > 0.9999  # int8 engine, another batch
 
 
-@pytest.mark.parametrize("path", ["/api/embed", "/embed", "/embedding", "/v1/embeddings"])
-def test_a_typed_prefix_stays_alone_or_is_reported(served: Served, path: str) -> None:
-    field = {"/embed": "inputs", "/embedding": "content"}.get(path, "input")
-    answer = httpx.post(served.url + path, json={field: "Query: a"}, timeout=60)
-    assert ("x-nestling-warning" in answer.headers) == (path == "/v1/embeddings")
+@pytest.mark.parametrize(
+    ("path", "body", "reported"),
+    [
+        ("/api/embed", {"input": "Query: a"}, False),
+        ("/embed", {"inputs": "Query: a"}, False),
+        ("/embed", {"inputs": "Query: a", "prompt_name": "query"}, True),
+        ("/embedding", {"content": "Query: a"}, False),
+        ("/pooling", {"input": "Query: a"}, False),
+        ("/v1/embeddings", {"input": "Query: a", "truncation": True}, False),
+        ("/v1/embeddings", {"input": "Query: a"}, True),
+        ("/v1/embeddings", {"input": "Query: a", "task": "retrieval.query"}, True),
+        ("/v1/embeddings", {"input": "Query: a", "prompt_name": "raw"}, False),
+        ("/v2/embed", {"texts": ["Query: a"], "input_type": "search_query"}, True),
+    ],
+)
+def test_a_typed_prefix_stays_alone_or_is_reported(
+    served: Served, path: str, body: dict[str, Any], *, reported: bool
+) -> None:
+    answer = httpx.post(served.url + path, json=body, timeout=60)
+    assert (answer.status_code, "x-nestling-warning" in answer.headers) == (200, reported)
 
 
 def vectors(served: Served, body: dict[str, Any]) -> np.ndarray[Any, Any]:

@@ -77,7 +77,8 @@ def _vectors(answer: Any) -> Iterator[list[float]]:
 @pytest.fixture(scope="module")
 def aliased(served: Served) -> Iterator[Served]:
     assert served.url
-    with serving("--alias", "jina-embeddings-v4", "--alias", "their-code=starter-code") as one:
+    aliases = ("jina-embeddings-v4", "jina-embeddings-v4:latest", "their-code=starter-code")
+    with serving(*(part for name in aliases for part in ("--alias", name))) as one:
         yield one
 
 
@@ -97,6 +98,12 @@ def test_an_alias_names_a_task_and_takes_a_role(aliased: Served) -> None:
     body = {"model": "their-code:latest", "input": "Passage: " + PASSAGE}
     answer = httpx.post(f"{aliased.url}/api/embed", json=body, timeout=60)
     assert np.abs(np.array(vector_in(answer.json())) - code).max() < SAME
+
+
+def test_latest_is_an_alias_as_any_other_on_other_paths(aliased: Served, expected: Floats) -> None:
+    body = {"model": "jina-embeddings-v4:latest", "input": PASSAGE, "input_type": "document"}
+    answer = httpx.post(f"{aliased.url}/v1/embeddings", json=body, timeout=60)
+    assert np.abs(np.array(vector_in(answer.json())) - expected).max() < SAME
 
 
 @pytest.mark.parametrize("name", ["jina-embeddings-v3", "jina-embeddings-v4:q8", "nomic-embed-text:latest"])

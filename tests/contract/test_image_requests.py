@@ -138,7 +138,7 @@ BAD = [
     ({"image": CODE[:-1]}, "input 1: not base64"),
     ({"image": "data:text/html;base64," + CODE}, "input 1: data URI of text/html"),
     ({"image": "data:image/svg+xml;base64," + CODE}, "input 1: data URI of image/svg+xml"),
-    ({"image": "data:image/png," + CODE}, "input 1: data URI: ;base64 is expected"),
+    ({"image": "data:image/png," + CODE}, "input 1: data URI: expected ;base64 before the comma"),
     ({"image": base64.b64encode(b"<html>").decode()}, "input 1: cannot be read as an image: this is HTML"),
     ({"image": base64.b64encode(DATA[:70]).decode()}, "input 1: cannot be read as an image: the PNG is damaged"),
     ({"image": base64.b64encode(png(gradient(10, 3000))).decode()}, "one side is more than 200 times the other"),

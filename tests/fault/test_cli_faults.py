@@ -52,7 +52,7 @@ def full_disk() -> None:
 
 def test_a_full_disk_is_one_line_and_leaves_no_half_file(tmp_path: Path) -> None:
     done = nestling("build", "--task", "code", "--quant", "Q8_0", "--out", tmp_path, preexec_fn=full_disk)
-    one_line(done, 1, "starter-text-code-F16.gguf: cannot be written: File too large")
+    one_line(done, 1, "mmproj-starter-BF16.gguf: cannot be written: File too large")
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 

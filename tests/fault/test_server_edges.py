@@ -154,7 +154,10 @@ def test_what_is_no_text_among_texts_is_named_with_its_place(
     error = answer.json()["error"]
     if field == "documents" and isinstance(value, dict):
         place, kind = "documents[1].text", "null"
-    assert (answer.status_code, error["message"]) == (400, f"{place}: expected a string, not {kind}")
+    expected = f"{place}: expected a string, not {kind}"
+    if field == "input" and isinstance(value, dict):
+        expected = "input 1: expected one of the keys text, image, url, bytes, this has the key 'a'"
+    assert (answer.status_code, error["message"]) == (400, expected)
 
 
 @pytest.mark.parametrize(("value", "kind"), KINDS)

@@ -25,6 +25,7 @@ COUNTS: list[Any] = ["3", b"3", 2.5, [3], 0, -1, True]
 WORDS: list[Any] = [None, b"query", 3, "answer", ["query"]]
 IDS: list[Any] = [*LISTS, [None], ["ab"], [b"ab"], [3], [2.5], [[]], [[1.5]], [[None]], [[1, [2]]], [[-1]], [[10**12]]]
 CUTS: list[Any] = ["ab", b"ab", 3, [None], ["ab"], [(0, "b")], [(0, 99)], []]
+IMAGES: list[Any] = [None, "abc", b"abc", 3, [None], [3]]
 REFERENCES: list[Any] = [None, b"starter", 3, ["starter"]]
 
 DOORS: dict[str, dict[str, list[Any]]] = {
@@ -42,6 +43,10 @@ DOORS: dict[str, dict[str, list[Any]]] = {
     "rerank": {
         "query": TEXTS, "documents": TEXT_LISTS, "top_n": COUNTS, "scoring": [None, b"cosine", 3, "dot"],
     },
+    "encode_image": {"images": IMAGES, "truncate_dim": SIZES, "max_pixels": COUNTS},
+    "encode_image_tokens": {"images": IMAGES, "max_pixels": COUNTS},
+    "items": {"inputs": [*LISTS, [None], [3], [""], ["a\udce9"]], "prompt_name": WORDS},
+    "limited": {"max_tokens": [one for one in COUNTS if one is not None]},
     "for_task": {"task": [None, b"code", 3, "clustering"]},
     "load": {"reference": REFERENCES, "engine": [None, b"auto", 3, "fast"], "threads": COUNTS},
 }  # fmt: skip
@@ -50,10 +55,13 @@ SOUND: dict[str, dict[str, Any]] = {
     "rerank": {"query": "a", "documents": ["b"], "scoring": "cosine"},
     "encode_chunks": {"document": "a beach", "spans": [(0, 7)]},
     "embed_ids": {"ids": [[1, 2]]}, "embed_tokens": {"ids": [[1, 2]]}, "for_task": {"task": "retrieval"},
+    "encode_image": {"images": []}, "encode_image_tokens": {"images": []}, "items": {"inputs": ["a"]},
+    "limited": {"max_tokens": 64},
 }  # fmt: skip
 """What each method takes, other than texts."""
 OWN = {
-    "close": "takes nothing", "pool_mixed": "the server's, takes what `tokenize` made",
+    "close": "takes nothing", "finish": "takes what `pool` made", "chunk_pool": "takes what `chunk` made",
+    **dict.fromkeys(("embed", "embed_iter", "pool", "run", "multivectors"), "takes what `items` or `tokenize` made"),
     "pool_chunks": "the server's, takes what `chunk` made", "chunk": "through encode_chunks",
 }  # fmt: skip
 CASES = [

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nestling import vectors
+from nestling._util.numbers import whole_number
 from nestling.engine.protocol import POOLS, Engine, Item, TokenIds
 from nestling.errors import TextError, UsageError
 from nestling.formats.multivector_head import Projector
@@ -56,9 +57,8 @@ class ItemEmbedder:
 
     def limited(self, max_tokens: int) -> Self:
         """The same model in memory for texts of at most so many tokens, where it takes more."""
-        spec, *adapters = (
-            replace(one, max_tokens=min(one.max_tokens, max_tokens)) for one in (self.spec, *self._adapters)
-        )
+        most = whole_number(max_tokens, param="max_tokens")
+        spec, *adapters = (replace(one, max_tokens=min(one.max_tokens, most)) for one in (self.spec, *self._adapters))
         return type(self)(spec, self.tokenizer, self.engine, path=self.path, adapters=adapters, images=self._images)
 
     def embed(self, items: Sequence[Item], *, dimension: int | None = None) -> Floats:

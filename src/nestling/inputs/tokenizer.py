@@ -24,6 +24,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 from nestling._util.text import read_text
 from nestling.errors import CheckpointError, FileFormatError, GGUFError, TextError, UsageError
 from nestling.formats.gguf import Field, GGUFFile
+from nestling.inputs.byte_symbols import BYTE_OF
 
 EOS, PAD = "<|im_end|>", "<|endoftext|>"
 _QWEN2_PATTERN = (
@@ -41,14 +42,6 @@ class TokenType(IntEnum):
     UNUSED = 5
 
 
-def _byte_symbols() -> dict[str, int]:
-    """Byte-level BPE's symbol of each byte: printable Latin-1 is itself, the others follow U+0100 in their order."""
-    itself = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in itself]
-    return {chr(byte): byte for byte in itself} | {chr(256 + place): byte for place, byte in enumerate(others)}
-
-
-_BYTE_OF = _byte_symbols()
 _ADDED = (TokenType.CONTROL, TokenType.USER_DEFINED)
 
 
@@ -116,7 +109,7 @@ class Tokenizer:
         added, found = self._inner.get_added_tokens_decoder(), list[bytes]()
         for number in map(int, ids):
             name = self._inner.id_to_token(number) or ""
-            found.append(name.encode() if number in added else bytes(_BYTE_OF[symbol] for symbol in name))
+            found.append(name.encode() if number in added else bytes(BYTE_OF[symbol] for symbol in name))
         return found
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:

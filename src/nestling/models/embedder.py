@@ -15,7 +15,7 @@ import numpy as np
 from nestling.engine.lora import beside
 from nestling.engine.protocol import Item, TokenIds, plain
 from nestling.engine.registry import EngineName, load_engine
-from nestling.errors import InputError, TextError, UsageError
+from nestling.errors import InputError, UsageError
 from nestling.formats.gguf import GGUFFile
 from nestling.inputs import late_chunking
 from nestling.inputs.image import ImageLike
@@ -290,12 +290,6 @@ class Embedder(ItemEmbedder):
             groups = (items[start : start + RERANKED_TEXTS] for start in range(0, len(items), RERANKED_TEXTS))
             scores = np.concatenate([np.empty(0), *(token_scores(wanted, self.multivectors(one)) for one in groups)])
         return ranked(scores, most)
-
-    def _fitted(self, ids: TokenIds, index: int, *, truncate: bool) -> TokenIds:
-        limit = self.spec.max_tokens
-        if len(ids) > limit and not truncate:
-            raise TextError(f"{len(ids)} tokens, this model takes {limit}; truncate=True cuts the text", index=index)
-        return self.tokenizer.cut(ids, limit)
 
     def _checked_ids(self, ids: Sequence[TokenIds]) -> list[TokenIds]:
         rows = [whole_numbers(one, index) for index, one in enumerate(listed(ids, "ids", "a list of token ids"))]

@@ -150,3 +150,10 @@ class ItemEmbedder:
             raise TextError(f"{len(ids)} tokens, this model takes 1 to {self.spec.max_tokens}", index=index)
         if ids.min() < 0 or ids.max() >= self.tokenizer.size:
             raise TextError(f"token ids go from 0 to {self.tokenizer.size - 1}", index=index)
+
+    def _fitted(self, ids: TokenIds, index: int, *, truncate: bool) -> TokenIds:
+        """Ids within the model's limit, cut if that is allowed; TextError naming the input otherwise."""
+        limit = self.spec.max_tokens
+        if len(ids) > limit and not truncate:
+            raise TextError(f"{len(ids)} tokens, this model takes {limit}; truncate=True cuts the text", index=index)
+        return self.tokenizer.cut(ids, limit)

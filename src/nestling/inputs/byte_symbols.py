@@ -1,0 +1,12 @@
+"""The characters in which byte-level BPE writes bytes (GPT-2's table). Knows no vocabulary."""
+
+
+def _byte_symbols() -> dict[str, int]:
+    """Byte-level BPE's symbol of each byte: printable Latin-1 is itself, the others follow U+0100 in their order."""
+    itself = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in itself]
+    return {chr(byte): byte for byte in itself} | {chr(256 + place): byte for place, byte in enumerate(others)}
+
+
+BYTE_OF = _byte_symbols()
+"""Symbol -> byte."""

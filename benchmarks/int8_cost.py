@@ -131,7 +131,7 @@ class Rounded:
     def _states(self, item: Item) -> Floats:
         x = input_rows(self._file, [item])
         for layer in range(self._shape.layers):
-            x = run_layer(x, layer, weights=self, shape=self._shape, turns=[turn(item, self._shape)])
+            x = run_layer(x, layer, weights=self, shape=self._shape, cos_sin=[turn(item, self._shape)])
         return rms_norm(x, self.vector("output_norm.weight"), self._shape.rms_eps)
 
 

@@ -12,7 +12,7 @@ from tests.command_line import nestling
 from tests.tiny import ALPHA, HIDDEN, RANK, SMALL_VOCAB, write_tiny_checkpoint
 
 from nestling._util import files
-from nestling.engine.lora import beside
+from nestling.engine.lora import load_adapters
 from nestling.engine.lora_lanes import LANES, SideBySide
 from nestling.engine.protocol import Item, Profiled, plain
 from nestling.errors import FileFormatError, GGUFError, ModelNotFoundError, UsageError
@@ -170,7 +170,7 @@ def test_the_files_are_llamacpps(folder: Path) -> None:
 
 
 def test_lanes_are_scaled_and_apart(folder: Path) -> None:
-    side = SideBySide(beside(GGUFFile.open(base_path(folder))))
+    side = SideBySide(load_adapters(GGUFFile.open(base_path(folder))))
     assert side.width == LANES
     gates = side.gates()
     assert np.array_equal(gates.sum(1), np.full(3, RANK * ALPHA / RANK))
@@ -270,12 +270,12 @@ def not_gguf(own: Path) -> None:
     [
         (of_another_checkpoint, FileFormatError, r"adapter-code\.gguf: an adapter of another base \(sha256:"),
         (without, ModelNotFoundError, r"adapter-code\.gguf: no such file: .*nestling build --keep-adapters"),
-        (not_an_adapter, GGUFError, "general.type='model': only 'adapter'"),
-        (another_kind, GGUFError, "adapter.type='control_vector': only 'lora'"),
-        (another_task, FileFormatError, "an adapter for retrieval, by its name it should be for code"),
+        (not_an_adapter, GGUFError, "general.type='model': expected 'adapter'"),
+        (another_kind, GGUFError, "adapter.type='control_vector': expected 'lora'"),
+        (another_task, FileFormatError, "an adapter for retrieval; by its file name, expected one for code"),
         (another_shape, FileFormatError, r"attn_q.weight.lora_a should be F16 or F32 of shape \(4, 64\)"),
         (another_architecture, FileFormatError, r"an adapter for llama, the base .* is qwen2vl"),
-        (no_scale, GGUFError, "adapter.lora.alpha=nan is not a sensible number"),
+        (no_scale, GGUFError, "adapter.lora.alpha=nan is out of range"),
         (not_gguf, GGUFError, r"adapter-code\.gguf"),
     ],
 )

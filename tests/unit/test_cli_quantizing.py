@@ -115,7 +115,7 @@ def test_a_mix_is_chosen_written_and_reapplied_to_the_same_bytes(folder: Path, t
         (["--target-bpw", "4", "--tensor-type", "a=Q4_K"], 2, "tensor_type: this goes with a file type"),
         (["Q4_K_M", "--recipe-out", "x.json"], 2, "recipe_out: this goes with --target-bpw or --target-size"),
         (["Q4_K_M", "--keep-embedding", "Q6_K"], 2, "keep_embedding: this goes with"),
-        (["Q4_K_M", "--tensor-type", "ffn_up"], 2, "this is PATTERN=TYPE"),
+        (["Q4_K_M", "--tensor-type", "ffn_up"], 2, "expected PATTERN=TYPE"),
         (["Q4_K_M", "--tensor-type", "ffn_dwon=Q4_K"], 2, "matches none of"),
         (["Q4_K_M", "--token-embedding-type", "Q9"], 2, "token_embedding_type='Q9'"),
         (["Q4_K_M", "--imatrix", "MODEL"], 1, "not an importance matrix"),

@@ -84,7 +84,7 @@ def test_angles_by_section_are_those_of_the_formula(file: GGUFFile) -> None:
     """Frequency i of a head turns by the axis of its section: the table against the oracle's own angles."""
     shape, item = Hyperparameters.of(file), image_item()
     assert shape.rope_sections == (8, 12, 12)
-    np.testing.assert_array_equal(Rotary(shape).turns(positions([item])), np.concatenate(turn(item, shape), 1))
+    np.testing.assert_array_equal(Rotary(shape).cos_sin(positions([item])), np.concatenate(turn(item, shape), 1))
 
 
 def test_a_model_without_sections_refuses_three_positions(tiny_models: dict[str, Path]) -> None:
@@ -92,14 +92,14 @@ def test_a_model_without_sections_refuses_three_positions(tiny_models: dict[str,
     del file.metadata["qwen2vl.rope.dimension_sections"]
     for engine in (ReferenceEngine(file), OpenVINOEngine(file, threads=1)):
         assert engine.pool([Item(np.arange(3, dtype=np.int32))]).any()
-        with pytest.raises(EngineError, match=r"dimension_sections \[\]: three that sum to 32"):
+        with pytest.raises(EngineError, match=r"dimension_sections \[\]: expected three that sum to 32"):
             engine.pool([image_item()])
 
 
 def test_llama_cpp_refuses_an_image_and_says_why(file: GGUFFile) -> None:
     engine = LlamaCppEngine(file, threads=1)
     for run in (engine.pool, engine.token_states):
-        with pytest.raises(EngineError, match=r"takes token ids alone.* engine=openvino"):
+        with pytest.raises(EngineError, match=r"takes token ids only.* engine=openvino"):
             run([Item(np.arange(3, dtype=np.int32)), image_item()])
 
 
@@ -110,7 +110,7 @@ def test_rows_of_another_width_are_refused(file: GGUFFile) -> None:
 
 def test_parts_that_do_not_fit_are_refused() -> None:
     ids = np.arange(5, dtype=np.int32)
-    with pytest.raises(EngineError, match=r"positions \(3, 4\): \(3, 5\) are needed"):
+    with pytest.raises(EngineError, match=r"positions \(3, 4\): expected \(3, 5\)"):
         Item(ids, np.zeros((3, 4), np.int64))
     with pytest.raises(EngineError, match="2 rows for 3 tokens"):
         Item(ids, rows=Rows(slice(1, 4), np.zeros((2, 8), np.float32)))

@@ -21,7 +21,7 @@ def test_side_by_side_puts_every_row_in_its_place(lengths: list[int], heads: int
     packed = packing.side_by_side(lengths, heads=heads)
     there_and_back = packed.queries.reshape(-1)[packed.rows]
     np.testing.assert_array_equal(there_and_back.reshape(-1), np.arange(sum(lengths) * heads))
-    assert packed.queries.shape == packed.keys.shape == (len(lengths) * heads, packing.room(max(lengths)))
+    assert packed.queries.shape == packed.keys.shape == (len(lengths) * heads, packing.bucket(max(lengths)))
     assert ((packed.queries >= 0) & (packed.queries < sum(lengths) * heads)).all()
 
 
@@ -36,23 +36,23 @@ def test_a_row_of_the_rectangle_is_one_head_of_one_text(lengths: list[int], head
 
 @given(st.integers(1, 4096))
 def test_there_is_room_for_all_rows_and_for_few_more(rows: int) -> None:
-    assert rows <= packing.room(rows) <= max(rows + 3, rows * 9 / 8)
+    assert rows <= packing.bucket(rows) <= max(rows + 3, rows * 9 / 8)
 
 
 def test_the_graph_meets_few_numbers_of_rows_and_of_earlier_tokens() -> None:
-    assert len({packing.room(rows) for rows in range(1, batching.TOKEN_BUDGET + 1)}) <= engine.KEPT_SHAPES
-    assert len({packing.handed(start) for start in range(32_768)}) <= 25
+    assert len({packing.bucket(rows) for rows in range(1, batching.TOKEN_BUDGET + 1)}) <= engine.KEPT_SHAPES
+    assert len({packing.padded_past(start) for start in range(32_768)}) <= 25
 
 
 @given(st.integers(0, 40_000))
 def test_a_piece_is_handed_all_earlier_tokens_and_few_more(start: int) -> None:
-    assert start <= packing.handed(start) <= max(start + packing.PAST_STEP, start * 9 / 8)
+    assert start <= packing.padded_past(start) <= max(start + packing.PAST_STEP, start * 9 / 8)
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=12), st.integers(0, 9))
 def test_rows_of_padding_come_last_and_are_in_no_text(lengths: list[int], more: int) -> None:
     packed = packing.side_by_side(lengths, heads=2)
-    padded = packed.in_room(sum(lengths) + more)
+    padded = packed.padded(sum(lengths) + more)
     assert len(padded.rows) == sum(lengths) + more
     np.testing.assert_array_equal(padded.rows[: sum(lengths)], packed.rows)
     np.testing.assert_array_equal(padded.queries, packed.queries)
@@ -68,17 +68,17 @@ def test_pieces_cover_the_text_within_the_memory_given(
     assert all(left[1] == right[0] for left, right in itertools.pairwise(cut))
     for start, stop in cut:
         assert 0 < stop - start <= most_tokens
-        scores = 4 * heads * (stop - start) * (packing.handed(start) + stop - start)
+        scores = 4 * heads * (stop - start) * (packing.padded_past(start) + stop - start)
         assert stop - start <= packing.SMALLEST_PIECE or scores <= score_bytes
 
 
 @given(st.integers(0, 3000), st.integers(1, 100), st.integers(1, 3))
 def test_a_piece_sees_itself_and_what_was_before_it_alone(start: int, length: int, heads: int) -> None:
     packed = packing.piece(start, start + length, heads=heads)
-    assert packed.keys.shape == (heads, packing.handed(start) + length) == (heads, len(packed.key_places))
+    assert packed.keys.shape == (heads, packing.padded_past(start) + length) == (heads, len(packed.key_places))
     seen = packed.key_places[None] <= packed.query_places[:, None]
     np.testing.assert_array_equal(seen.sum(1), np.arange(start + 1, start + length + 1))
-    places = np.concatenate((np.arange(packing.handed(start)), np.arange(start, start + length)))
+    places = np.concatenate((np.arange(packing.padded_past(start)), np.arange(start, start + length)))
     np.testing.assert_array_equal(places[seen[-1]], np.arange(start + length))
 
 

@@ -47,5 +47,5 @@ def test_angles_are_those_of_float64_at_every_position(tiny_models: dict[str, Pa
     speeds = shape.rope_theta ** (-2 * np.arange(shape.head_dim // 2) / shape.head_dim)
     angles = positions[:, None] * speeds
     for _ in range(2):  # the second time the table is there
-        found = rotary.turns(positions)
+        found = rotary.cos_sin(positions)
         np.testing.assert_allclose(found, np.concatenate((np.cos(angles), np.sin(angles)), 1), atol=2**-24, rtol=0)

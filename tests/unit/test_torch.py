@@ -22,7 +22,7 @@ from tests import tiny_gguf
 
 from nestling.engine import registry
 from nestling.engine.hyperparameters import Hyperparameters
-from nestling.engine.lora import beside
+from nestling.engine.lora import load_adapters
 from nestling.engine.numpy_reference import ReferenceEngine
 from nestling.engine.openvino.engine import Observer as OpenVINOObserver
 from nestling.engine.protocol import Item, Resumable, Rows, plain
@@ -81,7 +81,7 @@ def test_adapters_in_every_arithmetic(arithmetic: ArithmeticName) -> None:
     base = local.resolve("starter-base:F16")
     oracle = Embedder.load(base, engine="reference")
     file = GGUFFile.open(base)
-    made = TorchEngine(file, on=CPU, adapters=beside(file), arithmetic=arithmetic)
+    made = TorchEngine(file, on=CPU, adapters=load_adapters(file), arithmetic=arithmetic)
     items, adapters = plain([random_ids(length, length) for length in (1, 5, 40, 90)]), [2, 0, 1, 2]
     expected = oracle.engine.pool(items, adapters=adapters)
     assert loss(made.pool(items, adapters=adapters), expected) <= BOUNDS[arithmetic]

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nestling.engine.vision import Grid, tokens_of
-from nestling.engine.windows import Layout, Rectangle, turns
+from nestling.engine.windows import Layout, Rectangle, cos_sin
 from nestling.formats.tower_shape import TowerShape
 
 SHAPE = TowerShape(blocks=4, hidden=48, heads=2, feed_forward=100, out=64, full_every=2, rms_eps=1e-6)
@@ -54,12 +54,12 @@ def test_merged_rows_come_back_in_the_order_of_the_image(grids: list[Grid]) -> N
 def test_every_patch_has_the_angles_of_its_own_row_and_column(grids: list[Grid]) -> None:
     layout = Layout.of(grids, SHAPE)
     every = np.array([place for grid in grids for place in places(grid)])
-    np.testing.assert_array_equal(layout.turns, turns(every, SHAPE.head_dim)[layout.patches])
+    np.testing.assert_array_equal(layout.cos_sin, cos_sin(every, SHAPE.head_dim)[layout.patches])
 
 
 def test_angles() -> None:
     """A head of 8: two speeds for the row, two for the column; cosines, then sines."""
-    found = turns(np.array([(3, 5)]), 8)
+    found = cos_sin(np.array([(3, 5)]), 8)
     angles = np.array([3, 3 * 10000**-0.5, 5, 5 * 10000**-0.5])
     np.testing.assert_allclose(found, [np.concatenate((np.cos(angles), np.sin(angles)))], rtol=1e-6)
 

@@ -1,8 +1,7 @@
 """Which texts go through the engine together: a pure function of their lengths and a token budget.
 
-Everything in the engine runs on the real tokens alone but attention, which is laid out as a rectangle of texts by the
-longest. So texts of like length share a batch; how unlike they may be is a balance, since a batch costs time of its
-own: all weights are read for it.
+All layers but attention run on real tokens only. Attention is padded to the longest text of the batch, so texts of
+similar length share a batch. More padding is a trade-off against more batches: every batch reads all weights once.
 """
 
 from collections.abc import Sequence
@@ -10,10 +9,10 @@ from collections.abc import Sequence
 import numpy as np
 
 TOKEN_BUDGET = 1024
-"""Most tokens of a CPU engine's batch: twice as many were 2 % faster and took 0.3 GiB more at full size."""
+"""Most tokens in a batch of a CPU engine. Twice as many were 2 % faster and took 0.3 GiB more on the full model."""
 SPARE_PAIRS = 1 << 17
-"""Pairs of positions in a batch's attention that may be padding. At the full model's width so many take as long as
-some 12 tokens in the matrix products, which is about what one more batch costs."""
+"""Query-key pairs of a batch that may be padding. On the full model they take as long as the matrix products of about
+12 tokens, which is about the fixed cost of one more batch."""
 
 
 def plan(lengths: Sequence[int], token_budget: int) -> list[list[int]]:

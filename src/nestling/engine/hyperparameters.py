@@ -8,15 +8,15 @@ from nestling.formats.gguf import GGUFFile
 
 LAYER_MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 AXES = 3
-"""What a position of M-RoPE counts: time, height, width."""
+"""Axes of an M-RoPE position: time, height, width."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hyperparameters:
     """Sizes and constants of the tower.
 
-    `rope_sections` says how many of a head's rotary frequencies turn by each axis of a position (M-RoPE), in order; it
-    is empty for a file that has none, which takes plain positions only.
+    `rope_sections`: how many of a head's rotary frequencies belong to each axis of a position (M-RoPE), in order; empty
+    for a file without M-RoPE, which takes 1-D positions only.
     """
 
     layers: int
@@ -37,7 +37,7 @@ class Hyperparameters:
 
     @classmethod
     def of(cls, file: GGUFFile) -> Self:
-        """Read and check; a field or tensor that does not fit is a GGUFError naming it."""
+        """Read and check. GGUFError naming the field or tensor that is missing or does not fit."""
         found = cls(
             layers=_number(file, "block_count", int),
             hidden=_number(file, "embedding_length", int),
@@ -92,5 +92,5 @@ def _number(file: GGUFFile, key: str, kind: type[Any]) -> Any:  # noqa: ANN401 -
     full = f"{file.value('general.architecture')}.{key}"
     value = file.value(full)
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < 1 << 31:
-        raise GGUFError(f"{file.path}: {full}={value!r} is not a sensible number")
+        raise GGUFError(f"{file.path}: {full}={value!r} is out of range: expected a number above 0 and below 2^31")
     return kind(value)

@@ -1,12 +1,12 @@
 """Stock llama.cpp through xllamacpp: proves that our files run there, and serves where memory matters more than speed.
 
-Its traps are avoided here: it is handed token ids (its own Qwen2 tokenizer skips NFC), one unified key-value cache
-(with several slots and texts of different lengths its vectors are wrong otherwise), and a micro-batch that holds the
-longest text whole, because its mean pooling is wrong across micro-batches. When a batch larger than the micro-batch
-comes, the model is opened again with a larger one.
+Three of its traps are avoided: it gets token ids (its own Qwen2 tokenizer skips NFC); it uses one unified KV cache
+(otherwise vectors are wrong with several slots and texts of different lengths); and a micro-batch holds the longest
+text whole (its mean pooling is wrong across micro-batches). A batch larger than the micro-batch reloads the model
+with a larger one.
 
-Its server always listens: here on a socket in a folder that only this user can enter, and not on a port of the
-machine. Pooled vectors are asked for in the process; token states have no other way out than that socket.
+Its server always listens: here on a Unix socket in a folder that only this user can enter, never on a port. Pooled
+vectors are read in process; token states are only available over that socket.
 """
 
 import json
@@ -34,13 +34,14 @@ from nestling.vectors import Floats
 SMALLEST_BATCH = 512
 SLOTS = 16
 NO_POOLING = 0
-"""llama.cpp's number for the states of all tokens (`enum llama_pooling_type`)."""
+"""llama.cpp's pooling type for the states of all tokens (`enum llama_pooling_type`)."""
 
 
 class LlamaCppEngine:
-    """A GGUF file run by llama.cpp's server code, in process; token states need a second opening of the file.
+    """A GGUF file run by llama.cpp's server code, in process.
 
-    So does each adapter: the server applies the same to all its texts. What the openings map of the file they share.
+    Token states need a second instance, and so does each LoRA adapter, since an instance applies the same adapter to
+    all its texts. The instances share the mmapped file.
     """
 
     name = "llamacpp"
@@ -74,7 +75,7 @@ class LlamaCppEngine:
         return [states[place] for place in range(len(items))]
 
     def close(self) -> None:
-        """Give the model back."""
+        """Free the model."""
         with self._lock:
             for server in (*self._pooled, *self._tokens):
                 server.close()
@@ -83,11 +84,11 @@ class LlamaCppEngine:
 def _shared_out(
     servers: "Sequence[_Server]", items: Sequence[Item], adapters: Sequence[int]
 ) -> "Iterator[tuple[_Server, list[int]]]":
-    """Which items of a batch go through which server, by their adapters; each is opened for what it gets."""
+    """Split a batch by adapter: yields (server, places of its items); each server is opened large enough."""
     for item in items:
         if item.rows is not None or item.positions is not None:
             raise EngineError(
-                "the llamacpp engine takes token ids alone: llama.cpp's server has no way in for an image's rows and"
+                "the llamacpp engine takes token ids only: llama.cpp's server has no input for an image's rows and"
                 " positions; use engine=openvino"
             )
     chosen = np.array(adapters or [0] * len(items), np.int64)
@@ -98,7 +99,7 @@ def _shared_out(
 
 
 class _Server:
-    """The file opened with one way of pooling and at most one adapter, as soon as it gets a batch."""
+    """One instance of the file: one pooling type, at most one adapter; loaded on its first batch."""
 
     def __init__(self, path: Path, threads: int, pooling: int, adapter: Path | None) -> None:
         self._path, self._threads, self._pooling, self._adapter = path, threads, pooling, adapter
@@ -118,7 +119,7 @@ class _Server:
         return [np.array(row["embedding"], np.float32) for row in self._rows(answer, answer)]
 
     def close(self) -> None:
-        """Give it back."""
+        """Free the instance and its socket folder."""
         self._server, self._batch_tokens = None, 0
         self._tidy()
 
@@ -128,10 +129,10 @@ class _Server:
         return sorted(rows, key=lambda row: int(row["index"]))
 
     def open(self, tokens: int) -> None:
-        """See that it is open for a batch of so many tokens."""
+        """Make sure that it is loaded with a micro-batch of at least `tokens`."""
         if tokens <= self._batch_tokens:
             return
-        self.close()  # the old one's memory goes first
+        self.close()  # free the old instance before loading the next
         self._batch_tokens = max(SMALLEST_BATCH, 1 << (tokens - 1).bit_length())
         folder = tempfile.mkdtemp(prefix="nestling-")
         self._socket, self._tidy = f"{folder}/llama.sock", weakref.finalize(self, shutil.rmtree, folder, True)  # noqa: FBT003 - no errors: the folder may be gone
@@ -153,8 +154,10 @@ class _Server:
         params.n_ctx = params.n_batch = params.n_ubatch = self._batch_tokens
         params.n_parallel, params.kv_unified = SLOTS, True
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = self._threads
-        params.cpuparams.poll = params.cpuparams_batch.poll = 0  # waiting threads sleep: 1.7 x faster beside other work
-        params.no_extra_bufts = True  # or most weights are there a second time, in an order that is slower on AVX-512
+        params.cpuparams.poll = params.cpuparams_batch.poll = (
+            0  # idle threads sleep: 1.7 x faster on a machine with other load
+        )
+        params.no_extra_bufts = True  # or most weights are held twice, the copy in a layout that is slower on AVX-512
         params.warmup, params.verbosity, params.hostnames = False, -1, [self._socket]
         return params
 
@@ -168,12 +171,12 @@ class _Server:
 
 
 def _nothing() -> None:
-    """Tidies up when there is nothing to tidy."""
+    """The cleanup of an instance that was never loaded."""
 
 
 def _utf8(path: Path) -> str:
-    """The path as llama.cpp takes it; EngineError when it is not UTF-8."""
+    """The path as UTF-8, the only encoding llama.cpp opens; EngineError when it is not."""
     try:
         return os.fsencode(path).decode("utf-8")
     except UnicodeDecodeError:
-        raise EngineError(f"{path}: llama.cpp opens paths in UTF-8 alone; rename it") from None
+        raise EngineError(f"{path}: llama.cpp opens UTF-8 paths only; rename the file") from None

@@ -1,7 +1,7 @@
-"""A base's adapters, read from GGUF files in llama.cpp's LoRA format and checked against the base that they change.
+"""LoRA adapters of a base model: read from GGUF files in llama.cpp's format and checked against the base.
 
 An adapter changes every matrix of a layer: W becomes W + scaling * B @ A with A (rank, in) and B (out, rank); scaling
-is alpha / rank, as `llama-adapter.cpp` has it. Knows nothing of how an engine applies them.
+is alpha / rank, as in `llama-adapter.cpp`. Does not know how an engine applies them.
 """
 
 from collections.abc import Sequence
@@ -22,19 +22,19 @@ A, B = ".lora_a", ".lora_b"
 
 @dataclass(frozen=True)
 class Adapter:
-    """One adapter file; `spec` says what it is for."""
+    """One LoRA adapter file; `spec` says its task, prefixes and dimensions."""
 
     file: GGUFFile
     spec: ModelSpec
 
     @classmethod
     def open(cls, path: Path, base: GGUFFile) -> Self:
-        """Read and check; a FileFormatError says what is wrong with the file, or that it is of another base."""
+        """Read and check. FileFormatError for an unsound file and for an adapter of another base."""
         file = GGUFFile.open(path)
         for key, wanted in (("general.type", "adapter"), ("adapter.type", "lora")):
             found = file.metadata[key].value if key in file.metadata else None
             if found != wanted:
-                raise GGUFError(f"{path}: {key}={found!r}: only {wanted!r} can be read as an adapter")
+                raise GGUFError(f"{path}: {key}={found!r}: expected {wanted!r}, as in a LoRA adapter")
         _check_base(file, base)
         try:
             spec = ModelSpec.from_json(str(file.value("nestling.spec")))
@@ -54,16 +54,16 @@ class Adapter:
 
     @cached_property
     def rank(self) -> int:
-        """Rows of every A; one number for all matrices."""
+        """The LoRA rank, the same for all matrices."""
         return next(info.shape[0] for name, info in self.file.tensors.items() if name.endswith(A))
 
     @cached_property
     def scaling(self) -> float:
-        """What B @ A is multiplied by."""
+        """The factor of B @ A: alpha / rank."""
         return float(self.file.value("adapter.lora.alpha")) / self.rank
 
     def sides(self, name: str) -> tuple[Floats, Floats]:
-        """The change of a matrix by its name: A (rank, in), B (out, rank), in float32."""
+        """The LoRA pair of a matrix by its name: A (rank, in), B (out, rank), float32."""
         return tensor(self.file, name + A), tensor(self.file, name + B)
 
 
@@ -75,7 +75,9 @@ def _check_base(file: GGUFFile, base: GGUFFile) -> None:
         )
     alpha = file.value("adapter.lora.alpha")
     if not isinstance(alpha, float) or not 0 < alpha < 1 << 16:
-        raise GGUFError(f"{file.path}: adapter.lora.alpha={alpha!r} is not a sensible number")
+        raise GGUFError(
+            f"{file.path}: adapter.lora.alpha={alpha!r} is out of range: expected a number above 0 and below 65536"
+        )
     first = file.tensors.get(f"blk.0.{LAYER_MATRICES[0]}.weight{A}")
     rank = first.shape[0] if first else 0
     wanted = dict(_expected(Hyperparameters.of(base), rank))
@@ -97,21 +99,23 @@ def _expected(shape: Hyperparameters, rank: int) -> list[tuple[str, tuple[int, i
     return [side for pair in sides for side in pair]
 
 
-def beside(base: GGUFFile) -> Sequence[Adapter]:
-    """The adapters of all tasks, in the tasks' order, from the files beside a base; FileFormatError for an unfit one.
+def load_adapters(base: GGUFFile) -> Sequence[Adapter]:
+    """Load the adapters of all tasks, in the order of `Task`, from the base's folder.
 
-    ModelNotFoundError when one is missing.
+    ModelNotFoundError when one is missing, FileFormatError when one does not fit the base or its file name.
     """
     found = []
     for task in Task:
         path = adapter_path(base.path.parent, task)
         if not path.is_file():
             raise ModelNotFoundError(
-                f"{path}: no such file: {base.path.name} needs an adapter a task beside it; `nestling build"
-                " --keep-adapters` makes them"
+                f"{path}: no such file: {base.path.name} needs one adapter per task in its folder; `nestling"
+                " build --keep-adapters` makes them"
             )
         adapter = Adapter.open(path, base)
         if adapter.spec.task is not task:
-            raise FileFormatError(f"{path}: an adapter for {adapter.spec.task}, by its name it should be for {task}")
+            raise FileFormatError(
+                f"{path}: an adapter for {adapter.spec.task}; by its file name, expected one for {task}"
+            )
         found.append(adapter)
     return found

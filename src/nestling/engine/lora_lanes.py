@@ -1,10 +1,9 @@
-"""Several adapters of one base side by side: what a matrix product of rows of mixed adapters takes, as arrays.
+"""Several LoRA adapters of one base, stacked, so that one matrix product serves rows with different adapters.
 
     y = W x + B (gate * (A x))
 
-with A the adapters' rows one under another, B their columns one beside another, and a gate that lets through the rows
-of a text's own adapter, scaled, and nothing of the others. The lanes of one matrix are filled up with zeros to a
-multiple of `LANES`, so that kernels meet no rest. Pure numpy.
+A stacks the adapters' rows, B concatenates their columns, and the gate of a row is its own adapter's scaling in that
+adapter's lanes and 0 in the others. Lanes are zero-padded to a multiple of `LANES`, the kernels' width. Pure numpy.
 """
 
 from collections.abc import Sequence
@@ -20,21 +19,21 @@ LANES = 32
 
 @dataclass(frozen=True)
 class SideBySide:
-    """The adapters of one base, in the order by which a text names its own."""
+    """Stacked adapters of one base; a text selects one by its index."""
 
     adapters: Sequence[Adapter]
 
     @property
     def width(self) -> int:
-        """Lanes of one matrix: the adapters' ranks together, rounded up."""
+        """Lanes of one matrix: the sum of the ranks, rounded up to a multiple of `LANES`."""
         return -(-sum(one.rank for one in self.adapters) // LANES) * LANES
 
     def rows(self, names: Sequence[str]) -> Floats:
-        """A of every matrix, one under another: (matrices * width, in)."""
+        """A of several matrices, stacked: (matrices * width, in)."""
         return np.concatenate([self._padded([one.sides(name)[0] for one in self.adapters], 0) for name in names])
 
     def columns(self, names: Sequence[str]) -> Floats:
-        """B of every matrix along the diagonal: (sum of out, matrices * width)."""
+        """B of several matrices, block-diagonal: (sum of out, matrices * width)."""
         blocks = [self._padded([one.sides(name)[1] for one in self.adapters], 1) for name in names]
         whole = np.zeros((sum(map(len, blocks)), len(names) * self.width), np.float32)
         top = 0
@@ -44,7 +43,7 @@ class SideBySide:
         return whole
 
     def gates(self) -> Floats:
-        """Row i is the gate of a text that takes adapter i: (adapters, width)."""
+        """Row i is the gate of a text with adapter i: (adapters, width)."""
         table, left = np.zeros((len(self.adapters), self.width), np.float32), 0
         for place, one in enumerate(self.adapters):
             table[place, left : left + one.rank] = one.scaling

@@ -1,10 +1,10 @@
 """The oracle: the text tower in plain numpy, one item at a time, every weight expanded to float32.
 
-Slow, small enough to be checked by eye, and the measure of the other engines. Formulas: RMSNorm (Zhang and Sennrich
-2019), rotary positions in the half-split layout (Su et al. 2021, as Qwen2 has them; in sections by time, height and
-width for images, as Qwen2-VL has them), grouped-query causal attention, SwiGLU.
+Slow, small enough to check by eye, and the reference for the other engines. Formulas: RMSNorm (Zhang and Sennrich
+2019), rotary positions in the half-split layout (Su et al. 2021, as in Qwen2; M-RoPE with sections for time, height
+and width as in Qwen2-VL), grouped-query causal attention, SwiGLU.
 
-`run_layer` takes its weights through `Weights`, so that they can be changed or exchanged (LoRA, the recipe search).
+`run_layer` takes its weights through `Weights`, so that they can be adapted (LoRA) or replaced (the recipe search).
 """
 
 from collections.abc import Sequence
@@ -24,13 +24,13 @@ from nestling.spec import Pooling
 from nestling.vectors import Floats
 
 QUERY_ROWS = 512
-"""Query rows whose attention scores are held at once."""
+"""Query rows whose attention scores are in memory at a time."""
 Turn = tuple[Floats, Floats]
 """Cosines and sines of an item's rotary angles: two of (T, d / 2)."""
 
 
 class Weights(Protocol):
-    """The weights of a tower by the names that GGUF files have."""
+    """The weights of a tower, by their names in GGUF files."""
 
     def vector(self, name: str) -> Floats:
         """A norm's weights or a bias: (W,)."""
@@ -43,7 +43,7 @@ class Weights(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Adapted:
-    """Expanded weights, with an adapter's change of each matrix if there is one."""
+    """Dequantized weights, and a LoRA adapter if there is one."""
 
     expanded: dict[str, Floats]
     change: Adapter | None
@@ -82,25 +82,25 @@ class ReferenceEngine:
         return [self.states(item, one) for item, one in zip(items, chosen, strict=True)]
 
     def states(self, item: Item, adapter: int | None = None) -> Floats:
-        """Final-norm hidden states of one item, with an adapter by its place: T tokens -> (T, D)."""
+        """Final-norm hidden states of one item, with the adapter of this index: T tokens -> (T, D)."""
         weights = _Adapted(self._weights, None if adapter is None else self._adapters[adapter])
-        x, turns = input_rows(self._file, [item]), [turn(item, self._shape)]
+        x, cos_sin = input_rows(self._file, [item]), [turn(item, self._shape)]
         for layer in range(self._shape.layers):
-            x = run_layer(x, layer, weights=weights, shape=self._shape, turns=turns)
+            x = run_layer(x, layer, weights=weights, shape=self._shape, cos_sin=cos_sin)
         return rms_norm(x, weights.vector("output_norm.weight"), self._shape.rms_eps)
 
     def close(self) -> None:
-        """Forget the weights."""
+        """Free the weights."""
         self._weights.clear()
 
 
-def run_layer(x: Floats, layer: int, *, weights: Weights, shape: Hyperparameters, turns: Sequence[Turn]) -> Floats:
-    """One layer over the rows of several items, one after another: (N, D) -> (N, D). `turns`: each item's angles."""
+def run_layer(x: Floats, layer: int, *, weights: Weights, shape: Hyperparameters, cos_sin: Sequence[Turn]) -> Floats:
+    """One layer over the rows of several items, one after another: (N, D) -> (N, D). `cos_sin`: of each item."""
     at, w = f"blk.{layer}.", weights
     y = rms_norm(x, w.vector(at + "attn_norm.weight"), shape.rms_eps)
     projected = (w.times(y, f"{at}attn_{n}.weight") + w.vector(f"{at}attn_{n}.bias") for n in "qkv")
-    ends = np.cumsum([len(cos) for cos, _ in turns])[:-1]
-    items = zip(*(np.split(part, ends) for part in projected), turns, strict=True)
+    ends = np.cumsum([len(cos) for cos, _ in cos_sin])[:-1]
+    items = zip(*(np.split(part, ends) for part in projected), cos_sin, strict=True)
     mixed = np.concatenate([attention(q, k, v, shape=shape, turned=turned) for q, k, v, turned in items])
     x = np.asarray(x + w.times(mixed, at + "attn_output.weight"))
     y = rms_norm(x, w.vector(at + "ffn_norm.weight"), shape.rms_eps)
@@ -120,23 +120,21 @@ def gated(gate: Floats, up: Floats) -> Floats:
 
 
 def turn(item: Item, shape: Hyperparameters) -> Turn:
-    """An item's rotary angles: token t's frequency i turns by position theta ** (-2 i / d), from its section's axis."""
+    """Cosines and sines of an item's rotary angles: position * theta ** (-2 i / d), on the axis of i's section."""
     half = shape.head_dim // 2
     speeds = shape.rope_theta ** (-np.arange(half) / half)
     if item.positions is None:
         angles = np.arange(len(item))[:, None] * speeds
     else:
         if len(shape.rope_sections) != AXES or sum(shape.rope_sections) != half:
-            raise EngineError(
-                f"rope.dimension_sections {list(shape.rope_sections)}: three that sum to {half} are needed"
-            )
+            raise EngineError(f"rope.dimension_sections {list(shape.rope_sections)}: expected three that sum to {half}")
         parts = np.split(speeds, np.cumsum(shape.rope_sections)[:-1])
         angles = np.concatenate([axis[:, None] * part for axis, part in zip(item.positions, parts, strict=True)], 1)
     return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 
 
 def attention(q: Floats, k: Floats, v: Floats, *, shape: Hyperparameters, turned: Turn) -> Floats:
-    """Causal attention of one item, positions turned in: (T, D) and two of (T, kv heads * d) -> (T, D)."""
+    """Causal attention of one item, rotary positions applied: (T, D), two of (T, kv heads * d) -> (T, D)."""
     q, k = _rope(_heads(q, shape.heads), turned), _rope(_heads(k, shape.kv_heads), turned)
     k, v = (np.repeat(part, shape.heads // shape.kv_heads, 0) for part in (k, _heads(v, shape.kv_heads)))
     rows = [_attend(q, k, v, start) for start in range(0, q.shape[1], QUERY_ROWS)]
@@ -149,7 +147,7 @@ def _heads(flat: Floats, heads: int) -> Floats:
 
 
 def _rope(x: Floats, turned: Turn) -> Floats:
-    """Turn each pair (i, i + d/2) of a head by its angle: (H, T, d) -> (H, T, d)."""
+    """Rotate each pair (i, i + d/2) of a head by its angle: (H, T, d) -> (H, T, d)."""
     (cos, sin), half = turned, x.shape[-1] // 2
     a, b = x[..., :half], x[..., half:]
     return np.concatenate((a * cos - b * sin, b * cos + a * sin), -1)

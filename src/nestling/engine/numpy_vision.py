@@ -1,8 +1,8 @@
 """The vision oracle: a Qwen2.5-VL tower in plain numpy, one image at a time, in float32.
 
-A weight is expanded when it is wanted, so that a whole tower takes no memory.
+Each weight is dequantized on use and not kept.
 
-Slow, small enough to be checked by eye, and the measure of the other engines. RMSNorm, attention both ways over a
+Slow, small enough to check by eye, and the reference for the other engines. RMSNorm, bidirectional attention over a
 window or the image, rotary positions by row and column in the half-split layout, SwiGLU, a merger with exact GELU.
 """
 
@@ -41,14 +41,14 @@ class ReferenceTower:
         x = patches[layout.patches] @ np.stack(frames, 2).reshape(self._shape.hidden, -1).T
         for block in range(self._shape.blocks):
             runs = layout.images if self._shape.is_full(block) else layout.windows
-            x = self._block(x, f"v.blk.{block}.", layout.turns, np.cumsum(runs)[:-1])
+            x = self._block(x, f"v.blk.{block}.", layout.cos_sin, np.cumsum(runs)[:-1])
         y = self._norm(x, "v.post_ln.weight").reshape(len(x) // GROUP, -1)
         return self._linear(gelu(self._linear(y, "mm.0")), "mm.2")[layout.merged]
 
-    def _block(self, x: Floats, at: str, turns: Floats, ends: NDArray[np.int64]) -> Floats:
+    def _block(self, x: Floats, at: str, cos_sin: Floats, ends: NDArray[np.int64]) -> Floats:
         y = self._norm(x, at + "ln1.weight")
         q, k, v = (self._heads(self._linear(y, f"{at}attn_{n}")) for n in "qkv")
-        sides = [np.split(side, ends, 1) for side in (turned(q, turns), turned(k, turns), v)]
+        sides = [np.split(side, ends, 1) for side in (turned(q, cos_sin), turned(k, cos_sin), v)]
         mixed = np.concatenate([attention(*run) for run in zip(*sides, strict=True)], 1)
         x = x + self._linear(mixed.transpose(1, 0, 2).reshape(x.shape), at + "attn_out")
         y = self._norm(x, at + "ln2.weight")
@@ -69,21 +69,21 @@ class ReferenceTower:
 _PATCH = ("v.patch_embd.weight", "v.patch_embd.weight.1")
 
 
-def turned(x: Floats, turns: Floats) -> Floats:
-    """Turn each pair (i, i + d/2) of a head by its angle: (H, N, d), (N, d) -> (H, N, d)."""
-    cos, sin = np.split(turns, 2, 1)
+def turned(x: Floats, cos_sin: Floats) -> Floats:
+    """Rotate each pair (i, i + d/2) of a head by its angle: (H, N, d), (N, d) -> (H, N, d)."""
+    cos, sin = np.split(cos_sin, 2, 1)
     a, b = np.split(x, 2, -1)
     return np.concatenate((a * cos - b * sin, b * cos + a * sin), -1)
 
 
 def attention(q: Floats, k: Floats, v: Floats) -> Floats:
-    """Every patch of a run sees all of it: three of (H, N, d) -> (H, N, d)."""
+    """Bidirectional attention within one run of patches: three of (H, N, d) -> (H, N, d)."""
     scores = q @ k.transpose(0, 2, 1) / np.sqrt(np.float32(q.shape[-1]))
     scores = np.exp(scores - scores.max(-1, keepdims=True))
     return np.asarray((scores / scores.sum(-1, keepdims=True)) @ v)
 
 
 def gelu(x: Floats) -> Floats:
-    """GELU with the error function, not its approximation by tanh."""
+    """Exact GELU (error function), not the tanh approximation."""
     erf = np.frompyfunc(math.erf, 1, 1)(x / math.sqrt(2)).astype(np.float32)
     return np.asarray(x / 2 * (1 + erf), np.float32)

@@ -1,9 +1,8 @@
-"""What goes into an engine and what every engine promises.
+"""The engine's contract: items in, final-norm hidden states out, pooled or per token.
 
-An engine gets items (tokens, with an image's rows among them if there is one) and answers with their final-norm hidden
-states, pooled (their mean over all of the item's tokens, or the last one) or token by token. The answer does not depend
-on the item's neighbours in the batch, their order or their lengths. Which items share a batch is not an engine's
-business: `batching.plan` says it, once.
+An item is the token ids of a text, or of an image's prompt with the image's rows in place of its embeddings. Its answer
+does not depend on the other items of the batch, their order or their lengths. An engine does not decide which items
+share a batch: `batching.plan` does, once.
 """
 
 from collections.abc import Callable, Generator, Sequence
@@ -23,14 +22,14 @@ POOLS: dict[Pooling, Callable[[Floats, NDArray[np.int64]], Floats]] = {
     Pooling.MEAN: mean_pool,
     Pooling.LAST: last_pool,
 }
-"""How the rows of several texts become a vector each: (N, D) states, (B,) lengths -> (B, D)."""
+"""Pooling functions: (N, D) states of B texts, (B,) lengths -> (B, D)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rows:
-    """Rows that replace embedding rows of an item, such as an image's.
+    """Rows that replace some of an item's token embeddings, such as an image's.
 
-    `places`: a (T,) mask or a slice of the item's T tokens that chooses N of them; `values`: (N, D) float32, in order.
+    `places`: a (T,) mask or a slice that selects N of the item's T tokens; `values`: (N, D) float32, in token order.
     """
 
     places: NDArray[np.bool_] | slice
@@ -55,7 +54,7 @@ class Item:
 
     def __post_init__(self) -> None:
         if self.positions is not None and self.positions.shape != (3, len(self.ids)):
-            raise EngineError(f"positions {self.positions.shape}: (3, {len(self.ids)}) are needed, a column a token")
+            raise EngineError(f"positions {self.positions.shape}: expected (3, {len(self.ids)}), one column per token")
         if self.rows is not None and (chosen := len(self.ids[self.rows.places])) != len(self.rows.values):
             raise EngineError(f"{len(self.rows.values)} rows for {chosen} tokens")
 
@@ -64,12 +63,12 @@ class Item:
 
     @property
     def work(self) -> int:
-        """What it takes, in tokens of text."""
+        """Compute cost, in tokens of text."""
         return len(self)
 
     @property
     def identity(self) -> bytes:
-        """Equal for items with equal vectors in one model, as far as `key` tells them apart."""
+        """Cache key: items with equal identities get equal vectors from one model."""
         return len(self.ids).to_bytes(4, "little") + self.ids.tobytes() + self.key
 
 
@@ -79,7 +78,7 @@ def plain(texts: Sequence[TokenIds]) -> list[Item]:
 
 
 def pool_states(pooling: Pooling, states: Floats, items: Sequence[Item]) -> Floats:
-    """Each item's vector from its tokens' states: (N, D) rows of B items one after another -> (B, D)."""
+    """Pool each item's token states: (N, D) rows of B items, concatenated -> (B, D)."""
     if any(item.pooled for item in items):
         parts = np.split(states, np.cumsum([len(item) for item in items])[:-1])
         chosen = [part[item.pooled or slice(None)] for part, item in zip(parts, items, strict=True)]
@@ -90,8 +89,8 @@ def pool_states(pooling: Pooling, states: Floats, items: Sequence[Item]) -> Floa
 class Engine(Protocol):
     """One loaded model. Calls from several threads are served one after another.
 
-    `token_budget`: most tokens of a batch. `adapters`, for a base with LoRA adapters: which one each item takes, by its
-    place in the list that the engine was loaded with; empty for an engine without. `reason`: why this engine was taken.
+    `token_budget`: most tokens of a batch. `adapters`: for a base with LoRA adapters, each item's adapter, as an index
+    into the list that the engine was loaded with; empty without adapters. `reason`: why this engine was chosen.
     """
 
     name: str
@@ -99,15 +98,15 @@ class Engine(Protocol):
     reason: str
 
     def pool(self, items: Sequence[Item], *, adapters: Sequence[int] = ()) -> Floats:
-        """Pooled hidden states of a batch: B items -> (B, D) float32, length not normalised.
+        """Pooled hidden states of a batch: B items -> (B, D) float32, not normalised.
 
-        A batch has at most `token_budget` tokens, or is one item that alone has more. EngineError for an item that this
+        A batch has at most `token_budget` tokens, or is a single longer item. EngineError for an item that this
         engine cannot run.
         """
         ...
 
     def token_states(self, items: Sequence[Item], *, adapters: Sequence[int] = ()) -> list[Floats]:
-        """Every token's hidden state: a batch as in `pool`, B items -> B arrays of (T, D) float32, the caller's own."""
+        """Every token's hidden state: a batch as in `pool`: B items -> B new arrays of (T, D) float32."""
         ...
 
     def close(self) -> None:
@@ -117,22 +116,22 @@ class Engine(Protocol):
 
 @runtime_checkable
 class Resumable(Protocol):
-    """An engine that can pause in the middle of an item that is longer than a batch, and run others meanwhile."""
+    """An engine with chunked prefill: it can pause within an item longer than a batch and run others meanwhile."""
 
     def steps(self, item: Item, *, adapters: Sequence[int] = ()) -> Generator[float, None, Floats]:
-        """Every token's hidden state of one item, piece by piece: (T, D) is returned.
+        """Every token's hidden state of one item, computed in prefill chunks; returns (T, D) float32.
 
-        Yields after each piece the work that it was, in tokens of a short text. Between two pieces the engine may be
-        called for other batches, or be closed, which is an EngineError at the next piece. The generator holds all
-        state: dropping it frees the memory. `adapters` is that of the item, if the engine has some.
+        Yields after each chunk its cost, in tokens of a short text. Between two chunks the engine may run others,
+        or be closed, which is an EngineError at the next chunk. The generator holds all state: dropping it frees the
+        memory. `adapters` holds the item's adapter, if the engine has adapters.
         """
         ...
 
 
 @runtime_checkable
 class Profiled(Protocol):
-    """An engine that knows where its time goes."""
+    """An engine that measures its stages."""
 
     def profile(self) -> dict[str, float]:
-        """Seconds by stage since loading; needs `profile` at loading."""
+        """Seconds by stage since loading. EngineError unless it was loaded with `profile`."""
         ...

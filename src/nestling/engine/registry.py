@@ -1,6 +1,6 @@
-"""Choose and load an engine by name; the heavy packages are imported only here, when they are wanted.
+"""Choose and load an engine by name; the heavy packages are imported here, on first use.
 
-An engine that was asked for by name is never replaced by another. What `auto` took and why is the engine's `reason`.
+An engine asked for by name is never replaced by another. Which one `auto` chose and why is the engine's `reason`.
 """
 
 import logging
@@ -28,11 +28,11 @@ FASTEST = "auto: the fastest engine on this processor"
 GPU_FOUND = "auto: a GPU is there"
 ASKED = "asked for by name"
 MAX_REASON = 400
-"""Characters of OpenVINO's own words in a message."""
+"""Most characters of OpenVINO's own error in a message."""
 
 
 class _Failed(EngineError):
-    """OpenVINO has no processor that it runs on, or failed on this file."""
+    """OpenVINO does not run on this processor, or failed to load this file."""
 
 
 class EngineName(StrEnum):
@@ -46,7 +46,7 @@ class EngineName(StrEnum):
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read an engine's name."""
+        """Read an engine's name. UsageError naming the known ones for any other."""
         try:
             return cls(text)
         except ValueError:
@@ -56,11 +56,11 @@ class EngineName(StrEnum):
 DEVICES = "cuda[:N], xpu[:N], mps or cpu"
 _DEVICE = re.compile(r"(cuda|xpu)(:\d{1,3})?|mps|cpu")
 _DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
-"""What the drivers of NVIDIA, AMD and WSL put there: without any of them torch, slow to import, is not asked."""
+"""Device files of the NVIDIA, AMD and WSL drivers: without any of them torch, which is slow to import, is not asked."""
 
 
 def parse_device(text: str) -> str:
-    """Read a device's name; UsageError for another."""
+    """Read a device's name. UsageError for anything but `DEVICES`."""
     if not _DEVICE.fullmatch(text):
         raise UsageError(f"device={text!r}: expected {DEVICES}", param="device")
     return text
@@ -76,20 +76,20 @@ def load_engine(
     adapters: Sequence[Adapter] = (),
     profile: bool = False,
 ) -> Engine:
-    """Load a file into an engine, with so many threads (all usable processors by default).
+    """Load a model file into an engine.
 
-    `device` is one of `DEVICES`: by default the first GPU for the torch engine, the processor for the others, of which
-    `auto` takes torch where it is installed and finds a GPU. UsageError for a device that the engine does not run on,
-    EngineError for one that cannot be used.
+    `device` is one of `DEVICES`: by default the first GPU for the torch engine and the CPU for the others; `auto`
+    chooses torch when it is installed and finds a GPU. `threads`: all usable processors by default. `adapters`: the
+    LoRA adapters of a base; an item selects one by its index. `profile`: measure the stages (openvino and torch).
 
-    A base is loaded with its `adapters`, which its items name by their place. UsageError for a `profile` that this
-    engine does not keep.
+    UsageError for a device or a `profile` that the engine does not support, EngineError when the device or file
+    cannot be used.
     """
     wanted = _Wanted(file, _device(device, name), _threads(threads), pooling, adapters, profile=profile)
     engine = _LOADERS[name](wanted)
     if profile and not isinstance(engine, Profiled):
         engine.close()
-        raise UsageError(f"profile: known of the openvino and torch engines, not of {engine.name}", param="profile")
+        raise UsageError(f"profile: expected engine openvino or torch, not {engine.name}", param="profile")
     return engine
 
 
@@ -126,7 +126,7 @@ def _openvino(wanted: _Wanted) -> Engine:
         )
     except ImportError as error:
         raise _Failed(f"openvino is not installed ({error})") from error
-    except RuntimeError as error:  # what OpenVINO raises, on many lines
+    except RuntimeError as error:  # OpenVINO's error, on several lines
         raise _Failed(f"{wanted.file.path}: openvino failed: {' '.join(str(error).split())[:MAX_REASON]}") from error
 
 
@@ -170,9 +170,9 @@ def _reference(wanted: _Wanted) -> Engine:
 
 
 def _auto(wanted: _Wanted) -> Engine:
-    """Torch on a GPU that is named or found; else OpenVINO, or where it cannot be loaded llama.cpp.
+    """Torch on a GPU that is named or found; else OpenVINO; else, when that cannot be loaded, llama.cpp.
 
-    The engine's `reason` says which, and so does the log where it is a slower one.
+    The engine's `reason` says which; falling back to llama.cpp is also logged as a warning.
     """
     if wanted.device != "cpu" and (wanted.device or has_gpu()):
         return _torch(wanted, f"auto: device={wanted.device}" if wanted.device else GPU_FOUND)
@@ -189,7 +189,7 @@ def _auto(wanted: _Wanted) -> Engine:
 
 
 def preferred() -> tuple[EngineName, str]:
-    """The engine that `auto` takes for a sound file here, and why; no model is loaded."""
+    """The engine that `auto` chooses for a valid file on this machine, and why; loads no model."""
     if has_gpu():
         return EngineName.TORCH, GPU_FOUND
     try:

@@ -1,6 +1,6 @@
-"""Rotary position embedding (RoPE, and M-RoPE for images): the angles of every token, computed outside the graph.
+"""Rotary position embedding (RoPE, and M-RoPE for images): every token's angles, computed outside the graph.
 
-Inside it, a plugin that computes in bfloat16 would round the positions themselves: from 256 on, several are one.
+Inside the graph, a plugin that computes in bfloat16 would round the positions: from 256 on, neighbours coincide.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from nestling.vectors import Floats
 
 
 class Rotary:
-    """Cosines and sines of a model's angles, position times theta ** (-2 i / d); a table that grows as it is needed."""
+    """Cosines and sines of a model's angles, position * theta ** (-2 i / d), in a table that grows on demand."""
 
     def __init__(self, shape: Hyperparameters) -> None:
         half = shape.head_dim // 2
@@ -23,19 +23,19 @@ class Rotary:
         self._speeds = shape.rope_theta ** (-np.arange(half) / half)
         self._table = np.empty((0, shape.head_dim), np.float32)
 
-    def turns(self, positions: NDArray[np.int64]) -> Floats:
-        """Of each token the cosines, then the sines, float64 angles rounded once: (N,) or (3, N) -> (N, d) float32.
+    def cos_sin(self, positions: NDArray[np.int64]) -> Floats:
+        """Each token's cosines, then its sines, of float64 angles: positions (N,) or (3, N) -> (N, d) float32.
 
-        With three positions a token (M-RoPE) each frequency turns by the one that its section names, so that three
-        equal ones give the bits of a plain one. EngineError where the model has no such sections.
+        With M-RoPE positions (3, N), each frequency uses the axis of its section, so that three equal positions give
+        the same bits as a 1-D one. EngineError when the model has no M-RoPE sections.
         """
         table = self._grown(int(positions.max(initial=0)) + 1)
         if positions.ndim == 1:
             return table[positions]
         if len(self._sections) != AXES or sum(self._sections) != self._half:
             raise EngineError(
-                f"rope.dimension_sections {list(self._sections)}: three that sum to {self._half} are needed for an"
-                " item with three positions a token"
+                f"rope.dimension_sections {list(self._sections)}: expected three that sum to {self._half} for an"
+                " item with M-RoPE positions"
             )
         axes = np.tile(np.repeat(np.arange(AXES), self._sections), 2)
         return table[positions.T[:, axes], np.arange(2 * self._half)]
@@ -49,7 +49,7 @@ class Rotary:
 
 
 def positions(items: Sequence[Item]) -> Positions:
-    """Every token's position, item after item: (N,), or (3, N) where an item has three a token."""
+    """Every token's position, items concatenated: (N,), or (3, N) when any item has M-RoPE positions."""
     every = [np.arange(len(one)) if one.positions is None else one.positions for one in items]
     if any(one.ndim > 1 for one in every):
         every = [np.broadcast_to(one, (AXES, one.shape[-1])) for one in every]

@@ -1,6 +1,6 @@
-"""Choose and load a vision tower, one copy of a file for all who use it in this process.
+"""Choose and load a vision tower; one copy per file and process, shared by its users.
 
-Whoever drops the last reference to a tower gives its memory back.
+Its memory is freed when the last reference is dropped.
 """
 
 import threading
@@ -19,10 +19,10 @@ _lock = threading.Lock()
 def load_tower(
     vision: VisionFile, *, name: EngineName, threads: int | None = None, exact: bool = False
 ) -> VisionEngine:
-    """The tower of a file in an engine, with so many threads (all usable processors by default).
+    """Load a vision tower, or return the one already loaded with the same arguments.
 
-    `exact` computes in float32 throughout, else in bfloat16 where the processor has it. UsageError for an engine that
-    has no vision, EngineError where this processor or installation cannot run one.
+    `threads`: all usable processors by default. `exact`: float32 throughout, else bfloat16 where the processor has it.
+    UsageError for an engine without vision, EngineError when this processor or installation cannot run it.
     """
     stat = vision.file.path.stat()
     wanted = threads or usable_threads()
@@ -41,8 +41,7 @@ def _load(vision: VisionFile, name: EngineName, threads: int, *, exact: bool) ->
         return ReferenceTower(vision)
     if name not in (EngineName.AUTO, EngineName.OPENVINO):
         raise UsageError(
-            f"engine='{name}': no images, of which llama.cpp pools the wrong tokens; expected one of auto, openvino, "
-            "reference",
+            f"engine='{name}': no images (llama.cpp pools the wrong tokens); expected one of auto, openvino, reference",
             param="engine",
         )
     try:

@@ -1,6 +1,6 @@
 """Weights of a GGUF file as numpy arrays: whole matrices in float32, or single embedding rows on demand.
 
-Knows nothing of graphs. Quantized tensors are expanded by ggml's own code.
+Knows nothing of graphs. Quantized tensors are dequantized by ggml's own code.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from nestling.vectors import Floats
 
 
 def as_float32(raw: NDArray[np.uint8], kind: QuantType, *, threads: int = 1) -> Floats:
-    """Stored rows to numbers: (R, bytes of a row) -> (R, W) float32."""
+    """Dequantize stored rows: (R, bytes of a row) -> (R, W) float32."""
     if kind is QuantType.F32:
         return raw.view(np.float32)
     if kind is QuantType.F16:
@@ -28,22 +28,22 @@ def as_float32(raw: NDArray[np.uint8], kind: QuantType, *, threads: int = 1) -> 
 
 
 def tensor(file: GGUFFile, name: str, *, threads: int = 1) -> Floats:
-    """A whole tensor in float32, in its own shape; not finite numbers are left for the caller to meet."""
+    """A whole tensor in float32, in its own shape. NaN and infinity are not checked."""
     info = file.tensors[name]
     return as_float32(file.raw(name), info.kind, threads=threads).reshape(info.shape)
 
 
 def embedding_rows(file: GGUFFile, ids: NDArray[np.int32]) -> Floats:
-    """The embedding of each id: (N,) -> (N, D) float32, read from the mapped file, each distinct row expanded once."""
+    """Each id's embedding: (N,) -> (N, D) float32, from the mmapped file; each distinct row is dequantized once."""
     distinct, places = np.unique(ids, return_inverse=True)
     info = file.tensors["token_embd.weight"]
     return as_float32(np.ascontiguousarray(file.raw(info.name)[distinct]), info.kind)[places]
 
 
 def input_rows(file: GGUFFile, items: Sequence[Item]) -> Floats:
-    """What items enter the first layer with, one after another: embedding rows, or the rows that replace them.
+    """The input of the first layer: token embeddings, or the rows that replace them.
 
-    B items of N tokens together -> (N, D) float32. EngineError for rows of another width than the model's.
+    B items with N tokens in total -> (N, D) float32. EngineError for rows of another width than the model's.
     """
     states = embedding_rows(file, np.concatenate([item.ids for item in items]))
     start = 0
@@ -52,6 +52,8 @@ def input_rows(file: GGUFFile, items: Sequence[Item]) -> Floats:
         if item.rows is None:
             continue
         if item.rows.values.shape[1:] != own.shape[1:]:
-            raise EngineError(f"rows of {item.rows.values.shape[1:]} numbers: this model has {own.shape[1]} dimensions")
+            raise EngineError(
+                f"rows of shape {item.rows.values.shape[1:]}: expected the model's {own.shape[1]} dimensions"
+            )
         own[item.rows.places] = item.rows.values
     return states

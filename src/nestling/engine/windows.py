@@ -1,7 +1,7 @@
-"""In which order a vision tower takes its patches, and what sees what. Pure functions of the images' grids.
+"""The order of a vision tower's patches, and which attend to which. Pure functions of the images' grids.
 
-Merged groups of 2 x 2 patches are sorted by their window, stably, so that the patches of a window stand together;
-windows at the right and bottom edges are smaller. (`get_window_index` of Qwen2.5-VL, without its empty windows.)
+Merged groups of 2 x 2 patches are sorted by window (stable), so that a window's patches are adjacent; windows at the
+right and bottom edges are smaller. (`get_window_index` of Qwen2.5-VL, without its empty windows.)
 """
 
 from collections.abc import Sequence
@@ -22,14 +22,14 @@ GROUP = MERGE**2
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Images one after another, N patches in all, sorted by window.
+    """Several images, concatenated: N patches, sorted by window within each image.
 
-    `patches` (N,) says which patch stands at each place, `turns` (N, head) the cosines and sines of its angles,
-    `windows` and `images` how many patches each of them has; `merged` (N / 4,) where each token's row comes from.
+    `patches` (N,): the input patch at each place; `cos_sin` (N, head): cosines and sines of its angles; `windows`,
+    `images`: patches in each window and image; `merged` (N / 4,): the output row of each token.
     """
 
     patches: Index
-    turns: Floats
+    cos_sin: Floats
     windows: Index
     images: Index
     merged: Index
@@ -43,7 +43,7 @@ class Layout:
         order = np.concatenate([start + one for start, (one, _, _) in zip(starts, parts, strict=True)])
         return cls(
             patches=(GROUP * order[:, None] + np.arange(GROUP)).ravel(),
-            turns=turns(np.concatenate([places for _, places, _ in parts]), shape.head_dim),
+            cos_sin=cos_sin(np.concatenate([places for _, places, _ in parts]), shape.head_dim),
             windows=GROUP * np.concatenate([windows for _, _, windows in parts]),
             images=GROUP * counts,
             merged=np.argsort(order),
@@ -51,7 +51,7 @@ class Layout:
 
 
 def _image(grid: Grid, side: int) -> tuple[Index, Index, Index]:
-    """Of an image: its groups in window order, the row and column of each of their patches, groups of each window."""
+    """One image: its groups in window order, each patch's row and column, the number of groups in each window."""
     columns = grid[1] // MERGE
     y, x = np.divmod(np.arange(grid[0] // MERGE * columns), columns)
     window = y // side * -(-columns // side) + x // side
@@ -61,8 +61,8 @@ def _image(grid: Grid, side: int) -> tuple[Index, Index, Index]:
     return order, places.reshape(-1, 2), np.bincount(window)
 
 
-def turns(places: Index, head: int) -> Floats:
-    """Cosines, then sines, of every patch's angles, first those of its row, then of its column: (N, 2) -> (N, head)."""
+def cos_sin(places: Index, head: int) -> Floats:
+    """Cosines, then sines, of every patch's angles, its row's before its column's: (N, 2) -> (N, head)."""
     quarter = head // 4
     speeds = THETA ** (-np.arange(quarter) / quarter)
     angles = (places[:, :, None] * speeds).reshape(len(places), -1)
@@ -71,7 +71,7 @@ def turns(places: Index, head: int) -> Floats:
 
 @dataclass(frozen=True, slots=True)
 class Rectangle:
-    """Runs of patches as rows of a rectangle: `rows` (R, S) patches, `mask` (R, 1, 1, S) 0 or -inf, `back` (N,)."""
+    """Runs of patches, padded to the longest: `rows` (R, S) patches, `mask` (R, 1, 1, S) 0 or -inf, `back` (N,)."""
 
     rows: Index
     mask: Floats
@@ -79,7 +79,7 @@ class Rectangle:
 
     @classmethod
     def of(cls, lengths: Index) -> Self:
-        """Runs of these lengths, one after another; shorter ones are filled up with places that are masked."""
+        """Runs of these lengths, concatenated; shorter ones are padded, and the padding is masked."""
         places = np.arange(int(lengths.max()))
         real = places < lengths[:, None]
         rows = np.where(real, (np.cumsum(lengths) - lengths)[:, None] + places, 0)

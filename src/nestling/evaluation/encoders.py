@@ -1,4 +1,4 @@
-"""What quality is measured of: anything that turns texts into vectors. Our embedder, and a server by its URL.
+"""Encoders whose quality is measured: the local embedder, or a server by its URL.
 
 A reference is what the store reads (`starter-retrieval:Q4_K_M`, a GGUF file), or `URL#MODEL` of an OpenAI-compatible
 server, such as `http://localhost:8080/v1#starter/retrieval`. How roles reach a server: a model that ends in `/TASK`

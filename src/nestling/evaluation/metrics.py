@@ -25,7 +25,7 @@ SCORE_DECIMALS = 9
 """Scores that agree so far are equal: closer than the rounding of a float32 vector can tell."""
 RESAMPLES = 10_000
 CORRELATION_RESAMPLES = 1_000
-"""Fewer, because each sorts anew."""
+"""Fewer, because each resample is sorted again."""
 LEVEL = 0.95
 SEED = 4
 
@@ -87,7 +87,7 @@ def interval(values: Sequence[float]) -> Interval:
 
 
 def spearman_interval(left: Doubles, right: Doubles) -> Interval:
-    """Spearman with a bootstrap interval over pairs; resampled ranks are correlated anew."""
+    """Spearman with a bootstrap interval over pairs; ranks are recomputed in each resample."""
     draws = np.random.default_rng(SEED).integers(0, len(left), (CORRELATION_RESAMPLES, len(left)))
     found = [spearman(left[rows], right[rows]) for rows in draws]
     low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])

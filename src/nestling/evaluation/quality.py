@@ -1,7 +1,7 @@
 """Measure how well models retrieve and compare: exact search, every query's score, nearness to a reference model.
 
 One result file a model and benchmark, written as soon as it is measured. A file that is already there and was
-measured from the same bytes, benchmark and settings by this version is kept, so that a run that was stopped goes on.
+measured from the same bytes, benchmark and settings by this version is kept, so that an interrupted run resumes.
 """
 
 import time

@@ -1,4 +1,4 @@
-"""What speed is measured of: a model file in an engine, or a server; both answer the same questions."""
+"""Benchmark targets: a local engine or an HTTP server, behind one interface."""
 
 import json
 import threading

@@ -17,7 +17,7 @@ MIXED = "mixed"
 _MIXED_RANGE = (8, 1024)
 _SEED = 16
 _OF_EACH = 100
-"""Documents of each set: some fifty thousand tokens in all, after which the stream begins anew."""
+"""Documents of each set: some fifty thousand tokens in all, after which the stream repeats."""
 _PREFIX_TOKENS = 3
 """About what a role's prefix takes of a text's tokens."""
 
@@ -32,7 +32,7 @@ class BucketTexts:
 
 
 class TextSource:
-    """Cuts texts of wanted lengths from one long stream of tokens, going on where it stopped, round and round."""
+    """Cuts texts of wanted lengths from one long, repeating stream of tokens; each call continues the last."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         sets = [data.load(name) for name in data.SHIPPED]

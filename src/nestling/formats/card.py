@@ -24,7 +24,7 @@ class Card:
     `tensor_types` counts tensors by type; `made_from` is the SHA-256 of the file that was quantized, `imatrix`
     that of the importance matrix it was quantized with. `worst_tensor` lost the largest share of its squares,
     `worst_error` (columns weighted by the matrix); both are empty where nothing was quantized. `proof` holds vectors
-    that an engine must give for the file (`proving`); empty where none were made.
+    that an engine must reproduce (`pipeline.self_test`); empty where none were made.
     """
 
     file: str

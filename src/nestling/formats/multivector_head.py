@@ -4,7 +4,7 @@
 
 with the task's adapter merged into W. It lies in a file of its own beside the model's files, one for all of their
 types, because stock llama.cpp refuses tensors that it does not know. The file says which checkpoint and task it is of;
-a model of another one refuses it. Knows nothing of engines and of how the file is made (`build.multivector`).
+a model of another one refuses it. Knows nothing of engines and of how the file is made (`conversion.multivector`).
 """
 
 from dataclasses import dataclass

@@ -12,7 +12,7 @@ from typing import Self
 
 import numpy as np
 
-from nestling.engine.lora import beside
+from nestling.engine.lora import load_adapters
 from nestling.engine.protocol import Item, TokenIds, plain
 from nestling.engine.registry import EngineName, load_engine
 from nestling.errors import InputError, UsageError
@@ -69,7 +69,7 @@ class Embedder(ItemEmbedder):
         """
         name = EngineName.parse(engine)
         file = GGUFFile.open(local.resolve(reference))
-        adapters = beside(file) if spec is None and BASE_FIELD in file.metadata else []
+        adapters = load_adapters(file) if spec is None and BASE_FIELD in file.metadata else []
         specs = [one.spec for one in adapters] or [spec_of(file, spec)]
         loaded = load_engine(
             file,

@@ -64,7 +64,7 @@ class Record:
         return {path: self.known[key] for path, key in keys.items()}
 
     def _add(self, found: dict[str, Nearness]) -> None:
-        """Write down what was found beside what another run may have written meanwhile."""
+        """Merge the new results into the record, which another run may have changed meanwhile."""
         with lock(self.folder / ".lock", what=str(self.folder)):
             self.known.update(self.read(self.folder).known | found)
             files = {key: asdict(one) for key, one in sorted(self.known.items())}

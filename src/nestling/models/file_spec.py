@@ -3,7 +3,7 @@
 Knows the files, not how they are run.
 """
 
-from nestling.engine.lora import beside
+from nestling.engine.lora import load_adapters
 from nestling.errors import FileFormatError
 from nestling.formats.gguf import GGUFFile
 from nestling.formats.mmproj import is_tower
@@ -15,7 +15,7 @@ from nestling.spec import BASE_FIELD, ModelSpec
 def specs_of(file: GGUFFile, given: ModelSpec | None = None) -> list[ModelSpec]:
     """As `spec_of`; of a base, what each of its adapters beside it is for."""
     if given is None and BASE_FIELD in file.metadata:
-        return [one.spec for one in beside(file)]
+        return [one.spec for one in load_adapters(file)]
     return [spec_of(file, given)]
 
 

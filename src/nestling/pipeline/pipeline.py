@@ -1,8 +1,8 @@
 """A checkpoint to a folder of files: every task in every file type, and its multi-vector head, each with its card.
 
-A rerun takes up where the last one stopped: a file whose card fits the checkpoint and whose bytes fit its card is
-kept. The F16 file is always made and kept: every quantized file is made from it and measured against it. The file
-types that an importance matrix makes better get one, collected once a task by a callable that is handed in.
+A rerun resumes: a file whose card matches the checkpoint and whose bytes match its card is kept. The F16 file is always
+made: every quantized file is made from it and measured against it. File types that an importance matrix improves use
+one, collected once per task by a callable that the caller passes in.
 """
 
 from collections import Counter
@@ -72,7 +72,7 @@ class Pipeline:
     prove: Callable[[Path], dict[str, str]] | None = None
 
     def build(self, tasks: Sequence[Task], file_types: Sequence[str]) -> list[BuiltFile]:
-        """Make every file of every task, F16 first; CheckpointError and BuildError say what stands in the way.
+        """Make every file of every task, F16 first; CheckpointError and BuildError say why it cannot.
 
         Without `collect` the quantized files are made without a matrix.
         """

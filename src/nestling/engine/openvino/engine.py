@@ -32,22 +32,22 @@ from nestling.spec import Pooling
 from nestling.vectors import Floats
 
 KEPT_SHAPES = 128
-"""Kernels that are kept for shapes met before; unbounded, a server's memory grows with every new number of tokens."""
+"""Kernels cached by shape; unbounded, a server's memory would grow with every new number of tokens."""
 STAGES = {"FullyConnected": "matrix products", "FullyConnectedCompressed": "matrix products"} | dict.fromkeys(
     ("Subgraph", "ScaledDotProductAttention", "MatMul", "Softmax", "Gather", "Transpose"), "attention"
 )
-"""Which stage of a profile a node of the compiled graph belongs to, by its type; the others are the layers' rest."""
+"""The profile's stage of each node type of the compiled graph; all others count as the rest of the layers."""
 SCORE_BYTES = 136 << 20
-"""Memory for the attention scores of a piece of a long text: with 16 heads, 64 tokens that see 32,768."""
+"""Memory for the attention scores of a prefill chunk: with 16 heads, 64 tokens that attend to 32,768."""
 PAST_WORK = 8192
-"""Earlier tokens that cost a token about as much to attend to as its matrix products: the measure of a piece's work."""
+"""Past length at which a token's attention costs about as much as its matrix products; weights a chunk's cost."""
 PAST_BYTES, PAST_TOKENS = 320 << 20, 1 << 15
-"""Memory for the keys and values of a text of so many tokens: layers are in groups that keep within it."""
+"""Memory for the KV cache of a text of so many tokens; layers are grouped to stay within it."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """One run of the graph: where its rows stand, the adapter of each, the groups that work, what they remember."""
+    """One run of the graph: packing, positions, each row's adapter, the active layer groups and their KV cache."""
 
     packed: packing.Packed
     positions: Positions
@@ -94,7 +94,7 @@ class OpenVINOEngine:
         del model
         if isinstance(store, weight_cache.Mapped):
             one = plain([np.zeros(1, np.int32)])
-            self.pool(one, adapters=[0][: len(adapters)])  # the plugin makes its own copy of the weights now
+            self.pool(one, adapters=[0][: len(adapters)])  # the plugin copies the weights on its first run
             store.release()
             self._seconds.clear()
 
@@ -111,7 +111,7 @@ class OpenVINOEngine:
         return np.split(self._run(items, adapters), np.cumsum([len(item) for item in items])[:-1])
 
     def profile(self) -> dict[str, float]:
-        """Seconds by stage since loading; the graph's are shared out by what its nodes took.
+        """Seconds by stage since loading; the graph's time is split in proportion to its nodes' times.
 
         EngineError if it was not loaded with `profile`.
         """
@@ -124,12 +124,12 @@ class OpenVINOEngine:
         return {"embedding rows": self._seconds["embedding rows"], **graph, "pool": self._seconds["pool"]}
 
     def close(self) -> None:
-        """Give the compiled model back."""
+        """Free the compiled model."""
         with self._lock:
             self._request = None
 
     def _run(self, items: Sequence[Item], adapters: Sequence[int]) -> Floats:
-        """The states of a batch, one item after another: -> (N, D)."""
+        """Hidden states of a batch, items concatenated: -> (N, D)."""
         if len(items) == 1 and len(items[0]) > self.token_budget:
             return _drained(self.steps(items[0], adapters=adapters))
         lengths = [len(item) for item in items]
@@ -139,10 +139,10 @@ class OpenVINOEngine:
         return self._infer(self._embedded(items), work)
 
     def steps(self, item: Item, *, adapters: Sequence[int] = ()) -> Generator[float, None, Floats]:
-        """One item in pieces, each of which sees the keys and values of those before it: T tokens -> (T, D).
+        """One item in prefill chunks, each attending to the KV cache of those before it: T tokens -> (T, D).
 
-        All pieces go through a group of layers before the next, so that only one group's keys and values are held.
-        Yields after each piece; see `Resumable`.
+        A group of layers runs all chunks before the next group starts, so that only one group's KV cache is held.
+        Yields after each chunk; see `Resumable`.
         """
         states, positions = self._embedded([item]), rotary.positions([item])
         for place in range(len(self._groups)):
@@ -154,17 +154,17 @@ class OpenVINOEngine:
     def _through(
         self, states: Floats, positions: Positions, adapters: Sequence[int], place: int
     ) -> Generator[float, None, None]:
-        """All pieces of a long item through one group of layers, in place."""
+        """Run all chunks of a long item through one group of layers, in place."""
         shape, layers = self._shape, self._groups[place]
         sides, before = slice(2 * layers.start, 2 * layers.stop), list(self._nothing)
-        room = packing.handed(len(states)), shape.kv_heads, shape.head_dim
-        kept = [np.zeros(room, self._kept.to_dtype()) for _ in self._nothing[sides]]
+        kv_shape = packing.padded_past(len(states)), shape.kv_heads, shape.head_dim
+        kept = [np.zeros(kv_shape, self._kept.to_dtype()) for _ in self._nothing[sides]]
         for start, stop in packing.pieces(
             len(states), heads=shape.heads, most_tokens=self.token_budget, score_bytes=SCORE_BYTES
         ):
-            if before[sides.start].shape[0] != packing.handed(start):
-                give_back_freed()  # the plugin's arrays grow with what is handed, and leave holes
-            before[sides] = [self._past(one[: packing.handed(start)]) for one in kept]
+            if before[sides.start].shape[0] != packing.padded_past(start):
+                give_back_freed()  # the plugin's buffers grow with the past and fragment the heap
+            before[sides] = [self._past(one[: packing.padded_past(start)]) for one in kept]
             rows = np.repeat(np.array(adapters, np.int64), stop - start)
             packed, own = packing.piece(start, stop, heads=shape.kv_heads), positions[..., start:stop]
             work = _Work(packed, own, rows, range(place, place + 1), before)
@@ -172,21 +172,21 @@ class OpenVINOEngine:
             yield (stop - start) * len(layers) / shape.layers * (1 + start / PAST_WORK)
 
     def _shrink(self) -> None:
-        """Give back what the plugin keeps for its own: every layer keeps arrays as long as the text was."""
+        """Free the plugin's scratch memory: every layer keeps buffers of the text's length."""
         with self._lock:
             if self._request:
                 self._request.get_compiled_model().release_memory()
         give_back_freed()
 
     def _infer(self, states: Floats, work: _Work, *, new: Sequence[Floats] = ()) -> Floats:
-        """Run the graph once: (N, D) -> (N, D), copied, so that the next run may overwrite its own.
+        """Run the graph once: (N, D) -> (N, D), copied out of the plugin's buffer.
 
-        `new` takes the keys and values of the first group that works.
+        `new` receives the keys and values of the first active group.
         """
-        rows = packing.room(len(states))
+        rows = packing.bucket(len(states))
         inputs: list[NDArray[Any]] = [np.pad(states, ((0, rows - len(states)), (0, 0)))]
-        turns = self._rotary.turns(work.positions)
-        inputs += [np.pad(turns, ((0, rows - len(turns)), (0, 0))), *work.packed.in_room(rows).inputs()]
+        cos_sin = self._rotary.cos_sin(work.positions)
+        inputs += [np.pad(cos_sin, ((0, rows - len(cos_sin)), (0, 0))), *work.packed.padded(rows).inputs()]
         inputs += [np.pad(work.adapters, (0, rows - len(states)))] if self._adapted else []
         inputs += [np.isin(range(len(self._groups)), work.groups).astype(np.int64)] if len(self._groups) > 1 else []
         with self._lock:
@@ -207,15 +207,15 @@ class OpenVINOEngine:
         return states
 
     def _past(self, values: Floats) -> ov.Tensor:
-        """Keys or values of earlier tokens as the graph takes them, not copied; none of them for an empty array."""
+        """Past keys or values as an input tensor, not copied; an empty array is an empty past."""
         shape = (len(values), self._shape.kv_heads, self._shape.head_dim)
         return ov.Tensor(values.reshape(shape), ov.Shape(shape), self._kept)
 
 
 class Observer:
-    """The same file, answering with the sums of squares that an importance matrix is made of.
+    """The same file, returning the sums of squares that make an importance matrix.
 
-    Only attention sees which text a token is in, so the sums run over all tokens of all texts of a call.
+    Sums run over all tokens of all texts of a call.
     """
 
     def __init__(self, file: GGUFFile, *, threads: int, adapters: Sequence[Adapter] = ()) -> None:
@@ -226,14 +226,14 @@ class Observer:
     def collect(self, sequences: Sequence[Sequence[int]]) -> dict[str, tuple[NDArray[np.float32], int]]:
         """Run the texts: matrix name -> (sum over tokens of the input's squares (W,), number of tokens).
 
-        With adapters, the texts take them in turn, as they stand in the call.
+        With adapters, text i takes adapter i modulo their number.
         """
         ids = np.concatenate([np.asarray(one, np.int32) for one in sequences])
         packed = packing.side_by_side([len(one) for one in sequences], heads=self._shape.kv_heads)
         rows = np.repeat(np.arange(len(sequences)) % max(self._adapters, 1), [len(one) for one in sequences])
         nothing = np.empty((0, self._shape.kv_heads, self._shape.head_dim), np.float32)
         positions = np.concatenate([np.arange(len(one)) for one in sequences])
-        inputs = [embedding_rows(self._file, ids), rotary.Rotary(self._shape).turns(positions), *packed.inputs()]
+        inputs = [embedding_rows(self._file, ids), rotary.Rotary(self._shape).cos_sin(positions), *packed.inputs()]
         self._request.infer([*inputs, *([rows] if self._adapters else []), *[nothing] * (2 * self._shape.layers)])
         first = 1 + 2 * self._shape.layers
         sums = [np.array(self._request.get_output_tensor(first + place).data) for place in range(len(self._names))]
@@ -241,7 +241,7 @@ class Observer:
 
 
 def _drained(steps: Generator[float, None, Floats]) -> Floats:
-    """Run to the end without a pause."""
+    """Exhaust the generator and return its value."""
     while True:
         try:
             next(steps)
@@ -251,7 +251,7 @@ def _drained(steps: Generator[float, None, Floats]) -> Floats:
 
 
 def _between(file: GGUFFile) -> str:
-    """The arithmetic between the matrix products: bfloat16 where they are int8 and the processor has it."""
+    """Precision between the matrix products: bfloat16 if they are int8 and the processor has it, else float32."""
     in_floats = any(info.kind.is_float for info in int8_groups.matrices(file))
     has_it = "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return "bf16" if has_it and not in_floats else "f32"
@@ -261,7 +261,7 @@ def _compiled(model: ov.Model, file: GGUFFile, threads: int, **more: str | bool)
     properties = {
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": 1,
-        "ENABLE_CPU_PINNING": False,  # or the threads of several processes would share the first processors
+        "ENABLE_CPU_PINNING": False,  # pinned, several processes would share the first cores
         "PERFORMANCE_HINT": "LATENCY",
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": int8_groups.group_of(file),
         "CPU_RUNTIME_CACHE_CAPACITY": KEPT_SHAPES,

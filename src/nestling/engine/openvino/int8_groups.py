@@ -1,6 +1,6 @@
-"""Matrices as int8 in groups with a float32 scale a group: the form that the graph multiplies.
+"""Matrices as int8 with one float32 scale per group: the format that the graph multiplies.
 
-Expanding any stored type goes chunk by chunk in several threads, from the file's bytes to where the groups are to lie.
+Any stored type is converted chunk by chunk on several threads, from the mmapped file straight into the weight store.
 """
 
 from collections import deque
@@ -20,11 +20,10 @@ from nestling.vectors import Floats
 
 FINE = 32
 GROUPS = ((6.0, FINE), (5.0, 64), (0.0, 128))
-"""Values that share a scale, weights and activations alike, by the bits per weight from which on a file is in such
-groups. Larger ones are faster and move a vector further: always much less than the file's own rounding has moved it
-(`benchmarks/results/int8-cost.json`)."""
+"""(least bits per weight of the file, group size), for weights and activations alike. Larger groups are faster and less
+exact; the error stays far below that of the file's own quantization (`benchmarks/results/int8-cost.json`)."""
 CHUNK_ROWS = 64
-"""Rows that are expanded at once: with the widths of this family they stay in the processor's second cache."""
+"""Rows converted at a time: at this family's widths they fit the L2 cache."""
 
 Values = NDArray[np.int8]
 Fill = Callable[["Groups"], None]
@@ -39,7 +38,7 @@ class Groups:
 
     @classmethod
     def empty(cls, rows: int, width: int, group: int) -> Self:
-        """Room for a matrix."""
+        """Uninitialised memory for a matrix of (rows, width)."""
         values = np.empty((rows, width // group, group), np.int8)
         return cls(values, np.empty((*values.shape[:2], 1), np.float32))
 
@@ -49,7 +48,7 @@ class Groups:
 
 
 def group_of(file: GGUFFile) -> int:
-    """The size of the groups of all of a file's matrices: the largest allowed that divides every width."""
+    """The group size for all of a file's matrices: the largest allowed one that divides every width."""
     infos = matrices(file)
     bits = 8 * sum(info.size_bytes for info in infos) / sum(prod(info.shape) for info in infos)
     most = next(group for least, group in GROUPS if bits >= least)
@@ -58,12 +57,12 @@ def group_of(file: GGUFFile) -> int:
 
 
 def matrices(file: GGUFFile) -> list[TensorInfo]:
-    """The layers' matrices."""
+    """The matrices of the layers; neither embeddings nor vectors."""
     return [info for info in file.tensors.values() if len(info.shape) > 1 and info.name.startswith("blk.")]
 
 
 def expand(file: GGUFFile, name: str, into: Groups, *, threads: int) -> None:
-    """A matrix of any type; in fine groups, Q8_0 blocks are taken as they are, bit for bit."""
+    """Convert a matrix of any type into int8 groups. With groups of 32, Q8_0 blocks are copied bit for bit."""
     raw, kind = file.raw(name), file.tensors[name].kind
     as_it_is = kind is QuantType.Q8_0 and into.values.shape[-1] == kind.block
 
@@ -77,7 +76,7 @@ def expand(file: GGUFFile, name: str, into: Groups, *, threads: int) -> None:
 
 
 def quantize(rows: Floats, into: Groups, *, threads: int) -> None:
-    """Rows in float32: (R, W)."""
+    """Quantize float32 rows (R, W) into int8 groups."""
     _in_chunks(lambda start, stop: _round(rows[start:stop], into.rows(start, stop)), len(rows), threads)
 
 
@@ -88,14 +87,14 @@ def _in_chunks(one: Callable[[int, int], None], count: int, threads: int) -> Non
 
 
 def _take_blocks(raw: NDArray[np.uint8], into: Groups) -> None:
-    """Q8_0: a float16 scale and 32 values a block."""
+    """Copy Q8_0 blocks: a float16 scale and 32 int8 values each."""
     blocks = raw.reshape(len(raw), -1, QuantType.Q8_0.value.block_bytes)
     into.values[...] = blocks[..., 2:].view(np.int8)
     into.scales[...] = blocks[..., :2].copy().view(np.float16)
 
 
 def _round(rows: Floats, into: Groups) -> None:
-    """To the nearest of 255 steps, the last being the largest of its group; what is not finite makes such a scale."""
+    """Symmetric absmax quantization to [-127, 127] per group; NaN and infinity propagate to the scale."""
     groups = rows.reshape(into.values.shape)
     largest = np.maximum(groups.max(-1, keepdims=True), -groups.min(-1, keepdims=True))
     into.scales[...] = largest / 127

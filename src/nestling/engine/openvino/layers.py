@@ -1,7 +1,7 @@
 """A GGUF file's matrices and norms as nodes of an OpenVINO graph.
 
-Weights of float files stay in their type. Those of quantized files become int8 in groups with a scale a group (`int8`);
-the plugin computes with them in int8 where the processor can and expands them group by group where it cannot.
+Weights of float files keep their type. Those of quantized files become int8 with a scale per group (`int8_groups`);
+the plugin multiplies them in int8 where the processor can, and dequantizes them group by group where it cannot.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,9 +23,9 @@ from nestling.vectors import Floats
 
 @dataclass(frozen=True)
 class Products:
-    """Makes nodes of one file. `squares` collects the sums of squares of every product's input, if there is one.
+    """Makes graph nodes of one file. `squares`, if given, collects the sum of squares of every product's input.
 
-    `gates`: with adapters, what lets through each row's own, for products of so many matrices at once.
+    `gates`, with LoRA adapters: each row's gate (`lora_lanes`), by the number of stacked matrices.
     """
 
     file: GGUFFile
@@ -38,7 +38,7 @@ class Products:
 
     @cached_property
     def group(self) -> int:
-        """Values that share a scale, where a matrix becomes int8."""
+        """Values per scale of the int8 matrices."""
         return int8_groups.group_of(self.file)
 
     def vector(self, name: str) -> Node:
@@ -51,7 +51,7 @@ class Products:
         return self._product(x, names)
 
     def each(self, x: Node, *names: str) -> list[Node]:
-        """X times several matrices, a product each, so that what follows one is fused with it: (N, in) -> (N, out)s."""
+        """X times several matrices, one product each, so that later nodes fuse with it: (N, in) -> (N, out) each."""
         self._observe(x, names)
         return [self._product(x, (name,)) for name in names]
 
@@ -60,7 +60,7 @@ class Products:
             self.squares[names] = op.reduce_sum(op.multiply(x, x), ints(0), keep_dims=False)
 
     def _product(self, x: Node, names: Sequence[str]) -> Node:
-        """With adapters, their rows lie below the matrices, which costs no pass of its own over `x`."""
+        """With adapters, A is stacked below the matrices, which saves a pass over `x`."""
         if self.adapters is None:
             return _times(x, self._matrix(names))
         out = sum(self.file.tensors[name].shape[0] for name in names)
@@ -70,7 +70,7 @@ class Products:
         return op.add(whole, _times(gated, self._added(names, self.adapters.columns(names))))
 
     def _matrix(self, names: Sequence[str], below: Floats | None = None) -> Node:
-        """Matrices one under another, and rows of the adapters below them, all in one arithmetic."""
+        """Stacked matrices, with the adapters' A rows below, in one precision."""
         more = [] if below is None else [below]
         infos = [self.file.tensors[name] for name in names]
         if self._in_floats(names):
@@ -90,7 +90,7 @@ class Products:
         return self._int8(tops[-1], infos[0].shape[-1], fill)
 
     def _added(self, names: Sequence[str], columns: Floats) -> Node:
-        """The other side of the adapters, in floats: what comes to it has been rounded to int8 once already."""
+        """The adapters' B, in floats: its input has been rounded to int8 once already."""
         kinds = self._kinds(names)
         return _float_matrix(columns, kinds if self._in_floats(names) else {QuantType.F16})
 
@@ -105,7 +105,7 @@ class Products:
         return every_float or bool(self.file.tensors[names[0]].shape[-1] % self.group)
 
     def norm(self, x: Node, name: str) -> Node:
-        """RMSNorm in the form that the plugin knows as one operation."""
+        """RMSNorm in the pattern that the plugin fuses into one operation."""
         mean = op.reduce_mean(op.multiply(x, x), op.constant(np.array([-1], np.int64)), keep_dims=True)
         root = op.sqrt(op.add(mean, op.constant(np.float32(self.shape.rms_eps))))
         return op.multiply(op.divide(x, root), self.vector(name))
@@ -116,7 +116,7 @@ def _times(x: Node, matrix: Node) -> Node:
 
 
 def _int8_matrix(groups: int8_groups.Groups) -> Node:
-    """Groups with their scales as one matrix, in the form that the plugin multiplies in int8; not copied."""
+    """Groups and scales as one matrix, in the pattern that the plugin multiplies in int8; not copied."""
     values = op.convert(op.constant(groups.values, shared_memory=True), "f32")
     numbers = op.multiply(values, op.constant(groups.scales, shared_memory=True))
     return op.reshape(numbers, ints(len(groups.values), -1), special_zero=False)

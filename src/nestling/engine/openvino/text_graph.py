@@ -1,10 +1,10 @@
 """A GGUF file's text tower as an OpenVINO graph: no language-model head, hidden states out.
 
-Texts are rows one after another, without padding: every matrix product and norm sees real tokens alone. Only
-attention is laid out as a rectangle (texts x longest), by an index in and an index out; it is causal, so padding on
-the right never reaches a real token. A text that is too long to go through at once goes in pieces: each piece is
-handed the keys and values of those before it. So that those of a few layers are held at a time, layers are in groups,
-and one group at a time takes all pieces: the others rest, which they do by having no rows.
+Texts are packed without padding: matrix products and norms run on real tokens only. Attention alone is padded to
+(texts x longest), gathered by an index and scattered back; it is causal, so padding on the right never reaches a real
+token. A text longer than a batch is prefilled in chunks, each with the KV cache of those before it. To hold the KV
+cache of a few layers at a time, layers are in groups and one group runs all chunks before the next; inactive groups
+receive zero rows.
 """
 
 from collections.abc import Sequence
@@ -24,25 +24,25 @@ from nestling.engine.weights import tensor
 from nestling.formats.gguf import GGUFFile
 
 END = np.iinfo(np.int32).max
-"""More rows than there are: OpenVINO computes int64 in 32 bits on a CPU."""
+"""An end beyond any row; int32, since OpenVINO computes int64 in 32 bits on CPUs."""
 
 
 @dataclass(frozen=True)
 class _Inputs:
-    """The graph's inputs, for N tokens in B texts that all attend to P earlier tokens too.
+    """The graph's inputs, for N tokens in B texts that all attend to P past tokens too.
 
-    To attention each of the K heads of keys makes a text of its own, with the query heads that share it; head k of
-    token n is its row n K + k. `states` (N, D) embedding rows; `turns` (N, d) cosines and sines of the rotary angles;
-    `queries` (B K, T) row of each place of each text (any row for padding); `keys` (B K, S) the same among the earlier
-    tokens and the rows together; `query_places` (T,) and `key_places` (S,) which place of its text each column is, a
-    key being seen by queries of its own place and later; `rows` (N, K) place in the flattened `queries` of each row.
-    With adapters, `adapter` (N,) is the place of each row's own. With G > 1 groups of layers, `working` (G,) is 1 for
-    those in a row that work and 0 for those that rest. `past`: every layer's keys and values of earlier tokens, each
-    (P, K, d); none for a layer that rests.
+    For attention, each of the K key heads is a text of its own, with the query heads that share it; head k of token n
+    is row n K + k. `states` (N, D): token embeddings. `cos_sin` (N, d): cosines and sines of the rotary angles.
+    `queries` (B K, T): the row at each position of each text (any row for padding). `keys` (B K, S): the same, over
+    past and new tokens together. `query_places` (T,), `key_places` (S,): the position of each column in its text; a
+    query attends to keys at its own position and earlier. `rows` (N, K): the index of each row in the flattened
+    `queries`. `adapter` (N,), with LoRA adapters: the index of each row's adapter. `working` (G,), with G > 1 groups of
+    layers: 1 for the active groups, which are adjacent, 0 for the others. `past`: each layer's KV cache, keys and
+    values of (P, K, d); empty for an inactive layer.
     """
 
     states: Node
-    turns: Node
+    cos_sin: Node
     queries: Node
     keys: Node
     query_places: Node
@@ -56,7 +56,7 @@ class _Inputs:
     def of(cls, shape: Hyperparameters, *, adapted: bool, grouped: bool, kept: ov.Type) -> Self:
         return cls(
             states=op.parameter([-1, shape.hidden], np.float32),
-            turns=op.parameter([-1, shape.head_dim], np.float32),
+            cos_sin=op.parameter([-1, shape.head_dim], np.float32),
             queries=op.parameter([-1, -1], np.int64),
             keys=op.parameter([-1, -1], np.int64),
             query_places=op.parameter([-1], np.int64),
@@ -74,7 +74,7 @@ class _Inputs:
 
 @dataclass(frozen=True)
 class _Share:
-    """What one group of layers takes of the inputs: all, or no row when it rests."""
+    """One layer group's view of the inputs: all rows, or none when it is inactive."""
 
     inputs: _Inputs
     shape: Hyperparameters
@@ -94,25 +94,25 @@ class _Share:
         return self._cut(self.inputs.keys)
 
     def past(self, layer: int) -> list[Node]:
-        """A layer's keys and values of earlier tokens."""
+        """A layer's KV cache: keys and values of the past tokens."""
         return self.inputs.past[2 * layer : 2 * layer + 2]
 
     @cached_property
     def turn(self) -> tuple[Node, Node]:
         """Cosine and sine of every row's rotary angles: two of (N, 1, d/2)."""
-        cos, sin = op.split(op.unsqueeze(self._cut(self.inputs.turns), integer(1)), integer(2), 2).outputs()
+        cos, sin = op.split(op.unsqueeze(self._cut(self.inputs.cos_sin), integer(1)), integer(2), 2).outputs()
         return cos, sin
 
     def gates(self, adapters: SideBySide) -> dict[int, Node]:
-        """Of every row, for products of so many matrices at once: (N, matrices * width)."""
+        """LoRA gates of every row, by the number of stacked matrices: (N, matrices * width)."""
         assert self.inputs.adapter is not None
         table, chosen = adapters.gates(), self._cut(self.inputs.adapter)
         return {count: op.gather(op.constant(np.tile(table, count)), chosen, integer(0)) for count in (1, 3)}
 
     def entering(self, x: Node | None) -> tuple[Node, Node | None]:
-        """What goes into this group, and what leaves before it, `x` being what came out of the one before.
+        """(input of this group, final rows that bypass it), given the output `x` of the group before.
 
-        The first group that works takes the states.
+        The first active group takes the states.
         """
         if x is None:
             return self._cut(self.inputs.states), None
@@ -145,14 +145,14 @@ def build(
     adapters: Sequence[Adapter] = (),
     kept: ov.Type = ov.Type.f32,
 ) -> ov.Model:
-    """The tower as a graph; `packing.Packed` holds its index inputs, in their order.
+    """Build the tower's graph; `packing.Packed` holds its index inputs, in their order.
 
-    `groups` are the layers that work together. `store` keeps the int8 matrices; without one they are made here and now.
-    With adapters one more input follows: which of them each row takes, (N,) int64; with several groups another: which
-    of them work, (G,) int64; then every layer's earlier keys and values, as `kept`.
+    `groups`: layers that run together. `store` caches the int8 matrices; without one they are made in memory. With
+    adapters one more input follows, each row's adapter, (N,) int64; with several groups another, which are active, (G,)
+    int64; then each layer's KV cache in type `kept`.
 
-    Outputs for N tokens: (N, D) hidden states, final-norm ones if the last group works, then every layer's keys and
-    values as `kept`, each (N, kv heads, d), without rows for one that rests.
+    Outputs for N tokens: hidden states (N, D), after the final norm if the last group is active; then each layer's new
+    keys and values in type `kept`, (N, kv heads, d) each, empty for an inactive layer.
     """
     side = SideBySide(adapters) if adapters else None
     products = Products(file, Hyperparameters.of(file), threads, adapters=side, store=store or weight_cache.InMemory())
@@ -162,9 +162,9 @@ def build(
 def build_observed(
     file: GGUFFile, *, threads: int, adapters: Sequence[Adapter] = ()
 ) -> tuple[ov.Model, list[tuple[str, ...]]]:
-    """The same graph, of one group, with more outputs: every product's sum over tokens of its input's squares, (W,).
+    """The same graph in one group, with more outputs: the sum of squares over tokens of each product's input, (W,).
 
-    Also answers with the names of the matrices that share each of those outputs, in the outputs' order.
+    Also returns the names of the matrices that share each of those outputs, in output order.
     """
     squares: dict[tuple[str, ...], Node] = {}
     shape, side = Hyperparameters.of(file), SideBySide(adapters) if adapters else None
@@ -192,7 +192,7 @@ def _tower(b: Products, groups: Sequence[range], kept: ov.Type) -> ov.Model:
 
 
 def _layer(b: Products, x: Node, share: _Share, mask: Node, layer: int) -> tuple[Node, Node, Node]:
-    """One layer, and the keys and values of its rows: (N, D) -> (N, D) and two of (N, kv heads, d)."""
+    """One layer, and its new keys and values: (N, D) -> (N, D) and two of (N, kv heads, d)."""
     at = f"blk.{layer}."
     q, k, v = _projections(b, b.norm(x, at + "attn_norm.weight"), at, share.turn)
     before = (op.convert(past, "f32") for past in share.past(layer))
@@ -207,7 +207,7 @@ def _feed_forward(b: Products, y: Node, at: str) -> Node:
 
 
 def _projections(b: Products, y: Node, at: str, turn: tuple[Node, Node]) -> tuple[Node, Node, Node]:
-    """Queries, keys and values with their positions turned in: (N, D) -> (N, heads, d) and two of (N, kv heads, d)."""
+    """Queries, keys and values, rotary positions applied: (N, D) -> (N, heads, d) and two of (N, kv heads, d)."""
     shape = b.shape
     bias = np.concatenate([tensor(b.file, f"{at}attn_{n}.bias") for n in "qkv"])
     flat = op.add(b.linear(y, *(f"{at}attn_{n}.weight" for n in "qkv")), op.constant(bias))
@@ -218,9 +218,9 @@ def _projections(b: Products, y: Node, at: str, turn: tuple[Node, Node]) -> tupl
 
 
 def _attention(q: Node, sides: Sequence[Node], share: _Share, mask: Node) -> Node:
-    """Causal grouped-query attention over each text and what came before it: -> (N, D).
+    """Causal grouped-query attention over each text and its past: -> (N, D).
 
-    The query heads that share keys are the heads, and the heads of keys are texts: so the plugin copies no key.
+    Key heads are the batch axis and the query heads that share them the head axis, so that no key is copied.
     """
     shape = share.shape
     shared = shape.heads // shape.kv_heads
@@ -232,7 +232,7 @@ def _attention(q: Node, sides: Sequence[Node], share: _Share, mask: Node) -> Nod
 
 
 def _mask(inputs: _Inputs) -> Node:
-    """What is added to the scores, 0 or -inf: (T,), (S,) places -> (1, 1, T, S)."""
+    """The additive attention mask, 0 or -inf: positions (T,), (S,) -> (1, 1, T, S)."""
     keys, queries = op.unsqueeze(inputs.key_places, integer(0)), op.unsqueeze(inputs.query_places, integer(1))
     seen = op.less_equal(keys, queries)
     added = op.select(seen, op.constant(np.float32(0)), op.constant(np.float32(-np.inf)))
@@ -240,13 +240,13 @@ def _mask(inputs: _Inputs) -> Node:
 
 
 def _to_rectangle(part: Node, rectangle: Node, heads: int, width: int) -> Node:
-    """Rows to texts: (N, K * heads, d) -> (B K, heads, T, d)."""
+    """Gather rows into padded texts: (N, K * heads, d) -> (B K, heads, T, d)."""
     rows = op.reshape(part, ints(-1, heads, width), special_zero=False)
     return op.transpose(op.gather(rows, rectangle, integer(0)), ints(0, 2, 1, 3))
 
 
 def _rope(x: Node, turn: tuple[Node, Node]) -> Node:
-    """Turn each pair (i, i + d/2) of a head: (N, H, d) -> (N, H, d)."""
+    """Rotate each pair (i, i + d/2) of a head: (N, H, d) -> (N, H, d)."""
     cos, sin = turn
     a, b = op.split(x, integer(2), 2).outputs()
     first = op.subtract(op.multiply(a, cos), op.multiply(b, sin))

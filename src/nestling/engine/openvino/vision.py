@@ -1,9 +1,9 @@
 """The CPU tower: OpenVINO graphs over the mapped weights of an mmproj file, any number of images in a run.
 
-bfloat16 where the processor has it, else float32; `exact` is float32 everywhere. All that has weights runs on pieces of
-whole windows, whichever image they are of; only attention over images takes an image at once, in one graph without
-weights for all full blocks, since every graph keeps scratch memory of its own. The plugin copies every matrix into an
-order of its own when it first computes, after which the mapped pages can go.
+bfloat16 where the processor has it, else float32; `exact` is float32 everywhere. Graphs with weights run on batches of
+whole windows of any images. Full attention takes whole images, in one graph without weights that all full blocks share,
+since every graph keeps scratch memory of its own. The plugin copies every matrix into its own layout on its first run,
+after which the mmapped pages are dropped.
 """
 
 import threading
@@ -22,11 +22,11 @@ from nestling.formats.tower_shape import MERGE
 from nestling.vectors import Floats
 
 PIECE = 1024
-"""Patches that go through a section of windows at once: memory grows with them, speed no more."""
+"""Patches per run of a section: more take more memory and are no faster."""
 TOGETHER = 3072
-"""Patches of images whose attention is computed at once."""
+"""Patches per run of full attention, unless a single image has more."""
 KEPT_SHAPES = 64
-"""Kernels that are kept for shapes met before."""
+"""Kernels cached by shape."""
 
 
 class OpenVINOTower:
@@ -38,7 +38,7 @@ class OpenVINOTower:
         self._shape, self._lock = vision.shape, threading.Lock()
         has_bf16 = "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         self.products = ov.Type.bf16 if has_bf16 and not exact else ov.Type.f32
-        self._data = np.memmap(vision.file.path, np.uint8, "c")  # "c": the plugin wants to be able to write
+        self._data = np.memmap(vision.file.path, np.uint8, "c")  # copy-on-write: the plugin asks for writable memory
         self._attention = _compiled(vision_graph.build_attention(self._shape, products=self.products), threads)
         self._sections: list[ov.InferRequest] = []
         smallest = Layout.of([(MERGE, MERGE)], self._shape)
@@ -47,7 +47,7 @@ class OpenVINOTower:
             model = vision_graph.build(vision, self._data, section=section, products=self.products)
             self._sections.append(_compiled(model, threads))
             states, heads = self._through(self._sections[-1], states, heads, smallest)
-            weight_cache.release(self._data)  # the plugin has made its own copy now
+            weight_cache.release(self._data)  # the plugin has its own copy now
 
     def rows(self, patches: Sequence[Floats], grids: Sequence[Grid]) -> list[Floats]:
         """Patches and the grid of each image -> (tokens, D) each."""
@@ -67,11 +67,11 @@ class OpenVINOTower:
     def _through(
         self, section: ov.InferRequest, states: Floats, heads: Floats | None, layout: Layout
     ) -> tuple[Floats, Floats | None]:
-        """All patches through a section, before it through the attention that its heads are for: -> states and heads.
+        """Run the pending attention, if any, and one section on all patches: -> (states, heads of the next attention).
 
-        The first section takes patches, the last answers with rows.
+        The first section takes patches, the last returns rows.
         """
-        inputs = {"patches": states, "states": states, "turns": layout.turns}
+        inputs = {"patches": states, "states": states, "cos_sin": layout.cos_sin}
         if heads is not None:
             [inputs["mixed"]] = _run(self._attention, _images(layout.images), {"heads": heads})
         states, *more = _run(section, _pieces(layout.windows), inputs)
@@ -79,9 +79,9 @@ class OpenVINOTower:
 
 
 def _run(request: ov.InferRequest, parts: Iterable[tuple[Index, Index]], inputs: Mapping[str, Floats]) -> list[Floats]:
-    """All patches through a graph, part by part (places, and how they lie together): -> its outputs, every part's.
+    """Run all patches through a graph, in parts (places, lengths of their runs): -> its outputs for all patches.
 
-    What the graph needed meanwhile is given back.
+    The graph's scratch memory is freed afterwards.
     """
     given = {node.any_name: node for node in request.get_compiled_model().inputs}
     patches, done = len(next(iter(inputs.values()))), list[Floats]()
@@ -101,7 +101,7 @@ def _run(request: ov.InferRequest, parts: Iterable[tuple[Index, Index]], inputs:
 
 
 def _tensor(array: Floats | Index, kind: ov.Type) -> ov.Tensor:
-    """An array as an input: bfloat16, which numpy lacks, in whatever type of two bytes it came out."""
+    """An array as an input tensor; bfloat16, which numpy lacks, is any 2-byte type."""
     whole = np.ascontiguousarray(array)
     return ov.Tensor(whole, ov.Shape(whole.shape), kind)
 

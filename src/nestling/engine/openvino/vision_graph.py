@@ -25,9 +25,9 @@ _TYPES = {QuantType.F32: ov.Type.f32, QuantType.F16: ov.Type.f16, QuantType.BF16
 
 
 def sections(shape: TowerShape) -> list[range]:
-    """The tower's parts in their order, by the blocks of each that see their window alone; the last one has none.
+    """The tower's sections in order, as ranges of blocks with window attention; the last one is empty.
 
-    Between two of them stands attention over whole images, that of the block behind the first one's.
+    Between two sections runs full attention over whole images, that of the block after the first one's.
     """
     every = shape.full_every
     return [
@@ -37,12 +37,12 @@ def sections(shape: TowerShape) -> list[range]:
 
 
 def build(vision: VisionFile, data: NDArray[np.uint8], *, section: range, products: ov.Type) -> ov.Model:
-    """A section as a graph that computes its products in this type, bf16 or f32.
+    """A section as a graph; `products` is the type of its matrix products, bf16 or f32.
 
-    The first takes `patches` (N, values), the others the `states` (N, D) and the attention `mixed` (N, D) that came of
-    the section before; the last answers with rows (N / 4, out) in the order of the patches, the others with states
-    (N, D) and the heads (N, 3 H, d) of the next attention. `data` are the file's bytes, which must outlive the graph:
-    weights that are stored in the type of the products are not copied. Other inputs are named as in `windows`.
+    The first section takes `patches` (N, values), the others `states` (N, D) and the attention's output `mixed` (N, D).
+    The last returns rows (N / 4, out) in the order of the patches, the others states (N, D) and the heads (N, 3 H, d)
+    of the next attention. `data`: the file's bytes, which must outlive the graph, since weights stored in the type of
+    the products are not copied. Other inputs are named as in `windows`.
     """
     shape = vision.shape
     tower = _Tower(vision, data, products, _inputs(shape, products))
@@ -66,7 +66,7 @@ def _inputs(shape: TowerShape, products: ov.Type) -> dict[str, Node]:
     wide, heads = shape.hidden, [-1, 3 * shape.heads, shape.head_dim]
     kinds: dict[str, tuple[list[int], ov.Type]] = {
         "patches": ([-1, shape.patch_values], ov.Type.f32), "states": ([-1, wide], ov.Type.f32),
-        "mixed": ([-1, wide], products), "heads": (heads, products), "turns": ([-1, shape.head_dim], ov.Type.f32),
+        "mixed": ([-1, wide], products), "heads": (heads, products), "cos_sin": ([-1, shape.head_dim], ov.Type.f32),
         "rows": ([-1, -1], ov.Type.i64), "mask": ([-1, 1, 1, -1], ov.Type.f32), "back": ([-1], ov.Type.i64),
     }  # fmt: skip
     found = {name: op.parameter(sizes, kind) for name, (sizes, kind) in kinds.items()}
@@ -112,13 +112,13 @@ class _Tower:
         return _times(self.inputs["patches"], matrix)
 
     def heads(self, x: Node, at: str) -> Node:
-        """A block's queries and keys with their angles turned in, and values: (N, D) -> (N, 3 H, d)."""
+        """A block's queries and keys, rotary positions applied, and values: (N, D) -> (N, 3 H, d)."""
         y = self._norm(x, at + "ln1.weight")
         q, k, v = (self._by_head(self._linear(y, f"{at}attn_{n}")) for n in "qkv")
         return op.concat([self._turned(q), self._turned(k), v], 1)
 
     def joined(self, x: Node, mixed: Node, at: str) -> Node:
-        """What attention gathered, added: two of (N, D) -> (N, D)."""
+        """Residual plus attention output: two of (N, D) -> (N, D)."""
         return op.add(x, _to(ov.Type.f32, self._linear(mixed, at + "attn_out")))
 
     def feed_forward(self, x: Node, at: str) -> Node:
@@ -129,7 +129,7 @@ class _Tower:
         return op.add(x, _to(ov.Type.f32, self._linear(inner, at + "ffn_down")))
 
     def after_attention(self, block: int) -> Node:
-        """What is left of a full block: -> (N, D)."""
+        """The rest of a full block, after its attention: -> (N, D)."""
         at = f"v.blk.{block}."
         return self.feed_forward(self.joined(self.inputs["states"], self.inputs["mixed"], at), at)
 
@@ -146,8 +146,8 @@ class _Tower:
         return op.reshape(flat, ints(0, self.vision.shape.heads, self.vision.shape.head_dim), special_zero=True)
 
     def _turned(self, x: Node) -> Node:
-        """Turn each pair (i, i + d/2) of a head: (N, H, d) -> (N, H, d)."""
-        cos, sin = op.split(op.unsqueeze(self.inputs["turns"], ints(1)), integer(2), 2).outputs()
+        """Rotate each pair (i, i + d/2) of a head: (N, H, d) -> (N, H, d)."""
+        cos, sin = op.split(op.unsqueeze(self.inputs["cos_sin"], ints(1)), integer(2), 2).outputs()
         a, b = op.split(op.convert(x, "f32"), integer(2), 2).outputs()
         first = op.subtract(op.multiply(a, cos), op.multiply(b, sin))
         return self._rounded(op.concat([first, op.add(op.multiply(b, cos), op.multiply(a, sin))], -1))
@@ -158,7 +158,7 @@ class _Tower:
         return op.add(_times(self._rounded(x), matrix), bias)
 
     def _norm(self, x: Node, name: str) -> Node:
-        """RMSNorm in the form that the plugin knows as one operation."""
+        """RMSNorm in the pattern that the plugin fuses into one operation."""
         mean = op.reduce_mean(op.multiply(x, x), ints(-1), keep_dims=True)
         root = op.sqrt(op.add(mean, op.constant(np.float32(self.vision.shape.rms_eps))))
         return op.multiply(op.divide(x, root), op.constant(tensor(self.vision.file, name)))

@@ -27,14 +27,14 @@ from nestling.formats.gguf import GGUFFile
 FORMAT = b"int8 in groups, scales float32, pages of 4096: 2"
 PAGE = 4096
 MAPPED_FROM = 1 << 28
-"""Bytes of matrices from which on a file is kept: expanding so many takes longer than a second."""
+"""Bytes of matrices from which a file is cached: dequantizing so many takes more than a second."""
 SPARE_BYTES = 1 << 30
-"""Free space that stays on the disk for others, or nothing is kept there."""
+"""Free space that must remain on the disk; with less, nothing is cached."""
 IN_MEMORY = "weights are expanded at every start and kept in memory"
 
 
 class Store(Protocol):
-    """Where expanded matrices lie; asked for them in the same order at every start."""
+    """Where dequantized matrices are held; asked for them in the same order at every start."""
 
     def matrix(self, rows: int, width: int, group: int, fill: Fill) -> Groups:
         """A matrix, filled if it is not there."""
@@ -46,7 +46,7 @@ class Store(Protocol):
 
 
 class InMemory:
-    """Matrices that are expanded at every start."""
+    """Matrices in memory, dequantized at every start."""
 
     def matrix(self, rows: int, width: int, group: int, fill: Fill) -> Groups:
         """The matrix, made now."""
@@ -59,7 +59,7 @@ class InMemory:
 
 
 class Mapped:
-    """Matrices in a mapped file, one after another, each at the start of a page."""
+    """Matrices in an mmapped file, each aligned to a page."""
 
     def __init__(self, path: Path, *, fresh: bool) -> None:
         self._bytes = np.memmap(path, np.uint8, "r+" if fresh else "c")  # "c": the plugin wants to be able to write
@@ -90,10 +90,10 @@ class Mapped:
 
 @contextmanager
 def store(file: GGUFFile, *, adapters: Sequence[GGUFFile] = (), lanes: int = 0) -> Iterator[Store]:
-    """Where this file's matrices lie, or come to lie when the block ends well.
+    """The store of this file's matrices; a new cache file is kept only if the block succeeds.
 
-    With adapters, each matrix has so many lanes of them too. Where the cache cannot be written and does not hold them,
-    the matrices stay in memory, which is a warning.
+    `lanes`: LoRA lanes per matrix, with adapters. When the cache neither holds the matrices nor can be written, they
+    stay in memory, with a RuntimeWarning.
     """
     most, limit = _most_bytes(file, lanes), weight_files.limit_bytes()
     if most < MAPPED_FROM:
@@ -113,7 +113,7 @@ def store(file: GGUFFile, *, adapters: Sequence[GGUFFile] = (), lanes: int = 0) 
 
 @contextmanager
 def _in_cache(sources: Sequence[GGUFFile], most: int, limit: int) -> Iterator[Mapped]:
-    """The mapped file, written when the block ends if nobody has; one that is there takes no right to write."""
+    """The mmapped cache file, created when it is missing; an existing one needs no write permission."""
     layout = FORMAT + bytes([group_of(sources[0])])
     stamps = weight_files.stamps_of((file.path, file.data) for file in sources)
     path = weight_files.place(stamps, layout)

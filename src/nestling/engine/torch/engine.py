@@ -166,7 +166,7 @@ class TorchEngine:
 
     def _batch(self, asked: _Asked) -> Batch:
         lengths = [len(item) for item in asked.items]
-        turns = self._up(self._rotary.turns(rotary.positions(asked.items)))[:, None]
+        turns = self._up(self._rotary.cos_sin(rotary.positions(asked.items)))[:, None]
         cos, sin = turns.chunk(2, -1)
         gates = None
         if self._gates is not None:

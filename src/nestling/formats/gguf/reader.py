@@ -103,7 +103,7 @@ class GGUFFile:
         return self.data[info.offset : info.offset + info.size_bytes].reshape(-1, row)
 
     def forget(self, rows: NDArray[np.uint8]) -> None:
-        """Let the kernel take back the memory of a piece of `raw`; it is read from the file again when touched."""
+        """Drop the resident pages of a piece of `raw` (MADV_DONTNEED); they fault back in on access."""
         page = mmap.PAGESIZE
         first = rows.ctypes.data - self.data.ctypes.data
         start, end = first // page * page, first + rows.nbytes
@@ -180,7 +180,7 @@ def _header(cursor: _Cursor) -> tuple[dict[str, Field], dict[str, TensorInfo]]:
         raise GGUFError(f"{cursor.path}: not a GGUF file (it does not start with 'GGUF')")
     version = cursor.number(ValueKind.UINT32, "version")
     if version not in (2, 3):
-        raise cursor.fail(f"GGUF version {version}: 2 and 3 in little-endian order can be read")
+        raise cursor.fail(f"GGUF version {version}: expected 2 or 3, little-endian")
     tensor_count = cursor.count(MAX_TENSORS, "tensor count")
     key_count = cursor.count(MAX_KEYS, "metadata count")
     metadata: dict[str, Field] = {}
@@ -250,7 +250,7 @@ def _alignment(cursor: _Cursor, metadata: dict[str, Field]) -> int:
     found = metadata.get("general.alignment", Field.uint32(32))
     value = found.value
     if found.kind is not ValueKind.UINT32 or not 1 <= value <= MAX_ALIGNMENT or value & (value - 1):
-        raise cursor.fail(f"general.alignment={value!r}: a power of two up to {MAX_ALIGNMENT} is possible")
+        raise cursor.fail(f"general.alignment={value!r}: expected a power of two up to {MAX_ALIGNMENT}")
     return int(value)
 
 

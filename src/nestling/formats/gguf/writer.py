@@ -1,6 +1,6 @@
 """Write a GGUF file (version 3, little-endian): equal input gives equal bytes, and no half file has the final name.
 
-Tensors are streamed a piece at a time and none is kept: `write_gguf` asks for pieces, `open_writer` is handed them.
+Tensors are streamed a piece at a time and none is kept: `write_gguf` pulls pieces, `open_writer` takes them pushed.
 """
 
 import hashlib

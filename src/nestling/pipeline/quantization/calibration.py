@@ -1,8 +1,7 @@
 """Calibration: a text in the shape that a model meets it, and the importance matrix that comes of running it.
 
-The one module beneath the store that knows both what a matrix is (`build`) and how a model is run (`engine`). A text
-is cut into chunks of `CHUNK_TOKENS` tokens; each begins with a role's prefix, query and passage in turn, as every
-text does that is embedded. The text that ships with the package is described in `calibration/README.md`.
+A text is cut into chunks of `CHUNK_TOKENS` tokens. Each begins with a role's prefix, query and passage in turn, as
+every embedded text does. The text that ships with nestling-data is described in its `calibration/README.md`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,7 @@ from nestling._util.data import data_folder
 from nestling._util.files import sha256_file
 from nestling._util.progress import Progress, no_progress
 from nestling._util.text import read_text
-from nestling.engine.lora import Adapter, beside
+from nestling.engine.lora import Adapter, load_adapters
 from nestling.engine.protocol import TokenIds
 from nestling.errors import BuildError
 from nestling.formats.gguf import GGUFFile
@@ -112,9 +111,9 @@ def collect(
 def collect_base(
     model: Path, *, text: Path | None = None, threads: int, limit: int | None = None, progress: Progress = no_progress
 ) -> ImportanceMatrix:
-    """The same for a base with its adapters beside it: each chunk as one of the tasks reads it, the tasks in turn."""
+    """The same for a base with its LoRA adapters: the chunks take the tasks in turn."""
     file = _float_file(model)
-    text, tokenizer, found = text or default_text(), Tokenizer.from_gguf(file), beside(file)
+    text, tokenizer, found = text or default_text(), Tokenizer.from_gguf(file), load_adapters(file)
     each = [Calibration(one.spec, tokenizer, text).chunks(limit) for one in found]
     whole = min(map(len, each)) // len(found) * len(found)
     chunks = [each[place % len(found)][place] for place in range(whole)]

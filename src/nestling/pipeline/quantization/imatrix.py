@@ -2,7 +2,7 @@
 
 The file is GGUF with `general.type = imatrix`, and for every tensor `<name>.in_sum2` (sums of squares, F32) and
 `<name>.counts` (tokens, F32), as llama-imatrix writes it; the format is that of `tools/imatrix/imatrix.cpp`.
-Does not know an engine: `collect_imatrix` is handed the function that runs the model.
+Does not know an engine: the caller passes `collect_imatrix` the function that runs the model.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -59,7 +59,7 @@ def parse_tensor_type(text: str) -> TensorType:
     """Read `PATTERN=TYPE`; a UsageError says what is wrong with another text."""
     pattern, found, name = text.rpartition("=")
     if not found or not pattern:
-        raise UsageError(f"tensor_type={text!r}: this is PATTERN=TYPE, as in ffn_down=Q6_K", param="tensor_type")
+        raise UsageError(f"tensor_type={text!r}: expected PATTERN=TYPE, such as ffn_down=Q6_K", param="tensor_type")
     return pattern, parse_quant_type(name, param="tensor_type")
 
 
@@ -67,7 +67,7 @@ def parse_quant_type(text: str, *, param: str) -> QuantType:
     """The tensor type with this name, case ignored; an unknown one is a UsageError about `param`."""
     kind = QuantType.__members__.get(text.upper())
     if kind is None:
-        raise UsageError(f"{param}={text!r}: a tensor type is one of {', '.join(QuantType.__members__)}", param=param)
+        raise UsageError(f"{param}={text!r}: expected one of {', '.join(QuantType.__members__)}", param=param)
     return kind
 
 

@@ -1,7 +1,7 @@
 """Which type each tensor should have under a budget of bytes, so that the embedding suffers least.
 
 Pure: what a type costs is measured by a `Trial` that the caller hands in, so that no engine is known here. Costs of
-tensors are taken to add up, which holds to first order; `refine` then measures whole mixes and mends what did not.
+tensors are taken to add up, which holds to first order; `refine` then measures whole mixes and corrects the estimates.
 """
 
 from collections.abc import Iterator, Mapping
@@ -25,9 +25,9 @@ EXACT = QuantType.F16
 BUCKETS = 40_000
 """Steps into which the budget is divided for the exact search."""
 TRUST = (1.0, 0.5)
-"""How far a tensor's sensitivity moves to the one newly measured, in logarithms: at first, and after it was in vain."""
+"""Log-space damping of sensitivity updates: the full step, then half of it after a failed attempt."""
 FLOOR = 0.1
-"""A sensitivity measured inside a mix is never taken for less than this share of the one measured alone."""
+"""A sensitivity measured inside a mix counts as at least this share of the one measured alone."""
 
 
 class Trial(Protocol):
@@ -148,11 +148,10 @@ class Refined:
 def refine(
     landscape: Landscape, start: Types, budget: int, *, trial: Trial, trials: int, progress: Progress = no_progress
 ) -> Refined:
-    """Better a mix by measuring, with about `trials` measurements: never worse than `start`.
+    """Improve a mix with about `trials` measurements; the result is never worse than `start`.
 
-    First the sensitivities are measured anew inside the mix and the budget allocated anew, as long as that helps; then
-    pairs of tensors, one with more bytes and one with fewer, are tried in the order of what they promise.
-    `progress` is told measurements.
+    First, while that helps, sensitivities are remeasured inside the mix and the budget is reallocated. Then swaps are
+    tried, one tensor growing and one shrinking, best estimate first. `progress` counts measurements.
     """
     found, vain = Refined(start, trial.settle(start), 1), 0
     while vain < len(TRUST) and found.trials + len(start) < trials:

@@ -1,8 +1,8 @@
-"""What exchanging matrices of a model does to its vectors: the reference engine's layers over a fixed set of texts.
+"""Perturbation probe: how far a model's vectors move when matrices are replaced, over a fixed set of texts.
 
 The hidden states before every layer are kept, so that an exchange in layer l costs the layers from l on. Weights are
-expanded from the file when they are needed and kept only if they all fit into `KEPT_BYTES`: a large model is read anew
-for every trial, a small one once.
+dequantized on use and cached only if all of them fit `KEPT_BYTES`: a large model is read again for every trial, a
+small one once.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -43,7 +43,7 @@ class Tower:
         self._file, self._shape, self._pool = file, Hyperparameters.of(file), POOLS[pooling]
         self._ids = np.concatenate(texts)
         self._lengths = np.array([len(text) for text in texts], np.int64)
-        self._turns = [turn(item, self._shape) for item in plain(texts)]
+        self._cos_sin = [turn(item, self._shape) for item in plain(texts)]
         kept = 4 * sum(info.size_bytes for info in file.tensors.values()) < KEPT_BYTES
         self._cache: dict[str, Floats] | None = {} if kept else None
         self._settled: dict[str, Floats] = {}
@@ -66,7 +66,7 @@ class Tower:
         return self._error(self._run(0, self._rows(self._settled.get(EMBEDDING)), self._settled, keep=True))
 
     def error(self, exchanged: Mapping[str, Floats]) -> float:
-        """Mean over the texts of 1 - cosine to the original, these exchanged beside the settled ones."""
+        """Mean over the texts of 1 - cosine to the original, these replaced in addition to the settled ones."""
         together = self._settled | dict(exchanged)
         if EMBEDDING in exchanged:
             return self._error(self._run(0, self._rows(exchanged[EMBEDDING]), together))
@@ -95,6 +95,6 @@ class Tower:
             if keep:
                 self._before.append(x)
             weights = _Exchanged(self.weights, exchanged)
-            x = run_layer(x, layer, weights=weights, shape=self._shape, turns=self._turns)
+            x = run_layer(x, layer, weights=weights, shape=self._shape, cos_sin=self._cos_sin)
         x = rms_norm(x, self.weights("output_norm.weight"), self._shape.rms_eps)
         return self._pool(x, self._lengths)

@@ -2,7 +2,7 @@
 
 For every matrix of a float model: the weighted error of each type (on a sample of its rows), and once the real
 perturbation of the pooled vectors when that matrix alone is replaced by its `PROBE` version. Their quotient turns
-weight errors into the embedding's. `build.mixing` allocates and refines. The benchmark sets are never looked at.
+weight errors into the embedding's. `allocation` allocates and refines. The benchmark sets are never used.
 """
 
 import math
@@ -75,7 +75,7 @@ class Chosen:
 
 
 class _Trial:
-    """A `mixing.Trial` of a model file: exchanges quantized and expanded again."""
+    """An `allocation.Trial` of a model file: exchanges quantized and expanded again."""
 
     def __init__(self, tower: Tower, matrix: ImportanceMatrix, *, threads: int) -> None:
         self._tower, self._matrix, self._threads = tower, matrix, threads
@@ -213,7 +213,7 @@ def _matrices(made: QuantizePlan, sizes: Sizes) -> int:
 
 
 def _room(budget: Budget, sizes: Sizes, stock: QuantizePlan) -> int:
-    """Bytes for the matrices: what the budget leaves beside the header, norms and biases."""
+    """Bytes for the matrices: the budget less header, norms and biases."""
     weights = sum(math.prod(head.shape) for head in stock.tensors)
     if budget.bits_per_weight is None:
         assert budget.size_bytes is not None

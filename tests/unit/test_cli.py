@@ -88,8 +88,22 @@ def test_version() -> None:
 )
 def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
     done = nestling(*arguments)
-    assert (done.code, done.raw) == (2, b"")
-    assert "Usage: nestling" in done.err
+    one_line(done, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["serve", "--prot", "1"], "no such option --prot; did you mean --port?"),
+        (["embed", "--dimension", "64", "a"], "no such option --dimension; did you mean --dimensions?"),
+        (["eval", "qualty"], "no such command qualty; did you mean quality?"),
+        (["serv"], "no such command serv; did you mean serve?"),
+        (["fly"], "no such command fly"),
+    ],
+)
+def test_a_misspelt_flag_or_verb_is_one_line_with_the_nearest_right_one(arguments: list[str], line: str) -> None:
+    done = nestling(*arguments)
+    assert (done.code, done.raw, done.err) == (2, b"", f"nestling: {line}\n")
 
 
 # Formats.

@@ -4,7 +4,9 @@ Exit codes: 0 done, 1 it could not be done (the reason in one line on standard e
 """
 
 import sys
+from typing import Any
 
+from nestling._util.spelling import nearest
 from nestling.cli import streams
 from nestling.errors import NestlingError, TextError, UsageError
 
@@ -31,13 +33,35 @@ def main() -> None:
 
 
 def _run() -> None:
-    """Parse and run; typer ends every command with a SystemExit."""
+    """Parse and run; what the parser refuses becomes a UsageError in one line."""
+    import typer
+
     from nestling.cli.commands import app
 
+    refusals: Any = typer.BadParameter.__bases__  # the parser's own UsageError, which typer does not export
     try:
-        app(prog_name="nestling")
-    except SystemExit as end:
-        if end.code == INTERRUPTED:
-            raise KeyboardInterrupt from None
-        sys.stdout.flush()
-        raise
+        code = app(prog_name="nestling", standalone_mode=False)
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    except refusals as error:
+        if not error.message or "\n" in error.format_message():
+            error.show()  # the help of a command without arguments
+            sys.exit(2)
+        raise UsageError(_said(error)) from None
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt
+    sys.stdout.flush()
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _said(error: Any) -> str:  # noqa: ANN401 - the parser's UsageError
+    """The parser's refusal in our words, with the nearest right spelling."""
+    verb = error.ctx.command if error.ctx else None
+    if wrong := getattr(error, "option_name", None) if hasattr(error, "possibilities") else None:
+        options = [name for one in verb.params for name in one.opts] if verb else []
+        return f"no such option {wrong}{nearest(wrong, options)}"
+    if str(error.message).startswith("No such command"):
+        wrong = str(error.message).split("'")[1]
+        return f"no such command {wrong}{nearest(wrong, verb.commands if verb else ())}"
+    text = str(error.format_message()).rstrip(".")
+    return text[:1].lower() + text[1:]

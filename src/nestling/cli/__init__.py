@@ -44,7 +44,7 @@ def _run() -> None:
     except typer.Abort:
         raise KeyboardInterrupt from None
     except refusals as error:
-        if not error.message or "\n" in error.format_message():
+        if "\n" in error.format_message():
             error.show()  # the help of a command without arguments
             sys.exit(2)
         raise UsageError(_said(error)) from None

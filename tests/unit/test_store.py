@@ -179,7 +179,7 @@ def test_a_starter_that_is_whole_is_neither_locked_nor_built_again(
         raise AssertionError
 
     monkeypatch.setattr(local, "Pipeline", never)
-    monkeypatch.setattr(local, "lock", never)
+    monkeypatch.setattr("nestling.pipeline.pipeline.lock", never)
     assert local.resolve("starter-retrieval") == starter_q8
 
 
@@ -197,3 +197,21 @@ def test_a_starter_that_is_not_whole_is_built_again(starter_q8: Path, spoil: str
         card.write_text(card.read_text().replace("nestling ", "nestling 99."))
     assert local.resolve("starter-retrieval") == starter_q8
     assert (starter_q8.read_bytes(), card.read_bytes(), head.read_bytes()) == whole
+
+
+@pytest.mark.parametrize(
+    ("reference", "meant"),
+    [("startr", "starter"), ("startr-retrieval", "starter"), ("starter-retrievel:Q8_0", "starter-retrieval"),
+     ("jina-v5-code", "jina-v4")],
+)  # fmt: skip
+def test_a_misspelt_reference_says_what_was_meant(cache_folder: Path, reference: str, meant: str) -> None:
+    assert cache_folder
+    with pytest.raises((ModelNotFoundError, UsageError), match=rf"; did you mean {meant}\?$"):
+        local.resolve(reference)
+
+
+def test_a_name_that_is_near_to_none_proposes_none(cache_folder: Path) -> None:
+    assert cache_folder
+    with pytest.raises(ModelNotFoundError) as caught:
+        local.resolve("nobody-code")
+    assert "did you mean" not in str(caught.value)

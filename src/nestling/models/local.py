@@ -16,12 +16,14 @@ from nestling._util.cpu import usable_threads
 from nestling._util.data import data_folder
 from nestling._util.files import CACHE_VARIABLE, cache_folder
 from nestling._util.progress import Steps, silent
+from nestling._util.spelling import nearest
 from nestling.errors import BuildError, FileFormatError, ModelNotFoundError, UsageError
 from nestling.formats.card import Card
 from nestling.formats.mmproj import tower_path
 from nestling.formats.multivector_head import projector_path
 from nestling.formats.quant_types import FILE_TYPES, parse_file_type
 from nestling.models import hub_models
+from nestling.models.families import FAMILIES
 from nestling.pipeline import self_test
 from nestling.pipeline.conversion.checkpoint import Checkpoint
 from nestling.pipeline.pipeline import Pipeline, made_by, model_path
@@ -106,7 +108,9 @@ def resolve(reference: str | Path, *, steps: Steps = silent) -> Path:
     model = ModelReference.parse(str(reference))
     if model.task is None and not model.base:
         names = ", ".join([*(str(replace(model, task=task)) for task in Task), str(replace(model, base=True))])
-        raise UsageError(f"model={reference!r} is a family of three; name one: {names}", param="model")
+        raise UsageError(
+            f"model={reference!r} is a family of three; name one: {names}{_meant(model.family)}", param="model"
+        )
     return _named(model.family, model.task, model.quant or DEFAULT_QUANT, steps)
 
 
@@ -132,7 +136,13 @@ def _named(family: str, task: Task | None, quant: str, steps: Steps) -> Path:
     if wanted and (found := hub_models.find(wanted)):
         return found
     name = StoredModel(family, task, quant, None).reference
-    raise ModelNotFoundError(f"{name}: not on this machine; {_hint(family, task, quant)}")
+    raise ModelNotFoundError(f"{name}: not on this machine; {_hint(family, task, quant)}{_meant(family)}")
+
+
+def _meant(family: str) -> str:
+    """What a family that is not known here may have been meant to be."""
+    known = {STARTER, *(one.family for one in FAMILIES), *(one.family for one in available())}
+    return "" if family in known else nearest(family, [*known, *(f"{one}-{task}" for one in known for task in Task)])
 
 
 def _hint(family: str, task: Task | None, quant: str) -> str:

@@ -216,7 +216,7 @@ def test_rows_that_are_not_json_or_too_short(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "a"}\n\n[1]\n{"text": \n  \n{"text": "b"}')
     (tmp_path / "y.csv").write_bytes(b"\xef\xbb\xbfid,text\n1,a\n\n2\n3,b,c\n4,\xff\n5,e")
     wanted = {
-        "x.jsonl": ([0, 3], {1: "a JSON object", 2: "not JSON"}),
+        "x.jsonl": ([0, 3], {1: "expected a JSON object", 2: "not JSON"}),
         "y.csv": ([0, 3, 4], {1: "1 fields", 2: "3 fields"}),
     }
     for name, (sound, said) in wanted.items():

@@ -119,7 +119,7 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
     ),
     # Alignment.
     "alignment 0": (gguf([pair(ALIGNED_TO, UINT32, number(0))]), "general.alignment=0"),
-    "alignment 24": (gguf([pair(ALIGNED_TO, UINT32, number(24))]), "general.alignment=24: a power of two"),
+    "alignment 24": (gguf([pair(ALIGNED_TO, UINT32, number(24))]), "general.alignment=24: expected a power of two"),
     "alignment 2^31": (gguf([pair(ALIGNED_TO, UINT32, number(1 << 31))]), "general.alignment=2147483648"),
     "alignment as a text": (gguf([pair(ALIGNED_TO, STRING, string("32"))]), "general.alignment='32'"),
     "alignment as 64 bits": (gguf([pair(ALIGNED_TO, UINT64, bytes(8))]), "general.alignment=0"),

@@ -13,6 +13,7 @@ import shutil
 import socket
 import stat
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -348,7 +349,7 @@ def test_the_shell_sees_its_device(tiny_models: dict[str, Path], tmp_path: Path)
     )
     script = f"{command} --out /dev/stdout | cat >piped; {command} --out /dev/stdout >>log; {command} --out /dev/null"
     shell = subprocess.run(
-        ["bash", "-c", script], cwd=tmp_path, env=os.environ | {"PYTHON": shutil.which("python") or ""},
+        ["bash", "-c", script], cwd=tmp_path, env=os.environ | {"PYTHON": sys.executable},
         capture_output=True, check=True, timeout=200,
     )  # fmt: skip
     piped = (tmp_path / "piped").read_bytes()

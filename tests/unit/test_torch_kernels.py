@@ -21,6 +21,8 @@ from triton.compiler import ASTSource
 from nestling.engine.torch import kernels
 from nestling.engine.torch.products import LEVELS, PlainProducts
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 PLAIN = PlainProducts()
 TENSOR_CORE = {80: r"mma\.sync\.\S*s32\.s8\.s8\.s32", 89: r"mma\.sync\.\S*s32\.s8\.s8\.s32", 90: r"wgmma\S*s32\.s8\.s8"}

@@ -56,7 +56,20 @@ def environment(hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 def test_the_commands_are_these() -> None:
     verbs = [command.split()[0] for command in COMMANDS]
-    assert verbs == ["pull", "pull", "pull", "embed", "serve", "list", "show", "verify", "rm", "build", "publish"]
+    assert verbs == [
+        "pull",
+        "pull",
+        "pull",
+        "embed",
+        "serve",
+        "list",
+        "show",
+        "verify",
+        "rm",
+        "cache",
+        "build",
+        "publish",
+    ]
 
 
 def test_every_command_in_turn(environment: dict[str, str], hub: HubServer) -> None:

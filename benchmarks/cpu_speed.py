@@ -108,7 +108,7 @@ def _file(folder: Path, shape: str, quant: str) -> Path:
         _call("-m", "benchmarks.make_checkpoint", "--shape", shape, "--out", str(checkpoint))
     command = ("-c", "from nestling.cli import main; main()")
     if not base.exists():
-        _call(*command, "convert", str(checkpoint), "--task", "retrieval", "--out", str(base))
+        _call(*command, "convert", str(checkpoint), "--task", "retrieval", "--family", shape, "--out", str(base))
     _call(*command, "quantize", str(base), quant, "--out", str(path))
     return path
 

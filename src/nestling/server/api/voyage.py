@@ -9,10 +9,8 @@ from collections.abc import AsyncGenerator, Iterator
 from enum import StrEnum
 from typing import Any
 
-import numpy as np
 from pydantic_core import to_json
 
-from nestling import vectors
 from nestling.server.api import answers
 from nestling.server.api.answers import Form
 from nestling.server.api.bodies import Body, texts_or_ids
@@ -90,14 +88,11 @@ def _list(found: Embedded, request: EmbedRequest, name: str) -> Iterator[bytes]:
     yield b',"model":%b,"usage":%b}' % (to_json(name), to_json({"total_tokens": found.tokens}))
 
 
-_BYTES = {Form.INT8: np.int8, Form.BINARY: np.int8, Form.UINT8: np.uint8, Form.UBINARY: np.uint8}
-
-
 def _packed(row: Floats, form: Form) -> bytes:
     """The bytes of a vector in base64: float32, or one a number."""
     if form is Form.FLOAT:
-        return to_json(vectors.to_base64(row))
-    return to_json(base64.b64encode(np.array(answers.numbers(row, form), _BYTES[form]).tobytes()).decode("ascii"))
+        return answers.vector(row, Form.BASE64)
+    return b'"%b"' % base64.b64encode(answers.numbers(row, form).tobytes())
 
 
 async def _rerank(call: Call) -> AsyncGenerator[bytes, None]:

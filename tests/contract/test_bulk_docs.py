@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 from benchmarks.scale import with_tables
-from tests.corpora import contents
+from tests.corpora import contents, parquet
+from tests.picture_files import png
+from tests.pictures import gradient, noise
 
 DOCS = Path(__file__).parents[2] / "docs"
 BULK, SCALE = ((DOCS / name).read_text("utf-8") for name in ("bulk.md", "scale.md"))
 COMMAND = "import sys; from nestling.cli import main; main()"
-COMMANDS = re.findall(r"^    nestling (.*)$", BULK, re.MULTILINE)
+COMMANDS = re.findall(r"^    nestling (.*?) *(?:#.*)?$", BULK, re.MULTILINE)
 EXAMPLES = dict(re.findall(r"^### (\w+)\n.*?^```python\n(.*?)^```", SCALE, re.MULTILINE | re.DOTALL))
 NEEDS_A_SERVER = "pgvector"
 
@@ -60,8 +62,23 @@ def test_the_same_on_ray(folder: Path) -> None:
     assert done(command(COMMANDS[3]), folder) == done(command(COMMANDS[1]), folder)
 
 
+def test_images_are_embedded_and_searched(tmp_path: Path, starter_q8: Path) -> None:
+    assert starter_q8.exists()
+    done(command("vision starter"), tmp_path)
+    pictures = [png(gradient(56, 84)), png(noise(56, 56))]
+    (tmp_path / "photos").mkdir()
+    for number, data in enumerate(pictures):
+        (tmp_path / "photos" / f"{number}.png").write_bytes(data)
+    (tmp_path / "holiday.jpg").write_bytes(pictures[1])
+    parquet(tmp_path / "pages.parquet", {"id": ["a", "b"], "image": pictures})
+    for line in COMMANDS[4:6]:
+        assert "2 vectors in 1 shards, 0 rows rejected" in done(command(line), tmp_path)
+    assert len(re.findall(r"[01]\.png", done(command(COMMANDS[6]), tmp_path))) == 2
+    assert re.findall(r"[01]\.png", done(command(COMMANDS[7]), tmp_path)) == ["1.png", "0.png"]
+
+
 def test_every_command_is_here() -> None:
-    assert [line.split()[0] for line in COMMANDS] == ["bulk", "search"] * 2
+    assert [line.split()[0] for line in COMMANDS] == ["bulk", "search"] * 2 + ["bulk", "bulk", "search", "search"]
     assert list(EXAMPLES) == ["LanceDB", "FAISS", "usearch", "Qdrant", NEEDS_A_SERVER]
 
 

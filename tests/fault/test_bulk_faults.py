@@ -14,10 +14,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from tests.corpora import contents, parquet, rows
+from tests.corpora import contents, parquet, rejects, rows
 from tests.full_disk import largest_file
+from tests.picture_files import png
+from tests.pictures import noise
 
 from nestling import bulk
+from nestling.pipeline.conversion.checkpoint import Checkpoint
+from nestling.pipeline.pipeline import Pipeline, model_path
+from nestling.spec import Task
 
 COUNT, SHARD = 300, 20
 COMMAND = "import sys; from nestling.cli import main; main()"
@@ -138,6 +143,45 @@ def test_interrupted(command: Sequence[str], undisturbed: dict[str, bytes], tmp_
     assert shards(tmp_path / "out") < COUNT // SHARD
     run(command, tmp_path / "out")
     assert contents(tmp_path / "out") == undisturbed
+
+
+@pytest.fixture(scope="module")
+def image_command(vision_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A job over sixty image files, some of them broken, in fifteen shards."""
+    folder, pictures = tmp_path_factory.mktemp("family"), tmp_path_factory.mktemp("pictures")
+    Pipeline(Checkpoint.open(vision_checkpoint), folder, "tiny", 1).build([Task.RETRIEVAL], ["F32"])
+    for number in range(60):
+        data = png(noise(56 + 28 * (number % 3), 84 + number))
+        (pictures / f"{number}.png").write_bytes(data[:300] if number % 10 == 3 else data)
+    model = model_path(folder, family="tiny", task=Task.RETRIEVAL, file_type="F32")
+    options = ["--model", model, "--backend", "reference", "--shard-rows", "4"]
+    return [sys.executable, "-c", COMMAND, "bulk", str(pictures), *map(str, options)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed_images(image_command: Sequence[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    run(image_command, out)
+    assert len(rejects(out)) == 6
+    return contents(out)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_images_killed(
+    image_command: Sequence[str], undisturbed_images: dict[str, bytes], tmp_path: Path, workers: str
+) -> None:
+    for wanted in (0, 3, 8):
+        with start(image_command, tmp_path / "out", "--workers", workers, wanted=wanted) as process:
+            os.killpg(process.pid, signal.SIGKILL)
+    run(image_command, tmp_path / "out", "--workers", workers)
+    assert contents(tmp_path / "out") == undisturbed_images
+
+
+def test_ray_makes_the_same_bytes_of_images(
+    image_command: Sequence[str], undisturbed_images: dict[str, bytes], tmp_path: Path
+) -> None:
+    run(image_command, tmp_path / "out", "--engine", "ray", "--workers", "2", "--threads", "1")
+    assert contents(tmp_path / "out") == undisturbed_images
 
 
 def test_four_workers_make_the_same_bytes(

@@ -7,6 +7,7 @@ than counting equal bits, since the query's sizes count). A LanceDB table is sea
 
 import heapq
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,11 @@ from numpy.typing import NDArray
 from nestling import vectors
 from nestling._util.extras import need
 from nestling._util.files import sha256_file
-from nestling.bulk import manifest
+from nestling.bulk import manifest, model_files
 from nestling.bulk.manifest import Job, Log
 from nestling.bulk.settings import VectorType
-from nestling.errors import BuildError, FileFormatError, UsageError
+from nestling.errors import BuildError, FileFormatError, InputError, UsageError
+from nestling.inputs.image import ImageLike
 from nestling.models import local
 from nestling.models.embedder import Embedder
 from nestling.spec import Role
@@ -54,10 +56,13 @@ class Found:
     rows_total: int
 
 
-def search(dest: Path, query: str, *, top: int = 10, model: str | None = None, threads: int | None = None) -> Found:
-    """The `top` rows nearest to a text; `model` says where the job's model file is now, if it has moved.
+def search(
+    dest: Path, query: str | ImageLike, *, top: int = 10, model: str | None = None, threads: int | None = None
+) -> Found:
+    """The `top` rows nearest to a text (a str) or an image (a Path, bytes and so on).
 
-    A folder without a job, and an empty query, are a UsageError; another model file is a BuildError.
+    `model` says where the job's model file is now, if it has moved. A folder without a job, an empty query and one
+    that is no image are a UsageError; another model file is a BuildError.
     """
     if top < 1:
         raise UsageError(f"top={top}: at least 1", param="top")
@@ -73,15 +78,20 @@ def search(dest: Path, query: str, *, top: int = 10, model: str | None = None, t
     return Found(hits, log.rows, job.plan.rows - log.rejected)
 
 
-def _query(job: Job, text: str, model: str | None, threads: int | None) -> Floats:
+def _query(job: Job, query: str | ImageLike, model: str | None, threads: int | None) -> Floats:
     path = local.resolve(model or job.model.reference)
     if sha256_file(path) != job.model.sha256:
         raise BuildError(f"{path}: not the model file of {job.folder}; `model` says where that one is")
+    if not isinstance(query, str):
+        model_files.check(job.model, path)  # the vision tower's too
     prompt = Role.RAW if Role.parse(job.what.prompt) is Role.RAW else Role.QUERY
-    embedder = Embedder.load(path, engine=job.what.backend, threads=threads)
-    row: Floats = embedder.encode([text], prompt_name=prompt, truncate_dim=job.model.dimensions)[0]
-    embedder.close()
-    return row
+    with closing(Embedder.load(path, engine=job.what.backend, threads=threads)) as embedder:
+        try:
+            items = embedder.items([query], prompt_name=prompt)
+        except InputError as error:
+            raise UsageError(f"query: {error.reason}", param="query") from None
+        row: Floats = embedder.embed(items, dimension=job.model.dimensions)[0]
+        return row
 
 
 def nearest(job: Job, log: Log, query: Floats, *, top: int) -> list[tuple[float, str, int]]:

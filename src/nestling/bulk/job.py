@@ -7,8 +7,8 @@ from pathlib import Path
 
 from nestling._util.cpu import usable_threads
 from nestling._util.extras import need
-from nestling._util.files import sha256_file
-from nestling.bulk import local, manifest, plan, sources
+from nestling.bulk import local, manifest, model_files, plan, sources
+from nestling.bulk.embedding import Ticked
 from nestling.bulk.manifest import Finished, Job, Log, Model
 from nestling.bulk.plan import Shard
 from nestling.bulk.settings import (
@@ -24,11 +24,8 @@ from nestling.bulk.settings import (
     no_progress,
 )
 from nestling.bulk.sources import Found
-from nestling.bulk.worker import Setup, Ticked
+from nestling.bulk.worker import Setup
 from nestling.errors import BuildError, UsageError
-from nestling.formats.gguf import GGUFFile
-from nestling.models import local as models
-from nestling.models.file_spec import spec_of
 
 
 def run(
@@ -46,9 +43,10 @@ def run(
     """
     how, began = how or RunOptions(), time.monotonic()
     _check_index(what, how)
-    model = _model(what)
     found = sources.find(source)
     files = sources.apart(found.files, out)
+    what = plan.settled(what, files)
+    model = model_files.facts(what, images=plan.has_images(what, files))
     with manifest.held(out):
         job = _job(out, files, what, (model, how))
         (out / manifest.SHARDS).mkdir(exist_ok=True)
@@ -59,7 +57,8 @@ def run(
             meter = Meter(job.plan.rows, log.rows + log.rejected, progress)
             _embed(job, log, left, (_setup(job, files, how), how, meter))
         _finish(job, log, how)
-    skipped = (*(reason for _, reason in job.plan.skipped), *found.said())
+    own = sources.BESIDE_TABLES if what.image_column else ""  # the files that the column names
+    skipped = (*(reason for _, reason in job.plan.skipped), *found.said(but=own))
     seconds = time.monotonic() - began
     return Outcome(out, log.rows, log.rejected, len(shards), len(left), meter.tokens, seconds, skipped)
 
@@ -95,13 +94,6 @@ def _check_index(what: JobSpec, how: RunOptions, rows: int = INDEX_ROWS) -> None
         raise UsageError(f"index: LanceDB needs {INDEX_ROWS} rows or more to build one, here are {rows}", param="index")
 
 
-def _model(what: JobSpec) -> Model:
-    path = models.resolve(what.model)
-    spec = spec_of(GGUFFile.open(path))
-    dimensions = spec.dimension(what.dimensions)
-    return Model(what.model, sha256_file(path), dimensions)
-
-
 def _job(out: Path, files: Sequence[Found], what: JobSpec, context: tuple[Model, RunOptions]) -> Job:
     """The job of the folder, if it is this one; a new one in an empty folder."""
     model, how = context
@@ -128,7 +120,8 @@ def _check_source(job: Job, files: Sequence[Found]) -> None:
         if file.name not in old:
             raise BuildError(f"{job.folder}: {file.name} is not in the source of this job; give another folder")
         if old[file.name].size != file.size or old[file.name].fingerprint != file.fingerprint():
-            raise BuildError(f"{job.folder}: {file.name} has changed since this job began; give another folder")
+            changed = f"{file.name} has" if file.url else "the image files of its source have"
+            raise BuildError(f"{job.folder}: {changed} changed since this job began; give another folder")
     if missing := old.keys() - {file.name for file in files}:
         raise BuildError(f"{job.folder}: {min(missing)} of the source of this job is not there any more")
 

@@ -238,7 +238,7 @@ class LineReader:
 
     def read(self, start: int, stop: int, mark: Mark, columns: Columns) -> Rows:
         """Rows [start, stop), the first of which begins at `mark`."""
-        parser = self._made(Wanted(columns.text, columns.id, tuple(columns.kept.names)))
+        parser = self._made(Wanted(columns.text, columns.id, tuple(columns.kept.names), columns.image))
         with reading(self._name):
             self._lines.seek(mark)
             rows = list(islice(parser.rows(self._lines), stop - start))
@@ -267,4 +267,5 @@ def _columns(rows: Sequence[Row], columns: Columns) -> Rows:
         for field in columns.kept
     }
     ids = [plain_id(row.get(columns.id)) for row in whole] if columns.id else None
-    return Rows([row.get(columns.text) for row in whole], ids, kept, faults)
+    texts, images = ([row.get(name) if name else None for row in whole] for name in (columns.text, columns.image))
+    return Rows(texts, ids, kept, faults, images if columns.image else None)

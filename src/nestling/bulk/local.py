@@ -16,9 +16,10 @@ from multiprocessing.connection import wait as wait_for
 from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any
 
+from nestling.bulk.embedding import Ticked
 from nestling.bulk.manifest import Finished
 from nestling.bulk.plan import Shard
-from nestling.bulk.worker import Setup, Ticked, Worker, open_worker
+from nestling.bulk.worker import Setup, Worker, open_worker
 from nestling.errors import EngineError
 
 INTERRUPTED = 130

@@ -44,11 +44,15 @@ FOOTER = b"nestling.shard"
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """The model file of a job: its reference as it was given, its SHA-256, and the size of its vectors."""
+    """The model file of a job: its reference as it was given, its SHA-256, and the size of its vectors.
+
+    `tower` is the SHA-256 of the vision tower, where the job has images.
+    """
 
     reference: str
     sha256: str
     dimensions: int
+    tower: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +162,7 @@ def check_same(job: Job, what: JobSpec, model: Model) -> None:
 
 
 def _comparable(what: JobSpec, model: Model) -> dict[str, Any]:
-    return {"model_sha256": model.sha256} | what.to_json() | {
+    return {"model_sha256": model.sha256, "tower_sha256": model.tower} | what.to_json() | {
         "model": "", "dimensions": model.dimensions
     }  # fmt: skip
 

@@ -21,7 +21,8 @@ from nestling.bulk.rows import (
 )
 from nestling.errors import FileFormatError
 
-BATCH_ROWS = 512
+BATCH_ROWS, IMAGE_ROWS = 512, 16
+"""Rows that are decoded at once, and with a column of images."""
 BUFFER_BYTES = 1 << 20
 """Of a column that are read at once: a row group may be as large as the file."""
 
@@ -38,7 +39,7 @@ class ParquetReader:
             self._ends = np.cumsum([meta.row_group(place).num_rows for place in range(meta.num_row_groups)])
         self._rest: pa.Table | None = None
         self._batches: Iterator[pa.RecordBatch] = iter(())
-        self._at, self._names = -1, list[str]()
+        self._at, self._names, self._batch_rows = -1, list[str](), BATCH_ROWS
 
     def survey(self, wanted: Wanted, _every: int, on_ids: OnIds) -> Survey:
         """Rows from the footer; the id column alone is read."""
@@ -56,13 +57,16 @@ class ParquetReader:
     def read(self, start: int, stop: int, _mark: Mark, columns: Columns) -> Rows:
         """Rows [start, stop)."""
         with reading(self._name):
-            self._seek(start, [name for name in columns.names if name in self._schema.names])
+            names = [name for name in columns.names if name in self._schema.names]
+            self._batch_rows = IMAGE_ROWS if columns.image in names else BATCH_ROWS
+            self._seek(start, names)
             table, faults = self._take(stop - start), dict[int, str]()
             found = {name: _decoded(table.column(name), name, faults) for name in table.column_names}
             absent = pa.nulls(table.num_rows)
             ids = _ids(found.get(columns.id, absent), faults) if columns.id else None
             kept = {one.name: _cast(found.get(one.name, absent), one, faults) for one in columns.kept}
-            return Rows(found[columns.text].to_pylist(), ids, kept, faults)
+            texts, images = (found.get(name, absent).to_pylist() for name in (columns.text, columns.image))
+            return Rows(texts, ids, kept, faults, images if columns.image else None)
 
     def close(self) -> None:
         """Close the file."""
@@ -77,12 +81,12 @@ class ParquetReader:
             self._batches = self._from(group, names)
             self._at, self._names, self._rest = int(self._ends[group - 1]) if group else 0, names, None
         while self._at < start:
-            self._take(min(BATCH_ROWS, start - self._at))
+            self._take(min(self._batch_rows, start - self._at))
 
     def _from(self, group: int, names: list[str]) -> Iterator[pa.RecordBatch]:
         """Batches from a row group on. None crosses into the next, so a broken page is met by the same rows always."""
         for place in range(group, len(self._ends)):
-            yield from self._file.iter_batches(batch_size=BATCH_ROWS, row_groups=[place], columns=names)
+            yield from self._file.iter_batches(batch_size=self._batch_rows, row_groups=[place], columns=names)
 
     def _group(self, row: int) -> int:
         return int(np.searchsorted(self._ends, row, side="right"))

@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from nestling.bulk import rows as rows_
 from nestling.bulk.duplicates import Ids, Pairs
+from nestling.bulk.image_files import ImageFilesReader
 from nestling.bulk.lines import LineReader
 from nestling.bulk.parquet import ParquetReader
 from nestling.bulk.rows import START, Columns, Mark, Reader
@@ -104,6 +105,7 @@ class Plan:
         schema = pa.schema([pa.field("id", self.columns.id_type), *self.columns.kept])
         return {
             "text_column": self.columns.text,
+            "image_column": self.columns.image,
             "id_column": self.columns.id,
             "columns": {one.name: str(one.type) for one in schema},
             "schema": base64.b64encode(schema.serialize()).decode(),
@@ -116,7 +118,8 @@ class Plan:
     def from_json(cls, raw: dict[str, Any], duplicates: Pairs) -> Self:
         """Read what `to_json` wrote."""
         schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(raw["schema"])))
-        columns = Columns(raw["text_column"], raw["id_column"], schema.field(0).type, pa.schema(list(schema)[1:]))
+        kept, image = pa.schema(list(schema)[1:]), raw.get("image_column")  # a job from before images has none
+        columns = Columns(raw["text_column"], raw["id_column"], schema.field(0).type, kept, image)
         files = tuple(
             SourceFile(name, size, print_, rows, tuple((at, line) for at, line in marks))
             for name, size, print_, rows, marks in raw["files"]
@@ -128,6 +131,8 @@ def open_reader(file: Found) -> Reader:
     """The reader of a file's format; FileFormatError when it cannot be read."""
     if file.fault:
         raise FileFormatError(f"{file.name}: {file.fault}")
+    if file.parts:
+        return ImageFilesReader(file)
     if file.kind == "parquet":
         with rows_.reading(file.name):
             stream = file.open()
@@ -139,13 +144,23 @@ def open_reader(file: Found) -> Reader:
     return LineReader(file)
 
 
+def settled(what: JobSpec, files: Sequence[Found]) -> JobSpec:
+    """A job's settings with the defaults that its files decide."""
+    return what.settled(tables=any(not file.parts for file in files), images=has_images(what, files))
+
+
+def has_images(what: JobSpec, files: Sequence[Found]) -> bool:
+    """Whether a job embeds images."""
+    return what.image_column is not None or any(file.parts for file in files)
+
+
 def make(files: Sequence[Found], what: JobSpec, *, folder: Path, skip_bad_files: bool = False) -> Plan:
     """Open every file and cut it; `folder` is for what has to lie on disk meanwhile.
 
     No row at all and a missing column are a UsageError, a file that cannot be read is a FileFormatError unless they
     are skipped.
     """
-    planner = _Planner(what, Ids(folder))
+    planner = _Planner(settled(what, files), Ids(folder))
     with closing(planner.ids):
         for file in files:
             before = planner.ids.mark()
@@ -159,18 +174,19 @@ def make(files: Sequence[Found], what: JobSpec, *, folder: Path, skip_bad_files:
         if not planner.rows:
             raise UsageError(f"source: no rows in {', '.join(file.name for file in files[:3])}", param="source")
         columns, duplicates = planner.schemas.columns(), planner.ids.duplicates()
-    return Plan(tuple(planner.files), columns, what.shard_rows, tuple(planner.skipped), duplicates)
+    return Plan(tuple(planner.files), columns, planner.shard_rows, tuple(planner.skipped), duplicates)
 
 
 class _Planner:
     def __init__(self, what: JobSpec, ids: Ids) -> None:
-        self.what, self.ids = what, ids
-        self.schemas = Schemas(text=what.text_column, id_column=what.id_column, keep=what.keep)
+        assert what.shard_rows, "what depends on the source is settled"
+        self.shard_rows, self.ids = what.shard_rows, ids
+        self.schemas = Schemas(text=what.text_column, image=what.image_column, id_column=what.id_column, keep=what.keep)
         self.files, self.skipped, self.rows = list[SourceFile](), list[tuple[str, str]](), 0
 
     def add(self, file: Found) -> None:
         with closing(open_reader(file)) as reader:
-            found = reader.survey(self.schemas.wanted, self.what.shard_rows, self.ids.add)
+            found = reader.survey(self.schemas.wanted, self.shard_rows, self.ids.add)
         with rows_.reading(file.name):
             fingerprint = file.fingerprint()
         self.schemas.add(file.name, found)

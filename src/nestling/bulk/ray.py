@@ -18,9 +18,10 @@ os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 import ray
 import ray.data
 
+from nestling.bulk.embedding import Ticked
 from nestling.bulk.manifest import Finished
 from nestling.bulk.plan import Shard
-from nestling.bulk.worker import Setup, Ticked, Worker, open_worker
+from nestling.bulk.worker import Setup, Worker, open_worker
 from nestling.errors import EngineError, NestlingError, UsageError
 
 MOST_BLOCKS = 10_000

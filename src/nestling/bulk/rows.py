@@ -28,52 +28,66 @@ _BROKEN = (pa.ArrowException, OSError, EOFError, CsvError, UnicodeError, zlib.er
 class Rows:
     """N rows: texts and ids as they stand, kept columns in the result's types, and why some rows cannot be used.
 
-    `ids` is None when the source has no id column. `faults` is by place in these rows.
+    `ids` is None when the source has no id column, `images` when it has none. `faults` is by place in these rows.
     """
 
     texts: list[object]
     ids: list[object] | None
     kept: dict[str, pa.Array]
     faults: dict[int, str]
+    images: list[object] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Which columns of the source are read, and the types that the result has for them."""
+    """Which columns of the source are read, and the types that the result has for them.
 
-    text: str
+    At least one of `text` and `image` is there, but for sources of image files alone.
+    """
+
+    text: str | None
     id: str | None
     id_type: pa.DataType
     kept: pa.Schema
+    image: str | None = None
 
     @property
     def names(self) -> list[str]:
         """Every column that is read, each once."""
-        return list(dict.fromkeys([self.text, *([self.id] if self.id else []), *self.kept.names]))
+        return _each_once(self.text, self.image, self.id, *self.kept.names)
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """The columns that a job asks for: its text, its ids (None: rows are numbered), those that are kept."""
+    """The columns that a job asks for: texts, ids (None: rows are numbered), those that are kept, images."""
 
-    text: str
+    text: str | None
     id: str | None
     keep: tuple[str, ...] = ()
+    image: str | None = None
 
     @property
     def names(self) -> list[str]:
         """Every column, each once."""
-        return list(dict.fromkeys([self.text, *([self.id] if self.id else []), *self.keep]))
+        return _each_once(self.text, self.image, self.id, *self.keep)
+
+
+def _each_once(*names: str | None) -> list[str]:
+    return list(dict.fromkeys(name for name in names if name is not None))
 
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """A file read once: its rows, where runs of them begin, its own types of the wanted columns, all its columns."""
+    """A file read once: its rows, where runs of them begin, its own types of the wanted columns, all its columns.
+
+    `images`: its rows are image files, whatever columns are wanted.
+    """
 
     rows: int
     marks: tuple[Mark, ...]
     schema: pa.Schema
     names: tuple[str, ...]
+    images: bool = False
 
 
 class Reader(Protocol):

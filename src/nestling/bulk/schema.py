@@ -1,14 +1,16 @@
 """The schema of a source: that of all its files together. Knows no formats and no settings.
 
-A column that a file lacks is null in its rows. Types unify as Arrow's permissive promotion has it (integers and floats
-widen, null takes any type); scalar types that do not unify that way become text. Ids are text, or whole numbers in
-every file: whole floats count as such, UUIDs are text.
+A column that a file lacks is null in its rows; each file has the column of texts, that of images, or both. Types
+unify as Arrow's permissive promotion has it (integers and floats widen, null takes any type); scalar types that do not
+unify that way become text. Ids are text, or whole numbers in every file: whole floats count as such, UUIDs are text.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import pyarrow as pa
 
+from nestling._util.spelling import nearest
+from nestling.bulk.image_files import PARTS
 from nestling.bulk.rows import UUID_BYTES, Columns, Survey, Wanted, ascii_only, quoted
 from nestling.errors import FileFormatError, UsageError
 
@@ -20,9 +22,11 @@ DEFAULT_ID = "id"
 class Schemas:
     """Adds up the files' own types, file by file. `id_column` None takes `id` where the source has it."""
 
-    def __init__(self, *, text: str, id_column: str | None, keep: tuple[str, ...]) -> None:
+    def __init__(self, *, text: str | None, image: str | None, id_column: str | None, keep: tuple[str, ...]) -> None:
         self._given = id_column not in (None, NO_IDS)
-        self.wanted = Wanted(text, None if id_column == NO_IDS else id_column or DEFAULT_ID, keep)
+        self.wanted = Wanted(text, None if id_column == NO_IDS else id_column or DEFAULT_ID, keep, image)
+        self._inputs = {param: name for param, name in (("text_column", text), ("image_column", image)) if name}
+        self._seen: set[str] = set()
         self._kept: dict[str, pa.DataType] = {}
         self._ids: set[str] = set()
         self._with_id: list[str] = []
@@ -32,7 +36,8 @@ class Schemas:
     def add(self, name: str, survey: Survey) -> None:
         """Take a file in; FileFormatError when it cannot be of this source, which it then does not change."""
         types = {field.name: field.type for field in survey.schema}
-        self._check_text(name, types, survey.names)
+        if not survey.images:
+            self._check_inputs(name, types, survey.names)
         kept = {one: self._merged(name, one, types[one]) for one in self.wanted.keep if one in types}
         if self.wanted.id and self.wanted.id in types:
             self._ids |= _id_kinds(name, self.wanted.id, types[self.wanted.id])
@@ -43,22 +48,32 @@ class Schemas:
     def columns(self) -> Columns:
         """The columns of all files that were added; a wanted one that none has is a UsageError."""
         assert self._first is not None, "a source without files"
+        for param, one in self._inputs.items():
+            if self._seen and one not in self._seen:
+                raise self._missing(param, one)
         for one in self.wanted.keep:
             if one not in self._kept:
                 raise self._missing("keep", one)
         kept = pa.schema([pa.field(one, _stored(self._kept[one])) for one in self.wanted.keep])
         found = self._id_column()
-        return Columns(self.wanted.text, found, self._id_type() if found else pa.string(), kept)
+        id_type = self._id_type() if found else pa.string()
+        return Columns(self.wanted.text, found, id_type, kept, self.wanted.image)
 
-    def _check_text(self, name: str, types: dict[str, pa.DataType], names: Iterable[str]) -> None:
-        text = self.wanted.text
-        if text not in types:
+    def _check_inputs(self, name: str, types: dict[str, pa.DataType], names: tuple[str, ...]) -> None:
+        """What is embedded: a column of texts, one of images, or both."""
+        for param, (fits, expected) in _EXPECTED.items():
+            column = self._inputs.get(param)
+            if column in types and not fits(plain(types[column])):
+                raise FileFormatError(
+                    f"{name}: column {column!r} is {types[column]}, expected {expected}; {param} names another"
+                )
+        there = [column for column in self._inputs.values() if column in types]
+        if not there:
+            [(param, column), *_] = self._inputs.items()
             if self._first is None:
-                raise UsageError(f"text_column={text!r}: {name} has the columns {quoted(names)}", param="text_column")
-            raise FileFormatError(f"{name}: no column {text!r}; it has {quoted(names)}")
-        kind = plain(types[text])
-        if not (pa.types.is_string(kind) or pa.types.is_null(kind)):
-            raise FileFormatError(f"{name}: column {text!r} is {types[text]}, expected text; text_column names another")
+                raise _no_column(param, column, name, names)
+            raise FileFormatError(f"{name}: no column {column!r}; it has {quoted(names)}")
+        self._seen.update(there)
 
     def _merged(self, name: str, column: str, kind: pa.DataType) -> pa.DataType:
         new = plain(kind)
@@ -88,8 +103,29 @@ class Schemas:
 
     def _missing(self, param: str, column: str) -> UsageError:
         assert self._first is not None
-        name, names = self._first
-        return UsageError(f"{param}={column!r}: {name} has the columns {quoted(names)}", param=param)
+        return _no_column(param, column, *self._first)
+
+
+def _no_column(param: str, column: str, file: str, names: Iterable[str]) -> UsageError:
+    meant = nearest(column, names)
+    return UsageError(f"{param}={column!r}: {file} has the columns {quoted(names)}{meant}", param=param)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_null(kind))
+
+
+def _is_image(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return any(field.name in PARTS for field in kind)
+    is_binary = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+    return _is_text(kind) or any(check(kind) for check in is_binary)
+
+
+_EXPECTED: dict[str, tuple[Callable[[pa.DataType], bool], str]] = {
+    "text_column": (_is_text, "text"),
+    "image_column": (_is_image, "bytes, paths or {bytes, path}"),
+}
 
 
 def plain(kind: pa.DataType) -> pa.DataType:

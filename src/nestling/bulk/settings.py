@@ -5,7 +5,7 @@ not matter to the result.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -17,8 +17,10 @@ from nestling.spec import Role
 _Kind = TypeVar("_Kind", bound=StrEnum)
 INDEX_ROWS = 256
 """Rows below which LanceDB cannot train an index, and need none."""
-SHARD_ROWS = 1000
-"""Rows of a shard: the window that is sorted by length, held in memory, and lost at most when a run dies."""
+SHARD_ROWS, IMAGE_SHARD_ROWS = 1000, 64
+"""Rows of a shard, and of one with images: the window that is held in memory, and lost at most when a run dies. The
+largest images take about fifteen times the work of a text of 100 tokens."""
+DEFAULT_TEXT = "text"
 
 
 class VectorType(StrEnum):
@@ -65,13 +67,16 @@ def _parsed(kind: type[_Kind], text: str, param: str) -> _Kind:
 class JobSpec:
     """What is made of a source; equal specs, source and model file give equal bytes.
 
+    `text_column` is `text` by default where tables have no `image_column`; with both, each row has one of the two.
     `id_column` is `id` by default where the source has it; `none`, or a source without one, makes ids `file#row`.
-    `keep` names columns that go into the result. `prompt` is the role: passage, query or raw. `backend` is the engine:
-    openvino, llamacpp or reference; there is no `auto`, since engines differ in the last bits.
+    `shard_rows` is 1,000 by default, 64 where there are images. `keep` names columns that go into the result. `prompt`
+    is the role of texts: passage, query or raw. `backend` is the engine: openvino, llamacpp or reference; there is no
+    `auto`, since engines differ in the last bits.
     """
 
     model: str
-    text_column: str = "text"
+    text_column: str | None = None
+    image_column: str | None = None
     id_column: str | None = None
     keep: tuple[str, ...] = ()
     prompt: str = Role.PASSAGE
@@ -79,7 +84,7 @@ class JobSpec:
     embedding_type: str = VectorType.FLOAT
     truncate: bool = False
     backend: str = EngineName.OPENVINO
-    shard_rows: int = SHARD_ROWS
+    shard_rows: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse what can never be done."""
@@ -89,12 +94,25 @@ class JobSpec:
         Role.parse(self.prompt)
         if EngineName.parse(self.backend) is EngineName.AUTO:
             raise UsageError("backend='auto': a job names its engine, openvino by default", param="backend")
-        if self.shard_rows < 1:
+        if self.shard_rows is not None and self.shard_rows < 1:
             raise UsageError(f"shard_rows={self.shard_rows}: at least 1", param="shard_rows")
+        if self.image_column is not None and self.image_column == self.text_column:
+            raise UsageError(f"image_column={self.image_column!r}: the column of texts already", param="image_column")
         if taken := {"id", "vector"} & set(self.keep):
             raise UsageError(f"keep={min(taken)!r}: the result has a column of this name already", param="keep")
         if len(set(self.keep)) < len(self.keep):
             raise UsageError(f"keep={', '.join(self.keep)}: a column is named twice", param="keep")
+
+    def settled(self, *, tables: bool, images: bool) -> Self:
+        """The same with what depends on the source filled in; UsageError for columns where there are no tables."""
+        for param in ("text_column", "image_column"):
+            if not tables and (named := getattr(self, param)):
+                raise UsageError(f"{param}={named!r}: the source is image files, which have no columns", param=param)
+        return replace(
+            self,
+            text_column=self.text_column or (DEFAULT_TEXT if tables and not self.image_column else None),
+            shard_rows=self.shard_rows or (IMAGE_SHARD_ROWS if images else SHARD_ROWS),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """As the manifest has it."""

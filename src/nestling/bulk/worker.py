@@ -1,4 +1,4 @@
-"""One shard from its rows to its file: read, embed in batches of like length, pack, write whole.
+"""One shard from its rows to its file: read, embed, pack, write whole.
 
 What a shard becomes depends on its rows, the settings and the model file alone: batches are formed inside it, and an
 engine's sums do not depend on how many threads it has. Knows not who calls it.
@@ -17,27 +17,22 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from nestling import vectors
-from nestling._util.files import atomic_write, sha256_file
+from nestling._util.files import atomic_write
 from nestling._util.memory import give_back_freed
+from nestling.bulk import model_files
+from nestling.bulk.embedding import Bad, Embedded, RowEmbedder, Ticked, tick_nobody
+from nestling.bulk.image_files import is_empty
 from nestling.bulk.manifest import FOOTER, Finished, Job, Notes, finished
 from nestling.bulk.plan import Shard, open_reader
-from nestling.bulk.rows import Reader, Rows, sound, typed
+from nestling.bulk.rows import Columns, Reader, Rows, sound, typed
 from nestling.bulk.settings import VectorType
 from nestling.bulk.sources import Found
-from nestling.engine.protocol import TokenIds, plain
-from nestling.errors import BuildError, FileFormatError, TextError
+from nestling.errors import BuildError, FileFormatError
 from nestling.models import local
 from nestling.models.embedder import Embedder
 from nestling.vectors import Floats
 
 TRIES, TRY_S = 100, 0.1
-
-Ticked = Callable[[int, int], None]
-"""Told (rows, tokens) that are done with, as they come."""
-
-
-def tick_nobody(_rows: int, _tokens: int) -> None:
-    """A `Ticked` that tells nobody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +73,9 @@ class Setup:
 
 
 def open_worker(setup: Setup) -> "Worker":
-    """Load the model and open the job; a model file that is not the job's is a BuildError."""
+    """Load the model and open the job; a model file or a vision tower that is not the job's is a BuildError."""
     job, path = Job.read(setup.folder), local.resolve(setup.model)
-    if (found := sha256_file(path)) != job.model.sha256:
-        raise BuildError(f"{path}: SHA-256 {found[:12]}..., the job's model file has {job.model.sha256[:12]}...")
+    model_files.check(job.model, path)
     embedder = Embedder.load(path, engine=job.what.backend, threads=setup.threads)
     return Worker(job, setup.files, embedder, skip_bad_files=setup.skip_bad_files)
 
@@ -91,6 +85,7 @@ class Worker:
 
     def __init__(self, job: Job, files: Sequence[Found], embedder: Embedder, *, skip_bad_files: bool) -> None:
         self._job, self._files, self._embedder, self._skip = job, files, embedder, skip_bad_files
+        self._rows = RowEmbedder(embedder, job.what, job.model.dimensions)
         self._open: tuple[int, Reader] | None = None
 
     def make(self, shard: Shard, ticked: Ticked = tick_nobody) -> Finished:
@@ -98,14 +93,10 @@ class Worker:
         rows = self._read(shard)
         bad = self._unusable(rows, shard)
         columns = self._columns(rows, shard, bad)
-        good = [place for place in range(len(rows.texts)) if place not in bad]
-        ids = self._tokenize(rows, good, bad)
-        good = [place for place in good if place not in bad]
-        ticked(len(bad), 0)
-        packed = self._embed(ids, ticked)
+        embedded = self._rows.embed(rows, self._files[shard.file], bad, ticked)
         rejects = [(shard.start + place, _shown(columns["id"], place), bad[place]) for place in sorted(bad)]
-        notes = Notes(self._job.id, sum(map(len, ids)), rejects)
-        done = self._write(shard, notes, columns, (good, packed))
+        notes = Notes(self._job.id, embedded.tokens, rejects)
+        done = self._write(shard, notes, columns, embedded)
         give_back_freed()
         return done
 
@@ -139,8 +130,8 @@ class Worker:
             self._open = file, open_reader(self._files[file])
         return self._open[1]
 
-    def _unusable(self, rows: Rows, shard: Shard) -> dict[int, str]:
-        """Why rows cannot be embedded, by place: what is wrong with the row, its id or its text."""
+    def _unusable(self, rows: Rows, shard: Shard) -> Bad:
+        """Why rows cannot be embedded, by place: what is wrong with the row, its id or what it is to be embedded of."""
         plan = self._job.plan
         bad = dict(rows.faults)
         for place, first in plan.repeats(shard).items():
@@ -150,39 +141,11 @@ class Worker:
                 bad.setdefault(place, "the id is null")
             elif isinstance(one, str) and not sound(one):
                 bad.setdefault(place, "the id has no UTF-8 form")
-        for place, text in enumerate(rows.texts):
-            if text is None:
-                bad.setdefault(place, "the text is null")
+        for place, reason in _without_input(rows, plan.columns).items():
+            bad.setdefault(place, reason)
         return bad
 
-    def _tokenize(self, rows: Rows, good: Sequence[int], bad: dict[int, str]) -> list[TokenIds]:
-        """Ids of the good rows' texts; those that cannot be had join the bad ones."""
-        texts: list[Any] = [rows.texts[place] for place in good]
-        try:
-            return self._ids(texts)
-        except TextError:
-            found = list[TokenIds]()
-        for place, text in zip(good, texts, strict=True):
-            try:
-                found += self._ids([text])
-            except TextError as error:
-                bad[place] = error.reason
-        return found
-
-    def _ids(self, texts: Sequence[str]) -> list[TokenIds]:
-        what = self._job.what
-        return self._embedder.tokenize(texts, prompt_name=what.prompt, truncate=what.truncate)
-
-    def _embed(self, ids: Sequence[TokenIds], ticked: Ticked) -> NDArray[Any]:
-        """Vectors in the order of the rows, packed: B texts -> (B, width)."""
-        packing, size = PACKINGS[VectorType(self._job.what.embedding_type)], self._job.model.dimensions
-        rows = np.empty((len(ids), size), np.float32)
-        for places, found in self._embedder.embed_iter(plain(ids), dimension=size):
-            rows[places] = found
-            ticked(len(places), sum(len(ids[place]) for place in places))
-        return packing.pack(rows) if len(rows) else np.empty((0, packing.width(size)), packing.kind.to_pandas_dtype())
-
-    def _columns(self, rows: Rows, shard: Shard, bad: dict[int, str]) -> dict[str, pa.Array]:
+    def _columns(self, rows: Rows, shard: Shard, bad: Bad) -> dict[str, pa.Array]:
         """The columns of every row of the shard, less the vectors; ids that do not fit join the bad rows."""
         plan = self._job.plan
         if rows.ids is None:
@@ -192,13 +155,11 @@ class Worker:
             ids = typed(rows.ids, plan.columns.id_type, "id", bad)
         return {"id": ids, **rows.kept}
 
-    def _write(
-        self, shard: Shard, notes: Notes, columns: dict[str, pa.Array], done: tuple[list[int], NDArray[Any]]
-    ) -> Finished:
-        good, packed = done
-        schema = schema_of(self._job)
-        chosen = pa.array(good, pa.int64())
+    def _write(self, shard: Shard, notes: Notes, columns: dict[str, pa.Array], embedded: Embedded) -> Finished:
+        packing, schema = PACKINGS[VectorType(self._job.what.embedding_type)], schema_of(self._job)
+        chosen = pa.array(embedded.places, pa.int64())
         arrays = {name: column.take(chosen) for name, column in columns.items()}
+        packed = packing.pack(embedded.rows) if embedded.places else np.empty(0, packing.kind.to_pandas_dtype())
         flat = pa.array(packed.reshape(-1), schema.field("vector").type.value_type)
         arrays["vector"] = pa.FixedSizeListArray.from_arrays(flat, type=schema.field("vector").type)
         table = pa.Table.from_arrays([arrays[name] for name in schema.names], schema=schema)
@@ -227,6 +188,20 @@ def _parquet(table: pa.Table) -> bytes:
     target = io.BytesIO()
     pq.write_table(table, target, compression=compression, use_dictionary=False, store_schema=True)
     return target.getvalue()
+
+
+def _without_input(rows: Rows, columns: Columns) -> dict[int, str]:
+    """Rows that have nothing to embed, or both a text and an image. Of two columns an empty string is nothing."""
+    if rows.images is None:
+        return {place: "the text is null" for place, text in enumerate(rows.texts) if text is None}
+    both, bad = columns.text is not None and columns.image is not None, dict[int, str]()
+    for place, (text, image) in enumerate(zip(rows.texts, rows.images, strict=True)):
+        no_text, no_image = text is None or (both and text == ""), is_empty(image)
+        if no_text and no_image:
+            bad[place] = "neither a text nor an image" if both else "the image is null"
+        elif not no_text and not no_image:
+            bad[place] = "both a text and an image; expected one of them"
+    return bad
 
 
 def _shown(ids: pa.Array, place: int) -> str | None:

@@ -16,6 +16,7 @@ from nestling._util.files import check_output_folder
 from nestling.bulk.settings import JobSpec, RunOptions
 from nestling.cli.console import Bars, show_table
 from nestling.cli.options import DimensionsOption, JsonOption, ModelOption, TaskOption, ThreadsOption
+from nestling.errors import UsageError
 from nestling.models import local
 from nestling.spec import Task
 
@@ -31,12 +32,19 @@ _SPEC, _OPTIONS = JobSpec(local.STARTER), RunOptions()
 
 def bulk(
     source: Annotated[
-        list[str], typer.Argument(metavar="SOURCE...", help="Files, folders or patterns: Parquet, JSON lines, CSV.")
+        list[str],
+        typer.Argument(metavar="SOURCE...", help="Files, folders or patterns: Parquet, JSON lines, CSV; or images."),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DEST", help="The job's folder.")],
     model: ModelOption = local.STARTER,
     task: TaskOption = None,
-    text_column: Annotated[str, typer.Option(help="The column that is embedded.")] = _SPEC.text_column,
+    text_column: Annotated[
+        str | None,
+        typer.Option(help="The column of texts [text where there is no --image-column].", show_default=False),
+    ] = _SPEC.text_column,
+    image_column: Annotated[
+        str | None, typer.Option(help="The column of images: bytes, paths from the table's folder, or data URIs.")
+    ] = _SPEC.image_column,
     id_column: Annotated[
         str | None,
         typer.Option(help="The column of ids, or `none` for file#row [id if there is one].", show_default=False),
@@ -54,7 +62,10 @@ def bulk(
     backend: Annotated[str, typer.Option(help="openvino, llamacpp or reference.")] = _SPEC.backend,
     ray_address: Annotated[str | None, typer.Option(help="An existing Ray cluster.")] = None,
     shard_rows: Annotated[
-        int, typer.Option(min=1, help="Rows that are embedded and written together.")
+        int | None,
+        typer.Option(
+            min=1, help="Rows that are embedded and written together [1000; 64 with images].", show_default=False
+        ),
     ] = _SPEC.shard_rows,
     max_rejects: Annotated[int | None, typer.Option(min=0, help="End when more rows are rejected.")] = None,
     skip_bad_files: Annotated[
@@ -71,6 +82,7 @@ def bulk(
     what = JobSpec(
         model=reference,
         text_column=text_column,
+        image_column=image_column,
         id_column=id_column,
         keep=tuple(keep or ()),
         prompt=prompt,
@@ -157,7 +169,10 @@ def _tell(outcome: "Outcome", *, as_json: bool) -> None:
 
 def search(
     dest: Annotated[Path, typer.Argument(metavar="DEST", help="The folder of a `nestling bulk` job.")],
-    query: Annotated[str, typer.Argument(help="What to look for.")],
+    query: Annotated[str | None, typer.Argument(help="What to look for.", show_default=False)] = None,
+    image: Annotated[
+        Path | None, typer.Option("--image", "-i", metavar="FILE", help="An image to look for, in place of QUERY.")
+    ] = None,
     top: Annotated[int, typer.Option(min=1, help="How many rows to show.")] = 10,
     model: Annotated[
         str | None, typer.Option("--model", "-m", metavar="REF", help="Where the job's model file is now.")
@@ -165,9 +180,11 @@ def search(
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Find the rows of a corpus that are nearest to a text; every vector is compared."""
+    """Find the rows of a corpus that are nearest to a text or an image; every vector is compared."""
+    if (query is None) == (image is None):
+        raise UsageError("query: give a text or --image FILE, one of them", param="query")
     found = need("nestling.bulk", wanted_for="search", extra="bulk").search(
-        dest, query, top=top, model=model, threads=threads
+        dest, image if query is None else query, top=top, model=model, threads=threads
     )
     if as_json:
         hits = [{"score": hit.score, "id": hit.id, **hit.kept} for hit in found.hits]

@@ -34,16 +34,21 @@ def load_tower(
         return found
 
 
+def check_vision(name: EngineName) -> None:
+    """UsageError for an engine that takes no images."""
+    if name not in (EngineName.AUTO, EngineName.OPENVINO, EngineName.REFERENCE):
+        raise UsageError(
+            f"engine='{name}': no images (llama.cpp pools the wrong tokens); expected one of auto, openvino, reference",
+            param="engine",
+        )
+
+
 def _load(vision: VisionFile, name: EngineName, threads: int, *, exact: bool) -> VisionEngine:
     if name is EngineName.REFERENCE:
         from nestling.engine.numpy_vision import ReferenceTower
 
         return ReferenceTower(vision)
-    if name not in (EngineName.AUTO, EngineName.OPENVINO):
-        raise UsageError(
-            f"engine='{name}': no images (llama.cpp pools the wrong tokens); expected one of auto, openvino, reference",
-            param="engine",
-        )
+    check_vision(name)
     try:
         from nestling.engine.openvino.vision import OpenVINOTower
 

@@ -13,7 +13,18 @@ from nestling.errors import ImageError
 from nestling.formats.tower_shape import ImageSpec
 from nestling.inputs.image.patches import Image, Placed, placed
 from nestling.inputs.image.resize import resized, smart_size
-from nestling.inputs.image.source import LIMITS, ImageLike, Limits, Source, is_image, open_any, open_base64, open_bytes
+from nestling.inputs.image.source import (
+    LIMITS,
+    ImageLike,
+    Limits,
+    Source,
+    is_image,
+    is_path,
+    open_any,
+    open_base64,
+    open_bytes,
+    read_file,
+)
 
 __all__ = [
     "LIMITS",
@@ -24,12 +35,14 @@ __all__ = [
     "Source",
     "decode",
     "is_image",
+    "is_path",
     "open_any",
     "open_base64",
     "open_bytes",
     "placed",
     "read",
     "read_all",
+    "read_file",
     "smart_size",
 ]
 PUBLISHED = ImageSpec()

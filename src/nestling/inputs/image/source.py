@@ -25,6 +25,7 @@ from nestling.inputs.image.header import Header, read_header
 from nestling.inputs.image.resize import Pixels
 
 MIB = 1 << 20
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _DATA_URI = re.compile(r"data:([^;,]*)((?:;[^;,]*)*),", re.IGNORECASE)
 _BLANKS = str.maketrans("", "", "\r\n")
 
@@ -72,6 +73,11 @@ class Source:
 def is_image(value: object) -> bool:
     """True for what can only be meant as an image: any of `ImageLike` but a str."""
     return isinstance(value, bytes | bytearray | memoryview | Path | np.ndarray | _PillowImage)
+
+
+def is_path(text: str) -> bool:
+    """True for a str that is taken for a path: neither a data URI nor a URL."""
+    return text[:5].lower() != "data:" and not _URL.match(text)
 
 
 def open_any(value: object, *, limits: Limits = LIMITS) -> Source:
@@ -167,7 +173,7 @@ def _open_named(name: str | Path, *, limits: Limits) -> Source:
     text = str(name)
     if isinstance(name, str) and text[:5].lower() == "data:":
         return open_base64(text, limits=limits)
-    if isinstance(name, str) and re.match(r"[a-z][a-z0-9+.-]*://", text, re.IGNORECASE):
+    if isinstance(name, str) and not is_path(text):
         raise ImageError("a URL is not fetched here: download it and give the path or the bytes", index=0)
     return open_bytes(read_file(Path(name), limits=limits), limits=limits)
 

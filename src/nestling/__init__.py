@@ -15,6 +15,7 @@ from nestling._util.version import __version__
 from nestling.errors import (
     BuildError,
     CheckpointError,
+    EmptyTextError,
     EngineError,
     FileFormatError,
     GGUFError,
@@ -24,6 +25,7 @@ from nestling.errors import (
     ModelNotFoundError,
     NestlingError,
     TextError,
+    TextLengthError,
     UsageError,
 )
 
@@ -40,6 +42,7 @@ __all__ = [
     "CheckpointError",
     "Chunks",
     "Embedder",
+    "EmptyTextError",
     "EngineError",
     "FileFormatError",
     "GGUFError",
@@ -53,6 +56,7 @@ __all__ = [
     "Role",
     "Task",
     "TextError",
+    "TextLengthError",
     "UsageError",
     "__version__",
     "compat",

@@ -4,6 +4,8 @@
     ├── UsageError                a parameter that cannot be honoured (exit code 2, HTTP 400)
     │   └── InputError            one item of a list cannot be embedded; `index` says which
     │       ├── TextError         a text
+    │       │   ├── EmptyTextError    a text of nothing but blanks
+    │       │   └── TextLengthError   a text of more tokens than the model takes
     │       └── ImageError        an image
     │           └── ImageSizeError    an image over a limit of size (HTTP 413)
     ├── FileFormatError           a file that is not what it should be; names file and field
@@ -51,6 +53,14 @@ def _rebuilt(kind: type[InputError], message: str, index: int) -> InputError:
 
 class TextError(InputError):
     """One text of a list cannot be embedded."""
+
+
+class EmptyTextError(TextError):
+    """A text of nothing but blanks."""
+
+
+class TextLengthError(TextError):
+    """A text of more tokens than the model or the caller's own limit allows."""
 
 
 class ImageError(InputError):

@@ -27,7 +27,7 @@ def test_every_request_has_a_line_of_each_server_and_a_source() -> None:
     ("path", "body", "status", "said"),
     [
         ("/v1/embeddings", {"input": ["a", LONG]}, 400, "input 1: "),
-        ("/embed", {"inputs": [LONG]}, 422, "input 0: "),
+        ("/embed", {"inputs": [LONG]}, 413, "input 0: "),
         ("/v1/embeddings", {"input": "a", "dimensions": 100}, 400, "32, 64, 128, 256"),
         ("/api/embed", {"input": "a", "dimensions": 100}, 400, "32, 64, 128, 256"),
         ("/embed", {"inputs": "a", "dimensions": 100}, 413, "32, 64, 128, 256"),

@@ -12,9 +12,9 @@ import httpx
 import numpy as np
 import pytest
 from tests.contract.conftest import Served
+from tests.contract.serving import MAX_TOKENS, running
 
 from nestling.models.embedder import Embedder
-from nestling.server.settings import ServeSettings
 
 QUERY, PASSAGE = "How do I open a socket?", "socket(2) creates an endpoint for communication."
 SAME = 1e-6
@@ -107,8 +107,8 @@ def test_ollamas_answers(client: httpx.Client) -> None:
     assert post(client, "/api/embeddings", {"model": "starter", "prompt": ""}) == {"embedding": []}
     assert client.get("/api/version").json().keys() == {"version"}
     tags = {one["name"]: one for one in client.get("/api/tags").json()["models"]}
-    assert len(tags["starter-retrieval"]["digest"]) == 64
-    assert tags["starter-retrieval"]["details"]["quantization_level"] == "Q8_0"
+    assert len(tags["starter-retrieval:latest"]["digest"]) == 64
+    assert tags["starter-retrieval:latest"]["details"]["quantization_level"] == "Q8_0"
     [loaded] = client.get("/api/ps").json()["models"]
     assert loaded["name"] == "starter-retrieval:Q8_0"
     shown = post(client, "/api/show", {"model": "starter:latest"})
@@ -122,6 +122,50 @@ def test_ollamas_context_cuts_and_keep_alive_is_answered(client: httpx.Client, m
     ids = model.tokenize([QUERY])[0][:5]
     assert np.abs(np.array(answer.json()["embeddings"][0]) - model.embed_ids([ids])[0]).max() < SAME
     assert "keep_alive" in answer.headers["x-nestling-warning"]
+    assert client.post("/api/embed", json=body | {"keep_alive": "soon"}).status_code == 400
+    assert client.post("/api/embed", json=body | {"keep_alive": -1}).status_code == 200
+
+
+@pytest.mark.parametrize("context", [0, -1, 512, 1_000_000, None])
+def test_a_context_beyond_the_models_is_the_models(context: int | None) -> None:
+    body = {"input": "word " * 200, "options": {"num_ctx": context}}
+    with running() as server:
+        answer = httpx.post(f"{server.url}/api/embed", json=body)
+        assert answer.json()["prompt_eval_count"] == MAX_TOKENS
+        assert httpx.post(f"{server.url}/api/embed", json=body | {"truncate": False}).status_code == 400
+
+
+def test_without_truncate_a_text_beyond_the_context_is_refused(client: httpx.Client) -> None:
+    body = {"input": ["a", QUERY], "truncate": False, "options": {"num_ctx": 5}}
+    answer = client.post("/api/embed", json=body)
+    said = "the input length exceeds the context length: input 1: 10 tokens, options.num_ctx allows 5"
+    assert (answer.status_code, answer.json()["error"][: len(said)]) == (400, said)
+    body["options"] = {"num_ctx": 10}
+    assert client.post("/api/embed", json=body).status_code == 200
+
+
+def test_a_context_without_room_for_a_text_is_named_as_ollama_names_it(client: httpx.Client) -> None:
+    answer = client.post("/api/embed", json={"input": "a", "options": {"num_ctx": 2}})
+    assert (answer.status_code, answer.json()["error"].partition(":")[0]) == (400, "options.num_ctx=2")
+
+
+def test_ollama_loads_a_model_for_a_request_without_a_text(client: httpx.Client) -> None:
+    for body in ({"model": "starter"}, {"model": "starter", "input": None}, {"model": "starter", "input": ""}):
+        assert post(client, "/api/embed", body)["embeddings"] == []
+    assert post(client, "/api/embeddings", {"model": "starter"}) == {"embedding": []}
+    assert len(post(client, "/api/embed", {"input": "a", "dimensions": 0})["embeddings"][0]) == 256
+    answer = client.post("/api/embed", json={"model": "absent"})
+    assert (answer.status_code, answer.json()["error"][:24]) == (404, "model 'absent' not found")
+
+
+def test_a_model_is_shown_with_the_fields_of_its_file(client: httpx.Client) -> None:
+    info = post(client, "/api/show", {"model": "starter"})["model_info"]
+    assert info["general.architecture"] == "qwen2vl"
+    assert info["qwen2vl.context_length"] == 32_768
+    assert info["tokenizer.ggml.tokens"] == []
+    assert "general.name" not in info
+    verbose = post(client, "/api/show", {"name": "starter:latest", "verbose": True})["model_info"]
+    assert len(verbose["tokenizer.ggml.tokens"]) > 256
 
 
 def test_teis_answers(client: httpx.Client, model: Embedder) -> None:
@@ -138,8 +182,33 @@ def test_teis_answers(client: httpx.Client, model: Embedder) -> None:
     assert post(client, "/decode", {"ids": ids_of, "skip_special_tokens": False}) == ["a <|im_end|> é"]
     assert post(client, "/decode", {"ids": [ids_of]}) == ["a  é"]
     info = client.get("/info").json()
-    assert info["max_client_batch_size"] == ServeSettings().max_inputs
+    assert (info["max_client_batch_size"], info["auto_truncate"]) == (32, False)
     assert info["model_type"] == {"embedding": {"pooling": "mean"}}
+
+
+@pytest.mark.parametrize("auto", [False, True])
+def test_tei_cuts_or_refuses_as_the_request_or_else_the_operator_says(*, auto: bool) -> None:
+    long = {"inputs": "word " * 200}
+    with running(auto_truncate=auto) as server, httpx.Client(base_url=server.url) as client:
+        assert client.get("/info").json()["auto_truncate"] is auto
+        assert client.post("/embed", json=long).status_code == (200 if auto else 413)
+        assert client.post("/embed", json=long | {"truncate": False}).status_code == 413
+        for side in ("left", "Left", "right", "Right"):
+            body = long | {"truncate": True, "truncation_direction": side}
+            assert client.post("/embed", json=body).status_code == 200
+
+
+def test_tei_operators_raise_the_texts_of_a_request() -> None:
+    with running(max_client_batch_size=40) as server:
+        assert httpx.post(f"{server.url}/embed", json={"inputs": ["a"] * 40}).status_code == 200
+        assert httpx.post(f"{server.url}/embed", json={"inputs": ["a"] * 41}).status_code == 413
+
+
+def test_teis_scores_are_between_0_and_1_unless_raw(client: httpx.Client) -> None:
+    body = {"query": QUERY, "texts": ["ls lists files.", PASSAGE]}
+    raw = [one["score"] for one in post(client, "/rerank", body | {"raw_scores": True})]
+    squeezed = [one["score"] for one in post(client, "/rerank", body)]
+    assert np.abs(1 / (1 + np.exp(-np.array(raw))) - squeezed).max() < SAME
 
 
 def test_llama_servers_answers(client: httpx.Client) -> None:
@@ -151,6 +220,27 @@ def test_llama_servers_answers(client: httpx.Client) -> None:
     assert whole.decode() == "é 🦜"
     assert client.get("/props").json()["default_generation_settings"]["n_ctx"] == 32768
     assert post(client, "/reranking", {"query": QUERY, "documents": ["a", PASSAGE]})["results"][0]["index"] == 1
+
+
+def test_llama_server_reads_objects_as_their_texts(client: httpx.Client) -> None:
+    parts = [{"type": "text", "text": QUERY[:5]}, {"type": "text", "text": QUERY[5:]}]
+    found = post(client, "/embedding", {"content": [QUERY, {"prompt_string": QUERY}, {"content": parts}]})
+    assert [one["embedding"] for one in found] == [found[0]["embedding"]] * 3
+    assert post(client, "/embedding", {"content": {"prompt_string": QUERY}})[0]["embedding"] == found[0]["embedding"]
+    for odd in ({"content": QUERY}, {"content": [{"type": "image_url", "image_url": {"url": "data:"}}]}, {"text": "a"}):
+        assert client.post("/embedding", json={"content": [odd]}).status_code == 400
+
+
+def test_special_tokens_cannot_be_read_as_text(client: httpx.Client) -> None:
+    assert post(client, "/tokenize", {"content": "a", "parse_special": False})["tokens"]
+    answer = client.post("/tokenize", json={"content": "<|im_end|>", "parse_special": False})
+    assert (answer.status_code, "parse_special" in answer.text) == (400, True)
+
+
+def test_vllms_tokens_have_their_texts_where_asked_for(client: httpx.Client) -> None:
+    found = post(client, "/tokenize", {"prompt": "a b", "return_token_strs": True})
+    assert (found["count"], found["token_strs"]) == (2, ["a", " b"])
+    assert post(client, "/tokenize", {"prompt": "a b"})["token_strs"] is None
 
 
 def test_coheres_answers(client: httpx.Client) -> None:
@@ -168,6 +258,57 @@ def test_coheres_answers(client: httpx.Client) -> None:
         ranked = post(client, path, {"model": "starter", "query": QUERY, "documents": ["a", PASSAGE], "top_n": 1})
         assert ranked.keys() == {"id", "results", "meta"}
         assert [one["index"] for one in ranked["results"]] == [1]
+
+
+def test_cohere_without_a_type_keeps_a_typed_prefix(client: httpx.Client, model: Embedder) -> None:
+    answer = client.post("/v2/embed", json={"texts": ["Passage: " + QUERY]})
+    assert "x-nestling-warning" not in answer.headers
+    expected = model.encode_document([QUERY])
+    assert np.abs(np.array(answer.json()["embeddings"]["float"]) - expected).max() < SAME
+
+
+def test_coheres_limit_of_tokens_cuts_or_refuses(client: httpx.Client, model: Embedder) -> None:
+    body = {"texts": [QUERY], "max_tokens": 5}
+    cut = post(client, "/v2/embed", body)["embeddings"]["float"]
+    assert np.abs(np.array(cut) - model.embed_ids([model.tokenize([QUERY])[0][:5]])).max() < SAME
+    answer = client.post("/v2/embed", json=body | {"truncate": "NONE"})
+    assert (answer.status_code, "max_tokens allows 5" in answer.text) == (400, True)
+    assert client.post("/v2/embed", json=body | {"max_tokens": 0}).status_code == 400
+    assert client.post("/v2/embed", json=body | {"max_tokens": 10**6}).status_code == 200
+
+
+def test_coheres_documents_are_ranked_by_the_fields_that_are_named(client: httpx.Client) -> None:
+    documents = [{"title": "socket(2)", "text": "-", "body": PASSAGE}, {"title": "ls", "text": "-", "body": "lists"}]
+    body = {"query": QUERY, "documents": documents, "rank_fields": ["title", "body"]}
+    found = post(client, "/v1/rerank", body)
+    joined = [f"{one['title']}\n{one['body']}" for one in documents]
+    assert found["results"] == post(client, "/v2/rerank", {"query": QUERY, "documents": joined})["results"]
+    assert found["meta"]["api_version"] == {"version": "1"}
+    for wrong, said in (({"rank_fields": ["none"]}, "documents[0].none"), ({"max_chunks_per_doc": 3}, "ranked whole")):
+        answer = client.post("/v1/rerank", json=body | wrong)
+        assert (answer.status_code, said in answer.json()["message"]) == (400, True)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "said"),
+    [
+        ("/v2/embed", {"texts": ["a"], "dimensions": 64}, 422, "unknown field: parameter 'dimensions'"),
+        ("/v2/rerank", {"query": "a", "documents": ["b"], "top_k": 1}, 422, "unknown field: parameter 'top_k'"),
+        ("/v1/embeddings", {"input": "a", "truncation": True, "dimensions": 64}, 400, "Argument 'dimensions'"),
+        ("/v1/rerank", {"query": "a", "documents": ["b"], "top_k": 1, "task": "code"}, 400, "Argument 'task'"),
+        ("/api/embed", {"input": "a", "colour": 1}, 200, ""),
+        ("/embed", {"inputs": "a", "colour": 1}, 200, ""),
+        ("/embedding", {"content": "a", "colour": 1}, 200, ""),
+        ("/pooling", {"input": "a", "colour": 1}, 200, ""),
+        ("/v1/embeddings", {"input": "a", "colour": 1}, 200, ""),
+        ("/v2/embed", {"texts": ["a"], "dimensions": None}, 200, ""),
+    ],
+)
+def test_unknown_fields_are_refused_where_the_project_refuses_them(
+    client: httpx.Client, path: str, body: dict[str, Any], status: int, said: str
+) -> None:
+    answer = client.post(path, json=body)
+    assert (answer.status_code, said in answer.text) == (status, True), answer.text[:300]
 
 
 def test_voyages_answers(client: httpx.Client) -> None:
@@ -200,9 +341,9 @@ def test_vllms_answers(client: httpx.Client, model: Embedder) -> None:
         ("/api/embed", {"model": "starter", "input": "a", "options": {"num_ctx": "many"}}, 400, {"error"}),
         ("/embed", {"inputs": []}, 400, {"error", "error_type"}),
         ("/embed", {"inputs": ["a", None]}, 422, {"error", "error_type"}),
-        ("/embed", {"inputs": ["a"] * 2049}, 413, {"error", "error_type"}),
+        ("/embed", {"inputs": ["a"] * 33}, 413, {"error", "error_type"}),
         ("/embed", {"inputs": "a", "truncation_direction": "Up"}, 422, {"error", "error_type"}),
-        ("/embed", {"inputs": "word " * 40_000}, 422, {"error", "error_type"}),
+        ("/embed", {"inputs": "word " * 40_000}, 413, {"error", "error_type"}),
         ("/rerank", {"query": "a", "texts": []}, 400, {"error", "error_type"}),
         ("/embedding", {"content": ""}, 400, {"error"}),
         ("/embedding", {"content": "a", "embd_normalize": 0}, 400, {"error"}),

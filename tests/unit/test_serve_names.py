@@ -141,3 +141,34 @@ def test_the_file_of_a_base_serves_all_tasks() -> None:
         assert (found.reference, found.task) == ("own-text-base-Q8_0.gguf", Task.CODE)
     with pytest.raises(NotServedError):
         offered.target("own:Q4_K_M")
+
+
+@pytest.mark.parametrize(
+    ("model", "reference", "role"),
+    [
+        ("starter:latest", "starter-retrieval:Q8_0", None),
+        ("starter:latest/retrieval.passage", "starter-retrieval:Q8_0", Role.PASSAGE),
+        ("starter/retrieval.passage:latest", "starter-retrieval:Q8_0", Role.PASSAGE),
+        ("gpt", "starter-code:Q8_0", None),
+        ("gpt:latest", "starter-code:Q8_0", None),
+        ("gpt/code.passage", "starter-code:Q8_0", Role.PASSAGE),
+        ("gpt:latest/code.passage", "starter-code:Q8_0", Role.PASSAGE),
+        ("org/name", "starter-retrieval:Q8_0", None),
+        ("org/name/retrieval.query", "starter-retrieval:Q8_0", Role.QUERY),
+        ("tagged:latest", "starter-text-matching:Q8_0", None),
+    ],
+)
+def test_every_name_may_end_in_latest_and_an_alias_takes_a_role(model: str, reference: str, role: Role | None) -> None:
+    aliases = {"gpt": "starter-code", "org/name": "starter", "tagged:latest": "starter-text-matching"}
+    found = catalog("starter", aliases=aliases).target(model)
+    assert (found.reference, found.role) == (reference, role)
+
+
+def test_aliases_are_replaced_all_or_not_at_all() -> None:
+    names = catalog("starter", aliases={"a": "starter-code"})
+    names.rename({"b": "starter"})
+    assert names.aliases == {"b": "starter"}
+    for wrong in ({"c": "absent"}, {"c": "b"}):
+        with pytest.raises(UsageError, match="alias c: model="):
+            names.rename(wrong)
+        assert names.aliases == {"b": "starter"}

@@ -3,17 +3,16 @@
 from collections.abc import AsyncGenerator
 
 import pytest
-from tests.contract.serving import fake_embedder, fake_spec
+from tests.contract.serving import fake_embedder, fake_spec, loader, settings
 
 from nestling.errors import UsageError
 from nestling.server.api.bodies import Body
 from nestling.server.api.dialect import Call, Dialect, Route
 from nestling.server.api.registry import DIALECTS
 from nestling.server.api.routing import speakers, spoken_for
+from nestling.server.app import create_app
 from nestling.server.core.inputs import doubled, tokenized
 from nestling.server.core.requests import Reading
-from nestling.server.setting_values import DialectName
-from nestling.server.settings import read_settings
 from nestling.spec import Role
 
 
@@ -54,9 +53,39 @@ def test_below_its_prefix_a_dialect_is_alone() -> None:
 
 
 def test_every_dialect_can_be_preferred() -> None:
-    assert [one.name for one in DIALECTS] == list(DialectName)
+    for name in (*(one.name for one in DIALECTS), None):
+        assert create_app(settings(dialect=name), loader())
     with pytest.raises(UsageError, match=r"--dialect=jinna: expected one of .*; did you mean jina"):
-        read_settings({"dialect": "jinna"}, {})
+        create_app(settings(dialect="jinna"), loader())
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "preferred", "name"),
+    [
+        ("/embeddings", b'{"input": "a"}', None, "openai"),
+        ("/embeddings", b'{"input": "a"}', "llama-server", "llama-server"),
+        ("/v1/embeddings", b'{"input": "a"}', "voyage", "voyage"),
+        ("/v1/rerank", b'{"query": "a", "documents": ["b"]}', None, "jina"),
+        ("/v1/rerank", b'{"query": "a", "documents": ["b"]}', "cohere", "cohere"),
+        ("/v1/rerank", b'{"query": "a", "documents": ["b"]}', "voyage", "voyage"),
+        ("/rerank", b'{"query": "a", "documents": ["b"]}', "vllm", "vllm"),
+        ("/rerank", b'{"query": "a", "documents": ["b"]}', "tei", "jina"),
+        ("/rerank", b'{"query": "a", "texts": ["b"]}', "cohere", "tei"),
+    ],
+)
+def test_the_operators_choice_decides_where_the_body_leaves_doubt(
+    path: str, body: bytes, preferred: str | None, name: str
+) -> None:
+    assert spoken_for(speakers(DIALECTS, preferred)[path, "POST"], body).dialect.name == name
+
+
+def test_below_a_prefix_every_path_is_there_with_the_dialects_own_errors() -> None:
+    found = speakers(DIALECTS)
+    common = [place for place in found if place[0].split("/")[1] not in {one.name for one in DIALECTS}]
+    assert len(found) == len(common) * (len(DIALECTS) + 1)
+    [*borrowed] = found["/jina/v1/embeddings", "POST"]
+    assert {one.dialect.name for one in borrowed} == {"jina"}
+    assert spoken_for(borrowed, b'{"input": "a"}').route.path == "/v1/embeddings"
 
 
 def test_a_typed_prefix_is_a_texts_own_where_no_role_is_named() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nestling.errors import TextError, UsageError
+from nestling.errors import EmptyTextError, TextError, UsageError
 from nestling.inputs.tokenizer import check_text
 
 
@@ -31,7 +31,7 @@ def whole_numbers(ids: object, index: int) -> NDArray[Any]:
 
 
 def check_document(text: object, index: int) -> None:
-    """TextError for an empty text, and for what is none."""
+    """EmptyTextError for an empty text, TextError for what is none."""
     if isinstance(text, str) and not text.strip():
-        raise TextError("the text is empty", index=index)
+        raise EmptyTextError("the text is empty", index=index)
     check_text(text, index)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from nestling import vectors
 from nestling._util.numbers import whole_number
 from nestling.engine.protocol import POOLS, Engine, Item, TokenIds
-from nestling.errors import TextError, UsageError
+from nestling.errors import TextError, TextLengthError, UsageError
 from nestling.formats.multivector_head import Projector
 from nestling.inputs.late_chunking import Places
 from nestling.inputs.tokenizer import Tokenizer
@@ -152,8 +152,9 @@ class ItemEmbedder:
             raise TextError(f"token ids go from 0 to {self.tokenizer.size - 1}", index=index)
 
     def _fitted(self, ids: TokenIds, index: int, *, truncate: bool) -> TokenIds:
-        """Ids within the model's limit, cut if that is allowed; TextError naming the input otherwise."""
+        """Ids within the model's limit, cut if that is allowed; TextLengthError otherwise."""
         limit = self.spec.max_tokens
         if len(ids) > limit and not truncate:
-            raise TextError(f"{len(ids)} tokens, this model takes {limit}; truncate=True cuts the text", index=index)
+            said = f"{len(ids)} tokens, this model takes {limit}; truncate=True cuts the text"
+            raise TextLengthError(said, index=index)
         return self.tokenizer.cut(ids, limit)

@@ -14,7 +14,8 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import Scope
 
-from nestling.errors import NestlingError
+from nestling._util.spelling import nearest
+from nestling.errors import NestlingError, UsageError
 from nestling.server.api.dialect import Dialect
 from nestling.server.api.endpoint import Endpoint
 from nestling.server.api.openapi import document
@@ -41,6 +42,7 @@ def create_app(
     settings: ServeSettings, load: Load | None = None, *, dialects: Sequence[Dialect] = DIALECTS
 ) -> Starlette:
     """The application; `load` replaces how models are loaded. The service is at `app.state.service`."""
+    _check_preferred(settings.dialect, [dialect.name for dialect in dialects])
     service = Service(settings, load)
 
     @asynccontextmanager
@@ -50,7 +52,7 @@ def create_app(
         await service.stop()
 
     respond = _writer(dialects, settings.dialect)
-    routes = [*_spoken(dialects, service), *_watching(service, dialects), *_pages()]
+    routes = [*_watching(service, dialects), *_pages(), *_spoken(dialects, service)]  # matched in this order
     paths = [(route.path, method) for route in routes for method in route.methods or ()]
     assert len(set(paths)) == len(paths), "two routes have the same path"
     app = Starlette(
@@ -61,6 +63,13 @@ def create_app(
     )
     app.state.service = service
     return app
+
+
+def _check_preferred(name: str | None, known: Sequence[str]) -> None:
+    """UsageError for a dialect that there is not."""
+    if name is not None and name not in known:
+        said = f"--dialect={name}: expected one of {', '.join(known)}{nearest(name, known)}"
+        raise UsageError(said, param="dialect")
 
 
 class NamedRoute(Route):

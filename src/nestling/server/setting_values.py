@@ -21,19 +21,6 @@ class TokenInput(StrEnum):
     CL100K = "cl100k"
 
 
-class DialectName(StrEnum):
-    """Whose clients are understood; each is also served below a prefix of its name."""
-
-    OPENAI = "openai"
-    JINA = "jina"
-    LLAMA_SERVER = "llama-server"
-    OLLAMA = "ollama"
-    TEI = "tei"
-    COHERE = "cohere"
-    VOYAGE = "voyage"
-    VLLM = "vllm"
-
-
 Choice = TypeVar("Choice", bound=StrEnum)
 
 
@@ -97,8 +84,3 @@ def device(value: Any) -> str:  # noqa: ANN401 - a text
 def token_input(value: Any) -> TokenInput:  # noqa: ANN401 - a text
     """What is done with token ids."""
     return choice(str(value), TokenInput)
-
-
-def dialect(value: Any) -> str:  # noqa: ANN401 - a text
-    """The name of a dialect."""
-    return choice(str(value), DialectName)

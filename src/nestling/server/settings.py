@@ -18,7 +18,6 @@ from nestling.server.setting_values import (
     DEVICE_NAMES,
     TokenInput,
     device,
-    dialect,
     engine,
     several,
     token_input,
@@ -109,7 +108,7 @@ class ServeSettings:
     )
     dialect: str | None = field(
         default=None,
-        metadata={"setting": Setting(dialect, "Whose API a path means that several have.", "NAME", "as the body says")},
+        metadata={"setting": Setting(str, "Whose API a path means that several have.", "NAME", "as the body says")},
     )
     alias: tuple[str, ...] = field(default=(), metadata=_list("NAME or NAME=MODEL: another name for a model.", "NAME"))
     api_key: tuple[str, ...] = field(
@@ -124,6 +123,10 @@ class ServeSettings:
         metadata=_list("A name in Host to answer to, beside localhost and addresses; no other then is.", "NAME"),
     )
     max_inputs: int = field(default=2048, metadata=_number("Texts in a request."))
+    max_client_batch_size: int = field(default=32, metadata=_number("Texts in a request of TEI's API."))
+    auto_truncate: bool = field(
+        default=False, metadata=_switch("Cut texts that are too long where a request of TEI's API does not say.")
+    )
     max_body_bytes: int = field(default=2_000_000, metadata=_number("Bytes of a request's body."))
     max_image_body_bytes: int = field(
         default=20_000_000, metadata=_number("Bytes of the body of a request that may have images.")

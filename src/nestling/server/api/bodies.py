@@ -122,7 +122,8 @@ def texts_or_ids(value: object, *, most: int, name: str = "input") -> Inputs:
     if isinstance(value, str):
         return [value]
     if not isinstance(value, list) or not value:
-        raise InvalidError(f"{name}: expected a text or a list of at least one text", param=name, code="empty")
+        code = "empty" if value in (None, []) else WRONG_TYPE
+        raise InvalidError(f"{name}: expected a text or a list of at least one text", param=name, code=code)
     if isinstance(value[0], int):
         return [_ids(value, 0)]
     if len(value) > most:

@@ -2,7 +2,8 @@
 
 A dialect is one module with a `DIALECT`, and one line in `registry`. It translates: bodies to what the service is
 asked for (`core.requests`), and what that answers to bytes. Two dialects may have the same path: the body decides by
-the fields that a route claims. Every dialect is also served below a prefix of its own name (`/tei/rerank`).
+the fields that a route claims. Every path is also served below a prefix of each dialect's name (`/tei/rerank`), where
+that dialect alone is spoken: what it has no route for is the others', with its own errors.
 """
 
 from collections.abc import AsyncGenerator, Callable, Mapping
@@ -46,7 +47,8 @@ class Route:
     """One path: a POST where there is a body, otherwise a GET (and HEAD).
 
     `also`: other paths of the same, left out of the OpenAPI document. A path parameter that takes slashes is
-    `{name:path}`. `claims`: fields of a body that make a path which other dialects have too this route's.
+    `{name:path}`. `claims`: fields of a body that make a path which other dialects have too this route's;
+    `preferred_by`: fields that do so where the operator prefers the dialect.
     `images`: a body may have them, and so more bytes.
     """
 
@@ -56,6 +58,7 @@ class Route:
     body: type[Body] | None = None
     also: tuple[str, ...] = ()
     claims: frozenset[str] = frozenset()
+    preferred_by: frozenset[str] = frozenset()
     images: bool = False
 
     @property

@@ -1,10 +1,11 @@
 """llama-server's dialect: `/embedding`, `/tokenize`, `/detokenize`, `/props`; `/tokenize` takes vLLM's fields too.
 
-Facts are those of llama.cpp's tools/server/README.md. `/embeddings` is OpenAI's where a body has `input`, its own where
-it has `content`. There are no roles: a prefix that a text begins with is its own, others get `Query: `.
+Facts are those of llama.cpp's tools/server: its README.md and its tests. `/embeddings` is OpenAI's where a body has
+`input`, its own where it has `content` or where the operator prefers this dialect. There are no roles: a prefix that a
+text begins with is its own, others get `Query: `.
 """
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 
 from pydantic_core import to_json
 
@@ -15,6 +16,7 @@ from nestling.server.api.dialect import Call, Dialect, Route
 from nestling.server.api.jina import RerankRequest, rerank
 from nestling.server.core.refusals import InvalidError, agreed
 from nestling.server.core.requests import Embedding, Reading, Token
+from nestling.server.http.problems import Problem
 
 NORMS = {-1: False, 2: True}
 """`embd_normalize`: none, or Euclidean (its default); llama-server's others are no unit vectors."""
@@ -36,12 +38,24 @@ class TokenizeRequest(Body):
     with_pieces: bool | None = None
     """true: each token is its id and its text, or its bytes where it is a part of a character."""
     add_special: bool | None = None
-    """false: without the ending that some models want behind a text."""
+    """true: with the ending that some models want behind a text; without it by default."""
+    add_special_tokens: bool | None = None
+    """The same of vLLM, which has it by default."""
+    return_token_strs: bool | None = None
+    """vLLM's: true adds the tokens' texts."""
+    parse_special: bool | None = None
+    """false: refuse texts with special tokens, which are always found."""
 
     @property
-    def is_one(self) -> bool:
-        """True for a text, False for a list of texts."""
-        return isinstance(self.content if self.prompt is None else self.prompt, str)
+    def closed(self) -> bool:
+        """True for tokens with the model's ending."""
+        said = {"add_special": self.add_special, "add_special_tokens": self.add_special_tokens}
+        wanted = agreed("add_special", said)
+        return self.prompt is not None if wanted is None else wanted
+
+    def shaped(self, found: Sequence[object]) -> object:
+        """What was found for each text, without the list where the request has one text and none."""
+        return found[0] if isinstance(self.content if self.prompt is None else self.prompt, str) else found
 
     @property
     def texts(self) -> list[str]:
@@ -64,12 +78,19 @@ class EmbeddingRequest(Body):
     """`POST /embedding`."""
 
     content: TextsOrIds | None = None
+    """Texts or ids; also objects with a `prompt_string`, or with a `content` of parts of type text."""
     input: TextsOrIds | None = None
     """The same as content."""
     model: str | None = None
     """NAME or NAME/TASK.ROLE; the first served model by default."""
     embd_normalize: int | None = None
     """2: unit vectors (default); -1: the pooled vectors at their own length."""
+
+    @property
+    def given(self) -> object:
+        """What is to be embedded, objects as the texts that they stand for."""
+        value = self.input if self.content is None else self.content
+        return [_text_of(one) for one in value] if isinstance(value, list) else _text_of(value)
 
     @property
     def normalized(self) -> bool:
@@ -80,10 +101,24 @@ class EmbeddingRequest(Body):
         return NORMS[wanted]
 
 
+def _text_of(value: object) -> object:
+    """The text of an object; anything else as it is."""
+    if not isinstance(value, dict):
+        return value
+    text = value.get("prompt_string")
+    if isinstance(parts := value.get("content"), list) and text is None:
+        texts = [part.get("text") for part in parts if isinstance(part, dict) and part.get("type") == "text"]
+        text = "".join(map(str, texts)) if len(texts) == len(parts) else None
+    if not isinstance(text, str) or value.get("multimodal_data"):
+        message = "content: expected prompt_string or a content of parts of type text; /v1/embeddings takes images"
+        raise InvalidError(message, param="content", code="invalid_input")
+    return text
+
+
 async def _embedding(call: Call) -> AsyncGenerator[bytes, None]:
     request = await call.read(EmbeddingRequest)
-    given = request.input if request.content is None else request.content
-    inputs = await call.run(lambda: texts_or_ids(given, most=call.service.settings.max_inputs, name="content"))
+    most = call.service.settings.max_inputs
+    inputs = await call.run(lambda: texts_or_ids(request.given, most=most, name="content"))
     target, reading = call.service.catalog.target(request.model), Reading(typed=True)
     async with call.service.embedded(Embedding(inputs, target, reading, normalized=request.normalized)) as found:
         call.warnings.extend(found.warnings)
@@ -102,7 +137,11 @@ async def _props(call: Call) -> AsyncGenerator[bytes, None]:
             "total_slots": 1,
             "model_path": str(embedder.path or ""),
             "model_alias": call.service.catalog.default.name,
+            "chat_template": "",
+            "chat_template_caps": {},
+            "modalities": {"vision": embedder.has_vision, "audio": False},
             "build_info": f"nestling {__version__}",
+            "is_sleeping": False,
         }
     )
 
@@ -119,16 +158,17 @@ async def _tokenize(call: Call) -> AsyncGenerator[bytes, None]:
     texts = request.texts
     roles = {"prompt_name": request.prompt_name}
     target = call.service.catalog.target(request.model, task=request.task, roles=roles)
-    found = await call.service.tokens(texts, target, closed=request.add_special is not False)
+    found = await call.service.tokens(texts, target, closed=request.closed)
+    if request.parse_special is False and any(token.special for one in found for token in one):
+        message = "parse_special=false: a text has special tokens, which are always read as such"
+        raise InvalidError(message, param="parse_special")
     longest = (await call.service.loaded(target)).spec.max_tokens
-    write = _piece if request.with_pieces else _id
-    tokens = [[write(token) for token in one] for one in found]
-    shown = tokens[0] if request.is_one else tokens
-    yield to_json({"tokens": shown, "count": sum(map(len, tokens)), "max_model_len": longest})
-
-
-def _id(token: Token) -> int:
-    return token.id
+    tokens = [[_piece(token) if request.with_pieces else token.id for token in one] for one in found]
+    facts = {"tokens": request.shaped(tokens), "count": sum(map(len, tokens)), "max_model_len": longest}
+    if request.prompt is not None:
+        strings = [[token.piece.decode("utf-8", "replace") for token in one] for one in found]
+        facts["token_strs"] = request.shaped(strings) if request.return_token_strs else None
+    yield to_json(facts)
 
 
 async def _detokenize(call: Call) -> AsyncGenerator[bytes, None]:
@@ -137,9 +177,17 @@ async def _detokenize(call: Call) -> AsyncGenerator[bytes, None]:
     yield to_json({"content": text, "prompt": text})
 
 
+_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 503: "unavailable_error"}
+
+
+def _error(problem: Problem) -> bytes:
+    kind = _TYPES.get(problem.status, "server_error" if problem.status >= 500 else "invalid_request_error")  # noqa: PLR2004 - HTTP's
+    return to_json({"error": {"code": problem.status, "message": problem.message, "type": kind}})
+
+
 DIALECT = Dialect(
     name="llama-server",
-    error=answers.error,
+    error=_error,
     routes=(
         Route("/embedding", _embedding, "llama-server: a vector for each text.", body=EmbeddingRequest),
         Route(
@@ -148,6 +196,7 @@ DIALECT = Dialect(
             "The same.",
             body=EmbeddingRequest,
             claims=frozenset({"content"}),
+            preferred_by=frozenset({"input"}),
         ),
         Route("/reranking", rerank, "Documents by nearness.", body=RerankRequest, also=("/v1/reranking",)),
         Route("/props", _props, "llama-server: what is served."),

@@ -1,20 +1,22 @@
 """text-embeddings-inference's dialect: `/embed`, `/embed_all`, `/rerank`, `/tokenize`, `/decode`, `/info`.
 
-Facts are those of its OpenAPI document and of `router/src/http/server.rs` (statuses of errors). `/rerank` and
-`/tokenize` are other dialects' paths too; `texts` and `inputs` tell a body apart. A prefix that a text begins with is
-its own where no `prompt_name` is given, since that is how its users have to write them.
+Facts are those of its OpenAPI document (statuses of errors) and of its `router/src`. `/rerank` and `/tokenize` are
+other dialects' paths too; `texts` and `inputs` tell a body apart. A prefix that a text begins with is its own where no
+`prompt_name` is given, since that is how its users have to write them.
 """
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence, Sized
 from enum import StrEnum
+from math import exp
 from typing import Any
 
 from pydantic_core import to_json
 
 from nestling._util.version import __version__
+from nestling.errors import EmptyTextError, TextError, TextLengthError
 from nestling.models.reranking import Scoring
 from nestling.server.api import answers
-from nestling.server.api.bodies import WRONG_TYPE, Body, TextsOrIds, texts_or_ids
+from nestling.server.api.bodies import WRONG_TYPE, Body, Texts, TextsOrIds, one_or_more_texts, texts_or_ids
 from nestling.server.api.dialect import Call, Dialect, Route
 from nestling.server.core.refusals import InvalidError, TooLargeError
 from nestling.server.core.requests import Embedding, Inputs, Output, Ranking, Reading, Token
@@ -25,22 +27,24 @@ class Direction(StrEnum):
     """Which end of a text that is too long is cut off."""
 
     LEFT = "Left"
+    LEFT_SMALL = "left"
     RIGHT = "Right"
+    RIGHT_SMALL = "right"
 
 
 class Cutting(Body):
     """How long texts are cut."""
 
     truncate: bool | None = None
-    """true: cut texts that are too long, instead of refusing them."""
+    """true: cut texts that are too long; false: refuse them; by default as the server's `--auto-truncate` says."""
     truncation_direction: Direction | None = None
     """Right by default; Left cuts behind the prefix."""
 
-    @property
-    def reading(self) -> Reading:
+    def reading(self, call: Call) -> Reading:
         """How texts are read."""
-        from_left = self.truncation_direction is Direction.LEFT
-        return Reading(truncate=bool(self.truncate), from_left=from_left, typed=True)
+        from_left = self.truncation_direction in (Direction.LEFT, Direction.LEFT_SMALL)
+        cut = call.service.settings.auto_truncate if self.truncate is None else self.truncate
+        return Reading(truncate=cut, from_left=from_left, typed=True)
 
 
 class EmbedRequest(Cutting):
@@ -69,7 +73,12 @@ class RerankRequest(Cutting):
     query: str
     texts: list[str]
     raw_scores: bool | None = None
-    """Left alone: scores are averaged cosines either way, and need no squeezing into 0 to 1."""
+    """true: averaged cosines of token vectors; their sigmoid, between 0 and 1, by default."""
+
+    def score(self, cosine: float) -> float:
+        """What the answer has for a text."""
+        return cosine if self.raw_scores else 1 / (1 + exp(-cosine))
+
     return_text: bool | None = None
     """true: each result has its text."""
 
@@ -77,7 +86,8 @@ class RerankRequest(Cutting):
 class TokenizeRequest(Body):
     """`POST /tokenize`."""
 
-    inputs: str | list[str]
+    inputs: Texts
+    """A text, or several."""
     add_special_tokens: bool | None = None
     """false: without the ending that some models want behind a text."""
     prompt_name: str | None = None
@@ -95,11 +105,19 @@ class DecodeRequest(Body):
 async def _embedding(call: Call, request: EmbedRequest | EmbedAllRequest, **more: Any) -> Embedding:  # noqa: ANN401 - fields of Embedding
     inputs = await call.run(_inputs, request.inputs, call)
     target = call.service.catalog.target(None, roles={"prompt_name": request.prompt_name})
-    return Embedding(inputs, target, request.reading, **more)
+    return Embedding(inputs, target, request.reading(call), **more)
 
 
 def _inputs(value: object, call: Call) -> Inputs:
-    return texts_or_ids(value, most=call.service.settings.max_inputs, name="inputs")
+    return texts_or_ids(value, most=call.service.settings.max_client_batch_size, name="inputs")
+
+
+def _check_batch(values: Sized, call: Call, *, param: str) -> None:
+    """InvalidError for none, TooLargeError for more than a request may have."""
+    if not len(values):
+        raise InvalidError(f"{param}: expected at least one", param=param, code="empty")
+    if len(values) > (most := call.service.settings.max_client_batch_size):
+        raise TooLargeError(f"{param}: {len(values)}, this server takes {most} a request", param=param)
 
 
 async def _embed(call: Call) -> AsyncGenerator[bytes, None]:
@@ -122,15 +140,12 @@ async def _embed_all(call: Call) -> AsyncGenerator[bytes, None]:
 
 async def _rerank(call: Call) -> AsyncGenerator[bytes, None]:
     request = await call.read(RerankRequest)
-    if not request.texts:
-        raise InvalidError("texts: expected at least one text", param="texts", code="empty")
-    if len(request.texts) > (most := call.service.settings.max_inputs):
-        raise TooLargeError(f"texts: {len(request.texts)}, this server takes {most} a request", param="texts")
+    _check_batch(request.texts, call, param="texts")
     target = call.service.catalog.target(None)
-    wanted = Ranking(request.query, request.texts, target, scoring=Scoring.MAXSIM, reading=request.reading)
+    wanted = Ranking(request.query, request.texts, target, scoring=Scoring.MAXSIM, reading=request.reading(call))
     found = await call.service.ranked(wanted)
     call.warnings.extend(found.warnings)
-    items: list[dict[str, Any]] = [{"index": one.index, "score": one.score} for one in found.results]
+    items: list[dict[str, Any]] = [{"index": one.index, "score": request.score(one.score)} for one in found.results]
     if request.return_text:
         items = [{**item, "text": request.texts[item["index"]]} for item in items]
     yield to_json(items)
@@ -138,10 +153,17 @@ async def _rerank(call: Call) -> AsyncGenerator[bytes, None]:
 
 async def _tokenize(call: Call) -> AsyncGenerator[bytes, None]:
     request = await call.read(TokenizeRequest)
-    texts = [request.inputs] if isinstance(request.inputs, str) else request.inputs
+    texts = one_or_more_texts(request.inputs, param="inputs")
+    _check_batch(texts, call, param="inputs")
+    _check_none_is_empty(texts)
     target = call.service.catalog.target(None, roles={"prompt_name": request.prompt_name})
     closed = request.add_special_tokens is not False
     yield to_json([[_token(one) for one in text] for text in await call.service.tokens(texts, target, closed=closed)])
+
+
+def _check_none_is_empty(texts: Sequence[str]) -> None:
+    if "" in texts:
+        raise EmptyTextError("the text is empty", index=texts.index(""))
 
 
 def _token(token: Token) -> dict[str, object]:
@@ -157,6 +179,7 @@ def _token(token: Token) -> dict[str, object]:
 async def _decode(call: Call) -> AsyncGenerator[bytes, None]:
     request = await call.read(DecodeRequest)
     lists = [one for one in request.ids if isinstance(one, list)] or [[one for one in request.ids if type(one) is int]]
+    _check_batch(lists if all(lists) else [], call, param="ids")
     skip = request.skip_special_tokens is not False
     target = call.service.catalog.target(None)
     yield to_json([await call.service.detokenized(ids, target, skip_special=skip) for ids in lists])
@@ -169,13 +192,14 @@ async def _info(call: Call) -> AsyncGenerator[bytes, None]:
             "model_id": call.service.catalog.default.name,
             "model_sha": None,
             "model_dtype": "gguf",
+            "served_model_name": call.service.catalog.default.name,
             "model_type": {"embedding": {"pooling": embedder.spec.pooling}},
             "max_concurrent_requests": settings.max_in_flight,
             "max_input_length": embedder.spec.max_tokens,
             "max_batch_tokens": settings.batch_tokens,
             "max_batch_requests": None,
-            "max_client_batch_size": settings.max_inputs,
-            "auto_truncate": False,
+            "max_client_batch_size": settings.max_client_batch_size,
+            "auto_truncate": settings.auto_truncate,
             "tokenization_workers": 2,
             "version": __version__,
             "sha": None,
@@ -184,28 +208,54 @@ async def _info(call: Call) -> AsyncGenerator[bytes, None]:
     )
 
 
+class _Fault(StrEnum):
+    """TEI's `error_type`."""
+
+    EMPTY = "Empty"
+    VALIDATION = "Validation"
+    TOKENIZER = "Tokenizer"
+    BACKEND = "Backend"
+    OVERLOADED = "Overloaded"
+    UNHEALTHY = "Unhealthy"
+
+
 _STATUSES = {
-    "invalid_input": 422,
-    "invalid_json": 422,
-    WRONG_TYPE: 422,
-    "empty": 400,
-    "overloaded": 429,
-    "unavailable": 503,
+    _Fault.EMPTY: 400,
+    _Fault.VALIDATION: 413,
+    _Fault.TOKENIZER: 422,
+    _Fault.BACKEND: 424,
+    _Fault.OVERLOADED: 429,
+    _Fault.UNHEALTHY: 503,
 }
-_TYPES = {400: "Empty", 413: "Validation", 422: "Tokenizer", 424: "Backend", 429: "Overloaded", 503: "Unhealthy"}
+"""As TEI's OpenAPI document has them."""
+_BY_CODE = {"empty": _Fault.EMPTY, "overloaded": _Fault.OVERLOADED, "unavailable": _Fault.UNHEALTHY}
+_BY_KIND = {  # the first that fits
+    EmptyTextError: _Fault.EMPTY,
+    TextLengthError: _Fault.VALIDATION,
+    TextError: _Fault.TOKENIZER,
+}
+
+
+def _fault(problem: Problem) -> _Fault:
+    if problem.code in _BY_CODE:
+        return _BY_CODE[problem.code]
+    if problem.status >= 500:  # noqa: PLR2004 - HTTP's
+        return _Fault.BACKEND
+    return next((fault for kind, fault in _BY_KIND.items() if issubclass(problem.kind, kind)), _Fault.VALIDATION)
 
 
 def _status(problem: Problem) -> int:
-    """TEI's: 413 for what its validation refuses, 422 for what cannot be tokenized, 424 for its backend."""
+    """TEI's: 422 also for a body that is no request of its, other statuses as they are where TEI has none."""
     if problem.status in (401, 403, 404, 405, 408, 415):
         return problem.status
-    if problem.status >= 500 and problem.status != 503:  # noqa: PLR2004 - HTTP's
-        return 424
-    return _STATUSES.get(problem.code, 413)
+    return 422 if problem.code in ("invalid_json", WRONG_TYPE) else _STATUSES[_fault(problem)]
 
 
 def _error(problem: Problem) -> bytes:
-    return to_json({"error": problem.message, "error_type": _TYPES.get(_status(problem), "Validation")})
+    message = problem.message
+    if problem.param == "documents":  # what a ranking calls its texts
+        message = message.replace("documents[", "texts[", 1)
+    return to_json({"error": message, "error_type": _fault(problem)})
 
 
 DIALECT = Dialect(
@@ -213,7 +263,7 @@ DIALECT = Dialect(
     error=_error,
     status=_status,
     routes=(
-        Route("/embed", _embed, "TEI: a vector for each text.", body=EmbedRequest, also=("/",)),
+        Route("/embed", _embed, "TEI: a vector for each text.", body=EmbedRequest, also=("/", "/invocations")),
         Route("/embed_all", _embed_all, "TEI: each token's final hidden state.", body=EmbedAllRequest),
         Route("/rerank", _rerank, "TEI: texts by nearness.", body=RerankRequest, claims=frozenset({"texts"})),
         Route("/tokenize", _tokenize, "TEI: tokens.", body=TokenizeRequest, claims=frozenset({"inputs"})),

@@ -1,4 +1,6 @@
-"""vLLM's dialect: `/pooling` and `/score`. Its `/v1/embeddings`, `/rerank`, `/tokenize` are OpenAI's and Jina's here.
+"""vLLM's dialect: `/pooling`, `/score`, `/rerank` where a body has fields of its alone or the operator prefers it.
+
+Its `/v1/embeddings` is OpenAI's here, its `/tokenize` llama-server's.
 
 Facts are those of vLLM's documentation of its pooling models. A score is the cosine of two vectors, as vLLM has it for
 embedding models; `text_1` are queries, `text_2` passages, unless they begin with a prefix.
@@ -15,8 +17,9 @@ from nestling.server.api import answers
 from nestling.server.api.answers import Form
 from nestling.server.api.bodies import Body, TextsOrIds, texts_or_ids
 from nestling.server.api.dialect import Call, Dialect, Route
+from nestling.server.api.jina import RerankRequest as JinaRerank
 from nestling.server.core.refusals import InvalidError, TooLargeError, agreed
-from nestling.server.core.requests import Embedding, Reading
+from nestling.server.core.requests import Embedding, Ranking, Reading
 from nestling.server.http.problems import Problem
 from nestling.spec import Role
 from nestling.vectors import Floats, paired_cosine
@@ -124,6 +127,37 @@ def _head(call: Call, model: str | None, kind: str, *, tokens: int) -> bytes:
     return to_json(facts)[:-1] + b',"data":'
 
 
+class RerankRequest(JinaRerank):
+    """`POST /rerank`."""
+
+    top_n: int | None = None
+    """How many of the best to answer with; all by default, and for 0."""
+    use_activation: bool | None = None
+    """Left alone: cosines need no activation."""
+    priority: int | None = None
+    """Left alone: requests take turns by their tokens."""
+
+
+async def _rerank(call: Call) -> AsyncGenerator[bytes, None]:
+    request = await call.read(RerankRequest)
+    texts = request.texts(most=call.service.settings.max_inputs)
+    target, reading = call.service.catalog.target(request.model), Reading(limit=request.truncate_prompt_tokens)
+    found = await call.service.ranked(
+        Ranking(request.query, texts, target, top_n=request.top_n or None, reading=reading)
+    )
+    call.warnings.extend(found.warnings)
+    facts = {
+        "id": f"rerank-{uuid.uuid4().hex}",
+        "model": request.model or call.service.catalog.default.name,
+        "usage": answers.usage(found.tokens),
+        "results": [
+            {"index": one.index, "document": {"text": texts[one.index]}, "relevance_score": one.score}
+            for one in found.results
+        ],
+    }
+    yield to_json(facts)
+
+
 _TYPES = {401: "AuthenticationError", 404: "NotFoundError", 429: "RateLimitError", 503: "ServiceUnavailableError"}
 
 
@@ -138,6 +172,15 @@ DIALECT = Dialect(
     error=_error,
     routes=(
         Route("/pooling", _pooling, "vLLM: a vector for each text.", body=PoolingRequest),
+        Route(
+            "/rerank",
+            _rerank,
+            "vLLM: documents by nearness.",
+            body=RerankRequest,
+            also=("/v1/rerank",),
+            claims=frozenset({"use_activation", "activation", "softmax", "mm_processor_kwargs"}),
+            preferred_by=frozenset({"documents"}),
+        ),
         Route("/v1/score", _score, "vLLM: cosines of pairs. Also at /score.", body=ScoreRequest, also=("/score",)),
     ),
 )

@@ -7,7 +7,7 @@ its bodies from OpenAI's and Jina's on the same paths. Texts that are too long a
 import base64
 from collections.abc import AsyncGenerator, Iterator
 from enum import StrEnum
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic_core import to_json
 
@@ -32,6 +32,11 @@ class InputType(StrEnum):
 class EmbedRequest(Body):
     """`POST /v1/embeddings`."""
 
+    OWN: ClassVar = frozenset(
+        {"input", "model", "input_type", "truncation", "output_dimension", "output_dtype", "encoding_format"}
+    )
+    """Voyage's fields."""
+
     input: str | list[str]
     model: str | None = None
     """NAME or NAME/TASK; the first served model by default."""
@@ -48,6 +53,7 @@ class EmbedRequest(Body):
 
     def check(self) -> None:
         """InvalidError for what Voyage does not know."""
+        _check_fields(self, self.OWN)
         if self.output_dtype is Form.BASE64:
             raise InvalidError("output_dtype=base64: expected one of float, int8, uint8, binary, ubinary")
         if self.encoding_format not in (None, "base64"):
@@ -57,10 +63,19 @@ class EmbedRequest(Body):
 class RerankRequest(JinaRerank):
     """`POST /v1/rerank`."""
 
+    OWN: ClassVar = frozenset({"query", "documents", "model", "top_k", "return_documents", "truncation"})
+    """Voyage's fields."""
+
     top_k: int | None = None
     """How many of the best to answer with; all by default."""
     truncation: bool | None = None
     """false: refuse texts that are too long; cut on the right by default."""
+
+
+def _check_fields(request: Body, known: frozenset[str]) -> None:
+    """InvalidError for a field that Voyage does not know, in its words."""
+    for name in sorted({name for name, value in request if value is not None} - known):
+        raise InvalidError(f"Argument '{name[:100]}' is not supported by our API", param=name[:100])
 
 
 async def _embeddings(call: Call) -> AsyncGenerator[bytes, None]:
@@ -97,6 +112,7 @@ def _packed(row: Floats, form: Form) -> bytes:
 
 async def _rerank(call: Call) -> AsyncGenerator[bytes, None]:
     request = await call.read(RerankRequest)
+    _check_fields(request, request.OWN)
     texts = request.texts(most=call.service.settings.max_inputs)
     reading = Reading(truncate=request.truncation is not False, typed=True)
     target = call.service.catalog.target(request.model)
@@ -123,6 +139,7 @@ DIALECT = Dialect(
             "Voyage: a vector for each text.",
             body=EmbedRequest,
             claims=frozenset({"truncation", "output_dimension", "output_dtype"}),
+            preferred_by=frozenset({"input"}),
         ),
         Route(
             "/v1/rerank",
@@ -130,6 +147,7 @@ DIALECT = Dialect(
             "Voyage: documents by nearness.",
             body=RerankRequest,
             claims=frozenset({"top_k", "truncation"}),
+            preferred_by=frozenset({"documents"}),
         ),
     ),
 )

@@ -16,6 +16,9 @@ from nestling.models.local import ModelReference
 from nestling.server.core.refusals import NotServedError, agreed, shown
 from nestling.spec import ModelSpec, Role, Task
 
+LATEST = ":latest"
+"""Ollama's tag where none is named: at the end of a name it means nothing."""
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -97,13 +100,20 @@ class Catalog:
         adapters: bool = False,
     ) -> None:
         self.offers = [_offer(reference, specs_of_file, adapters=adapters) for reference in references]
-        self._aliases = dict(aliases or {})
+        self.aliases: Mapping[str, str] = {}
         self.refresh()
-        for name, target in self._aliases.items():
+        self.rename(aliases or {})
+
+    def rename(self, aliases: Mapping[str, str]) -> None:
+        """Take these aliases in place of the present ones; a UsageError for one of a model that is not served."""
+        before, self.aliases = self.aliases, {}  # an alias is of a model, never of another alias
+        for name, target in aliases.items():
             try:
                 self.target(target)
             except (UsageError, NotServedError) as error:
+                self.aliases = before
                 raise UsageError(f"alias {name}: {error}", param="alias") from None
+        self.aliases = dict(aliases)
 
     @property
     def default(self) -> Offer:
@@ -120,7 +130,7 @@ class Catalog:
         self, model: str, *, task: str | None = None, roles: Mapping[str, str | None] | None = None
     ) -> tuple[Offer, Target]:
         """The same for a name, an empty one too, with the offer that it belongs to."""
-        name, in_model = self._split(self._aliases.get(model, model))
+        name, in_model = self._split(self._meant(model))
         in_field = _task_and_role("task", task)
         offer, named = self._find(name, model)
         in_name = named.task if named else None
@@ -140,6 +150,14 @@ class Catalog:
         files = (None,) if offer.base else offer.tasks
         whole = [quant for quant in FILE_TYPES if all((offer.family, quant, task) in self._here for task in files)]
         return [offer, *(replace(offer, quant=quant) for quant in whole if quant != local.DEFAULT_QUANT)]
+
+    def _meant(self, model: str) -> str:
+        """A name without `:latest`, and for an alias its model, be it alone or in front of `/TASK.ROLE`."""
+        head, slash, tail = model.rpartition("/")
+        for name, rest in ((model, ""), (head, slash + tail)):
+            if known := self.aliases.get(name) or self.aliases.get(name.removesuffix(LATEST)):
+                return known + rest
+        return head.removesuffix(LATEST) + slash + tail.removesuffix(LATEST)
 
     def _split(self, name: str) -> tuple[str, tuple[Task | None, Role | None]]:
         head, slash, tail = name.rpartition("/")

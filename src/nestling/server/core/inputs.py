@@ -6,7 +6,7 @@ from typing import cast
 import numpy as np
 
 from nestling.engine.protocol import TokenIds
-from nestling.errors import TextError
+from nestling.errors import TextError, TextLengthError
 from nestling.models.embedder import Embedder
 from nestling.server.core import cl100k
 from nestling.server.core.refusals import InvalidError
@@ -22,13 +22,18 @@ def limit_of(reading: Reading, spec: ModelSpec) -> int | None:
     """Tokens that a text is cut to, prefix included; None where a longer text is refused."""
     most = reading.limit
     if most is None or most == -1:
-        return spec.max_tokens if reading.truncate or most == -1 else None
+        return _longest(reading, spec) if reading.truncate or most == -1 else None
     if not 1 <= most <= spec.max_tokens:
         raise InvalidError(
             f"truncate_prompt_tokens={most}: expected 1 to {spec.max_tokens}, or -1 for {spec.max_tokens}",
             param="truncate_prompt_tokens",
         )
     return most
+
+
+def _longest(reading: Reading, spec: ModelSpec) -> int:
+    """Tokens of the longest text, prefix included: the model's, or fewer where the client says so."""
+    return min(reading.longest or spec.max_tokens, spec.max_tokens)
 
 
 class Reader:
@@ -59,11 +64,10 @@ def tokenized(
     texts: Sequence[str], embedder: Embedder, *, role: Role | None, reading: Reading, default: Role = Role.QUERY
 ) -> list[TokenIds]:
     """B texts -> B arrays of ids: prefix, text, ending, within the limit. UsageError for what is not."""
-    limit = limit_of(reading, embedder.spec)
     if not (role is None and reading.typed and any(typed := _are_typed(texts, embedder.spec))):
-        return _cut(texts, embedder, role=role or default, limit=limit, from_left=reading.from_left)
-    as_typed = _cut(texts, embedder, role=Role.RAW, limit=limit, from_left=reading.from_left)
-    prefixed = _cut(texts, embedder, role=default, limit=limit, from_left=reading.from_left)
+        return _read(texts, embedder, role=role or default, reading=reading)
+    as_typed = _read(texts, embedder, role=Role.RAW, reading=reading)
+    prefixed = _read(texts, embedder, role=default, reading=reading)
     return [one if has else other for has, one, other in zip(typed, as_typed, prefixed, strict=True)]
 
 
@@ -104,22 +108,31 @@ def _are_typed(texts: Sequence[str], spec: ModelSpec) -> list[bool]:
     return [text.startswith(prefixes) for text in texts]
 
 
-def _cut(texts: Sequence[str], embedder: Embedder, *, role: Role, limit: int | None, from_left: bool) -> list[TokenIds]:
+def _read(texts: Sequence[str], embedder: Embedder, *, role: Role, reading: Reading) -> list[TokenIds]:
+    """Texts with the role's prefix, each within the limit or cut to it."""
+    limit = limit_of(reading, embedder.spec)
     ids = embedder.tokenize(texts, prompt_name=role, truncate=limit is not None)
     if limit is None:
-        return ids
+        return _within(ids, reading)
     prefix = embedder.tokenizer.encode([embedder.spec.prefix(role)])[0]
     if limit < SHORTEST_CUT and limit <= len(prefix):
-        raise InvalidError(
-            f"truncate_prompt_tokens={limit}: the prefix alone has {len(prefix)} tokens",
-            param="truncate_prompt_tokens",
-        )
-    if not from_left:
+        name = reading.longest_name if reading.longest else "truncate_prompt_tokens"
+        raise InvalidError(f"{name}={limit}: the prefix alone has {len(prefix)} tokens", param=name)
+    if not reading.from_left:
         return [embedder.tokenizer.cut(one, limit) for one in ids]
     return [
         _last(one, text, embedder, role=role, limit=limit) if len(one) >= limit else one
         for one, text in zip(ids, texts, strict=True)
     ]
+
+
+def _within(ids: list[TokenIds], reading: Reading) -> list[TokenIds]:
+    """The same; TextLengthError for a text of more tokens than the client allows."""
+    for index, one in enumerate(ids):
+        if reading.longest and len(one) > reading.longest:
+            longer = f"{len(one)} tokens, {reading.longest_name} allows {reading.longest}; truncate=true cuts the text"
+            raise TextLengthError(longer, index=index)
+    return ids
 
 
 def _last(ids: TokenIds, text: str, embedder: Embedder, *, role: Role, limit: int) -> TokenIds:
@@ -151,5 +164,5 @@ def _own(ids: TokenIds, index: int, embedder: Embedder, *, limit: int | None) ->
     if ids.max() >= size:
         raise TextError(f"token ids go from 0 to {size - 1}", index=index)
     if limit is None and len(ids) > most:
-        raise TextError(f"{len(ids)} tokens, this model takes {most}; truncate=true cuts the text", index=index)
+        raise TextLengthError(f"{len(ids)} tokens, this model takes {most}; truncate=true cuts the text", index=index)
     return ids[:limit]

@@ -115,6 +115,13 @@ class ModelPool:
         """The models that are ready."""
         return [task.result() for task in self._models.values() if _is_ready(task)]
 
+    def unloaded_in_s(self, model: Model) -> float | None:
+        """Seconds until a model is unloaded if nobody uses it; None for never."""
+        if self._idle_s is None:
+            return None
+        unused_s = 0.0 if model.is_in_use else self._clock() - model.used_at
+        return max(self._idle_s - unused_s, 0.0)
+
     def reset(self, model: Model) -> None:
         """Load a model anew in place, after its engine failed."""
         LOG.warning("engine reset", extra={"fields": {"model": model.reference}})

@@ -15,11 +15,18 @@ Value = TypeVar("Value")
 
 
 class InvalidError(UsageError):
-    """A value that cannot be honoured; `code` is the machine-readable reason."""
+    """A value that cannot be honoured; `code` is the machine-readable reason, `of` the error that this one rewords."""
 
-    def __init__(self, message: str, *, param: str | None = None, code: str = "invalid_value") -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str = "invalid_value",
+        of: type[UsageError] | None = None,
+    ) -> None:
         super().__init__(message, param=param)
-        self.code = code
+        self.code, self.of = code, of
 
 
 class TooLargeError(UsageError):

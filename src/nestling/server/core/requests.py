@@ -47,13 +47,17 @@ class Reading:
     """How texts become tokens.
 
     `truncate` cuts texts at the model's limit, `limit` at so many tokens, prefix included (-1: the model's limit); a
-    longer text is refused otherwise. `from_left` takes away the tokens behind the prefix instead of the last ones.
+    longer text is refused otherwise. `longest` lowers the model's limit, which `truncate` then decides about;
+    `longest_name` is what the client calls it. `from_left` takes away the tokens behind the prefix instead of the last
+    ones.
     `typed`: where no role is named, a prefix that a text already begins with is taken for its prefix; texts without
     one get that of the role `default`.
     """
 
     truncate: bool = False
     limit: int | None = None
+    longest: int | None = None
+    longest_name: str = ""
     from_left: bool = False
     typed: bool = False
     default: Role = Role.QUERY

@@ -21,7 +21,7 @@ from nestling.models.local import resolve
 from nestling.models.reranking import Scoring, check_top_n, ranked
 from nestling.server.core import token_vectors as of_tokens
 from nestling.server.core.answer_budget import AnswerBudget
-from nestling.server.core.catalog import Catalog, Served, Target
+from nestling.server.core.catalog import LATEST, Catalog, Served, Target
 from nestling.server.core.inference import SHORT_CHARACTERS, SHORT_NUMBERS, Inference, is_short
 from nestling.server.core.inputs import tokens_of, warnings_of
 from nestling.server.core.loading import limited, loader, model_cost
@@ -181,11 +181,12 @@ class Service:
             return model.embedder
 
     async def served(self) -> list[Served]:
-        """Each served reference, in each file type that is here, and each task by its own name."""
+        """Each served reference, in each file type that is here, each task by its own name, and each alias."""
         await self.ready()
         offers = [(offer, kind) for offer in self.catalog.offers for kind in self.catalog.kinds(offer)]
-        found = [served for offer, kind in offers for served in kind.served(self._specs[offer.name])]
-        return list({served.name: served for served in found}.values())
+        listed = [served for offer, kind in offers for served in kind.served(self._specs[offer.name])]
+        found = {served.name: served for served in listed}
+        return list((found | {name: self._known_as(name) for name in self.catalog.aliases}).values())
 
     def engines(self) -> list[dict[str, str]]:
         """Which engine each model in memory runs on, and why."""
@@ -195,8 +196,11 @@ class Service:
     async def served_as(self, name: str) -> Served:
         """The model that a client calls so; NotServedError or UsageError as for a request with that name."""
         for one in await self.served():
-            if one.name == name:
+            if one.name == name.removesuffix(LATEST):
                 return one
+        return self._known_as(name)
+
+    def _known_as(self, name: str) -> Served:
         offer, target = self.catalog.found(name)
         spec = self._specs[offer.name]
         return Served(name, (offer.chosen(target.task),), spec.max_tokens, spec.dimensions)

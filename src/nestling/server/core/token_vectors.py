@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nestling.engine.protocol import TokenIds
-from nestling.errors import ImageSizeError, InputError, TextError, UsageError
+from nestling.errors import EmptyTextError, ImageSizeError, InputError, TextError, UsageError
 from nestling.inputs.late_chunking import ChunkedIds, Cut
 from nestling.models.embedder import Embedder
 from nestling.models.reranking import Scoring, token_scores, vector_scores
@@ -46,7 +46,7 @@ def chunked(inputs: Inputs, embedder: Embedder, *, role: Role) -> ChunkedIds:
     if not are_texts(inputs):
         raise InvalidError("late_chunking: expected texts, not token ids", param="input")
     if "" in inputs:
-        raise TextError("the text is empty", index=inputs.index(""))
+        raise EmptyTextError("the text is empty", index=inputs.index(""))
     ends = np.cumsum([0, *map(len, inputs)]).tolist()
     spans = list(pairwise(ends))
     try:
@@ -65,12 +65,13 @@ def candidates(wanted: Ranking, places: Sequence[int], embedder: Embedder) -> li
     if wanted.scoring is Scoring.MAXSIM:
         check_head(embedder, param="scoring")
     if not wanted.query.strip():
-        raise InvalidError("query: the text is empty", param="query", code="invalid_input")
+        raise InvalidError("query: the text is empty", param="query", code="invalid_input", of=EmptyTextError)
     read = partial(tokenized, embedder=embedder, role=None, reading=wanted.reading)
     try:
         asked = read([wanted.query], default=Role.QUERY)
     except TextError as error:
-        raise InvalidError(str(error).replace("input 0", "query", 1), param="query", code="invalid_input") from None
+        said = str(error).replace("input 0", "query", 1)
+        raise InvalidError(said, param="query", code="invalid_input", of=type(error)) from None
     try:
         return asked + read([str(wanted.documents[place]) for place in places], default=Role.PASSAGE)
     except TextError as error:
@@ -81,7 +82,8 @@ def of_document(error: InputError) -> UsageError:
     """The same complaint in a ranking's words."""
     if isinstance(error, ImageSizeError):
         return TooLargeError(f"documents[{error.index}]: {error.reason}", param="documents")
-    return InvalidError(f"documents[{error.index}]: {error.reason}", param="documents", code="invalid_input")
+    said = f"documents[{error.index}]: {error.reason}"
+    return InvalidError(said, param="documents", code="invalid_input", of=type(error))
 
 
 def scores(scoring: Scoring, values: Sequence[Floats]) -> NDArray[np.float64]:

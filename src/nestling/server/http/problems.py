@@ -4,7 +4,7 @@ Knows which exception is whose fault: a caller's (4xx), ours (5xx).
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from starlette.responses import Response
 from starlette.types import Scope
@@ -20,13 +20,18 @@ RETRY_AFTER_S = 5
 
 @dataclass(eq=False)
 class Problem(Exception):
-    """One refused or failed request; `param` is the field at fault, `code` the machine-readable reason."""
+    """One refused or failed request.
+
+    `param` is the field at fault, `code` the machine-readable reason, `kind` the exception that said so, for dialects
+    that tell more apart.
+    """
 
     status: int
     message: str
     code: str
     param: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    kind: type[Exception] = Exception
 
 
 Respond = Callable[[Scope, Problem], Response]
@@ -39,7 +44,7 @@ def problem_of(error: Exception) -> Problem:
         return error
     for kind, make in _PROBLEMS.items():
         if isinstance(error, kind):
-            return make(error)
+            return replace(make(error), kind=getattr(error, "of", None) or type(error))
     return Problem(500, "internal error; the server's log has its place", "internal_error")
 
 

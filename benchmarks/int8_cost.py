@@ -30,7 +30,7 @@ from nestling.engine.openvino import int8_groups
 from nestling.engine.protocol import Item, TokenIds, plain
 from nestling.engine.registry import EngineName, load_engine
 from nestling.engine.weights import input_rows, tensor
-from nestling.evaluation import data, quality
+from nestling.evaluation import data, scoring
 from nestling.evaluation.results import Scores
 from nestling.formats.gguf import GGUFFile
 from nestling.models import local
@@ -154,7 +154,7 @@ def _rankings() -> list[dict[str, Any]]:
     for kind in ("Q8_0", "Q4_K_M"):
         for name in SETS:
             ours, exact = (_score(f"{STARTER}:{kind}", name, engine) for engine in ("openvino", "reference"))
-            found = quality.difference(ours, exact, "nDCG@10")
+            found = scoring.difference(ours, exact, "nDCG@10")
             means = {"int8": ours.means["nDCG@10"].mean, "float32": exact.means["nDCG@10"].mean}
             rows.append({"file_type": kind, "set": name, **means, "difference": [found.mean, found.low, found.high]})
             print(rows[-1], flush=True)
@@ -167,7 +167,7 @@ def _score(reference: str, name: str, engine: str) -> Scores:
         model.encode(texts, prompt_name=role, truncate=True)
         for texts, role in ((benchmark.queries, Role.QUERY), (benchmark.documents, Role.PASSAGE))
     ]
-    return quality.score(benchmark, quality.Sides(*sides), model.spec.dimension(None))
+    return scoring.score(benchmark, scoring.Sides(*sides), model.spec.dimension(None))
 
 
 def rewritten(path: Path, out: Path) -> Path:

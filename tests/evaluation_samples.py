@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from nestling.evaluation import metrics, results
-from nestling.evaluation.encoders import in_requests
+from nestling.evaluation import metrics, origins
+from nestling.evaluation.encoders import Inputs, in_requests
 from nestling.evaluation.metrics import Doubles
-from nestling.evaluation.quality import difference
 from nestling.evaluation.results import (
     Against,
     BenchmarkFacts,
@@ -22,13 +21,14 @@ from nestling.evaluation.results import (
     Scores,
     SpeedResult,
 )
+from nestling.evaluation.scoring import difference
 from nestling.formats.quant_types import FILE_TYPES
 from nestling.spec import Role, Task
 from nestling.vectors import Floats
 
 DOCUMENTS = ("cats purr when they are content", "dogs bark at the moon", "the sea is deep", "a car has wheels")
 QUERIES = {"q1": ("what purrs", "d0"), "q2": ("what barks", "d1"), "q3": ("deep water", "d2")}
-ORIGIN = replace(results.origin(), commit="0" * 40, started="2026-01-01T00:00:00+00:00")
+ORIGIN = replace(origins.origin(), commit="0" * 40, started="2026-01-01T00:00:00+00:00")
 
 
 def write_benchmark(folder: Path) -> Path:
@@ -69,14 +69,15 @@ class FakeEncoder:
         self.asked: list[tuple[tuple[str, ...], Role]] = []
         self.closed = False
 
-    def encode_iter(self, texts: Sequence[str], *, role: Role) -> Iterator[tuple[list[int], Floats]]:
+    def encode_iter(self, inputs: Inputs, *, role: Role) -> Iterator[tuple[list[int], Floats]]:
         """The function's vectors."""
 
-        def answer(some: Sequence[str]) -> Floats:
-            self.asked.append((tuple(some), role))
-            return self._answer(some, role)
+        def answer(some: Inputs) -> Floats:
+            texts = [str(one) for one in some]
+            self.asked.append((tuple(texts), role))
+            return self._answer(texts, role)
 
-        return in_requests(texts, answer)
+        return in_requests(inputs, answer)
 
     def close(self) -> None:
         """Be closed."""

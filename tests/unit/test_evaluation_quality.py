@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from nestling.cli import evaluate
 from nestling.errors import EngineError, FileFormatError, NestlingError, UsageError
-from nestling.evaluation import metrics, quality, results
+from nestling.evaluation import metrics, quality, results, scoring
 from nestling.evaluation.encoders import open_encoder
 from nestling.evaluation.metrics import Interval
 from nestling.evaluation.quality import Measured, Settings
@@ -46,7 +46,7 @@ def test_the_largest_file_comes_first_and_the_others_are_compared_with_it(two: l
     assert other.result.against.model == base.result.model
     assert len(other.result.against.cosines) == len(DOCUMENTS) + 3
     assert 0.9 < other.result.against.cosine_lowest <= other.result.against.cosine_mean < 1
-    assert other.result.against.differences["nDCG@10"] == quality.difference(
+    assert other.result.against.differences["nDCG@10"] == scoring.difference(
         other.result.full, base.result.full, "nDCG@10"
     )
 
@@ -92,7 +92,7 @@ def test_a_reference_for_another_task_is_refused(two: list[Path], settings: Sett
 
 def test_equal_vectors_differ_by_nothing(two: list[Path], settings: Settings) -> None:
     (measured,) = measure(two[1:], settings)
-    assert quality.difference(measured.result.full, measured.result.full, "nDCG@5") == Interval(0, 0, 0)
+    assert scoring.difference(measured.result.full, measured.result.full, "nDCG@5") == Interval(0, 0, 0)
 
 
 def test_dimensions_that_were_not_trained_are_refused(two: list[Path], settings: Settings) -> None:

@@ -2,18 +2,21 @@
 
 A benchmark is a retrieval set (documents, queries, which documents answer which query) or a set of text pairs with
 scores. It is named by a folder or file in one of the layouts of `layouts`, by the name of a set that comes with the
-package, or by a name on the Hugging Face hub. Knows no model.
+package, or by a name on the Hugging Face hub. Documents may be pages, that is images. Knows no model.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
+from enum import StrEnum
 from pathlib import Path
+from typing import ClassVar
 
 from nestling._util.data import data_folder
 from nestling.errors import FileFormatError, ModelNotFoundError
 from nestling.evaluation import layouts
+from nestling.evaluation.pages import Page
 from nestling.models.hub import datasets
 from nestling.spec import Task
 
@@ -25,11 +28,20 @@ SHIPPED: Mapping[str, tuple[Task, ...]] = {
 """The sets of nestling-data and the tasks that they are for."""
 
 
+class Form(StrEnum):
+    """What of a page is embedded."""
+
+    IMAGES = "images"
+    OCR = "OCR text"
+
+
 @dataclass(frozen=True, slots=True)
 class RetrievalSet:
     """Queries, documents and their relevance: query id -> document id -> grade (0 is judged and irrelevant).
 
-    `tasks` are those that the set is for; none means that it does not say.
+    `tasks` are those that the set is for; none means that it does not say. `pages` are the images of documents that
+    are pages, whose `documents` are their OCR text, empty without. A `form` of such a set has one of the two and says
+    which; `visual` is the hash of the whole.
     """
 
     name: str
@@ -39,11 +51,29 @@ class RetrievalSet:
     queries: tuple[str, ...]
     relevant: dict[str, dict[str, int]]
     tasks: tuple[Task, ...] = ()
+    pages: tuple[Page, ...] = ()
+    form: Form | None = None
+    visual: str = ""
 
     @property
     def sha256(self) -> str:
         """Hash of the contents: equal sets have equal hashes, wherever they were read from."""
-        return _hash(astuple(self)[1:-1])
+        contents = (self.document_ids, self.documents, self.query_ids, self.queries, self.relevant)
+        return _hash((*contents, [page.sha256 for page in self.pages]) if self.pages else contents)
+
+    def forms(self) -> "list[RetrievalSet]":
+        """What is measured of it: itself, or of pages their images, and their OCR text if there is any.
+
+        Pages whose text is empty are no documents of the second: nothing finds them.
+        """
+        if not self.pages:
+            return [self]
+        whole = self.sha256
+        images = replace(self, documents=(), form=Form.IMAGES, visual=whole)
+        read = [place for place, text in enumerate(self.documents) if text.strip()]
+        ids, texts = (tuple(one[place] for place in read) for one in (self.document_ids, self.documents))
+        more = replace(images, name=f"{self.name}-ocr", document_ids=ids, documents=texts, pages=(), form=Form.OCR)
+        return [images, more] if read else [images]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +85,11 @@ class PairSet:
     right: tuple[str, ...]
     scores: tuple[float, ...]
     tasks: tuple[Task, ...] = (Task.TEXT_MATCHING,)
+    form: ClassVar[Form | None] = None
+
+    def forms(self) -> "list[PairSet]":
+        """Itself."""
+        return [self]
 
     @property
     def sha256(self) -> str:
@@ -110,6 +145,7 @@ def read_folder(folder: Path, *, name: str, tasks: tuple[Task, ...] = ()) -> Ret
         name=name,
         document_ids=tuple(documents.texts),
         documents=tuple(documents.texts.values()),
+        pages=tuple(documents.pages.values()),
         query_ids=tuple(kept),
         queries=tuple(queries.texts[query] for query in kept),
         relevant={query: relevant[query] for query in kept},

@@ -1,4 +1,4 @@
-"""Encoders whose quality is measured: the local embedder, or a server by its URL.
+"""Encoders whose quality is measured: the local embedder, or a server by its URL. They take texts, or pages.
 
 A reference is what the store reads (`starter-retrieval:Q4_K_M`, a GGUF file), or `URL#MODEL` of an OpenAI-compatible
 server, such as `http://localhost:8080/v1#starter/retrieval`. How roles reach a server: a model that ends in `/TASK`
@@ -6,15 +6,18 @@ is asked for as `MODEL.ROLE`, which nestling's server understands; for any other
 of each text here.
 """
 
+import base64
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from nestling._util.ahead import ahead
 from nestling._util.progress import Progress, no_progress
 from nestling.engine.protocol import plain
-from nestling.errors import EngineError, ModelNotFoundError, TextError, UsageError
+from nestling.errors import EngineError, InputError, ModelNotFoundError, UsageError
+from nestling.evaluation.pages import Page
 from nestling.evaluation.remote import Connection
 from nestling.models import hub_models, local
 from nestling.models.embedder import Embedder
@@ -22,20 +25,21 @@ from nestling.models.local import ModelReference
 from nestling.spec import Role, Task, prefixes_for
 from nestling.vectors import Floats
 
-REQUEST_TEXTS = 64
-"""Texts that a server is sent at once."""
+REQUEST_TEXTS, REQUEST_PAGES = 64, 4
+"""Texts, or pages, that a server is sent at once: its bodies are limited."""
+Inputs = Sequence[str | Page]
 
 
 class Encoder(Protocol):
-    """Texts to vectors of full width. `task` is what it is for, None if unknown."""
+    """Texts or pages to vectors of full width. `task` is what it is for, None if unknown."""
 
     name: str
     task: Task | None
 
-    def encode_iter(self, texts: Sequence[str], *, role: Role) -> Iterator[tuple[list[int], Floats]]:
-        """Embed the texts of one role, some at a time: yields (places of b texts, (b, D) float32), in any order.
+    def encode_iter(self, inputs: Inputs, *, role: Role) -> Iterator[tuple[list[int], Floats]]:
+        """Embed the inputs of one role, some at a time: yields (places of b inputs, (b, D) float32), in any order.
 
-        TextError for a text that cannot be embedded, by its place.
+        InputError for an input that cannot be embedded, by its place.
         """
         ...
 
@@ -51,9 +55,20 @@ class LocalEncoder:
         self.name, self._embedder = name, embedder
         self.task: Task | None = embedder.spec.task
 
-    def encode_iter(self, texts: Sequence[str], *, role: Role) -> Iterator[tuple[list[int], Floats]]:
-        """Embed the texts of one role, a batch of the engine at a time."""
+    def encode_iter(self, inputs: Inputs, *, role: Role) -> Iterator[tuple[list[int], Floats]]:
+        """Embed the inputs of one role, a batch of the engine at a time."""
+        texts = [one for one in inputs if isinstance(one, str)]
+        if len(texts) < len(inputs):
+            return self._pages([one for one in inputs if isinstance(one, Page)])
         return self._embedder.embed_iter(plain(self._embedder.tokenize(texts, prompt_name=role)))
+
+    def _pages(self, pages: Sequence[Page]) -> Iterator[tuple[list[int], Floats]]:
+        """Pages are decoded while those before them are embedded, and few are held."""
+        done = 0
+        for items in ahead(self._embedder.vision.grouped(page.read() for page in pages)):
+            for places, vectors in self._embedder.embed_iter(items):
+                yield [done + place for place in places], vectors
+            done += len(items)
 
     def close(self) -> None:
         """Unload the model."""
@@ -72,21 +87,25 @@ class RemoteEncoder:
         if self.task is None:
             raise UsageError(f"{url}: name its task, with --task or as URL#MODEL/TASK", param="task")
 
-    def encode_iter(self, texts: Sequence[str], *, role: Role) -> Iterator[tuple[list[int], Floats]]:
-        """Embed the texts of one role, a request at a time."""
-        return in_requests(texts, lambda some: self._connection.embed(self.body(some, role=role)))
+    def encode_iter(self, inputs: Inputs, *, role: Role) -> Iterator[tuple[list[int], Floats]]:
+        """Embed the inputs of one role, a request at a time."""
+        return in_requests(inputs, lambda some: self._connection.embed(self.body(some, role=role)))
 
-    def body(self, texts: Sequence[str], *, role: Role) -> dict[str, Any]:
-        """The request for some texts."""
+    def body(self, inputs: Inputs, *, role: Role) -> dict[str, Any]:
+        """The request for some inputs; an image goes as Jina's API has it."""
         if self._named_task:
-            return {"input": list(texts), "model": f"{self._model}.{role}"}
+            return {"input": [_sent(one, "") for one in inputs], "model": f"{self._model}.{role}"}
         assert self.task is not None, "checked when it was made"
         prefix = prefixes_for(self.task)[role]
-        return {"input": [prefix + text for text in texts], "model": self._model}
+        return {"input": [_sent(one, prefix) for one in inputs], "model": self._model}
 
     def close(self) -> None:
         """Close the connection."""
         self._connection.close()
+
+
+def _sent(one: str | Page, prefix: str) -> str | dict[str, str]:
+    return prefix + one if isinstance(one, str) else {"image": base64.b64encode(one.read()).decode()}
 
 
 def _task_of(model: str) -> Task | None:
@@ -131,32 +150,39 @@ def open_encoder(
     return LocalEncoder(Embedder.load(local.resolve(reference), engine=engine, threads=threads), name=str(reference))
 
 
-def in_requests(texts: Sequence[str], encode: Callable[[Sequence[str]], Floats]) -> Iterator[tuple[list[int], Floats]]:
-    """Embed texts of like length together, longest first: yields their places and vectors."""
-    order = sorted(range(len(texts)), key=lambda place: -len(texts[place]))
-    for start in range(0, len(order), REQUEST_TEXTS):
-        places = order[start : start + REQUEST_TEXTS]
+def in_requests(inputs: Inputs, encode: Callable[[Inputs], Floats]) -> Iterator[tuple[list[int], Floats]]:
+    """Embed texts of like length together, longest first, or pages in order: yields their places and vectors."""
+    order = sorted(range(len(inputs)), key=lambda place: -_length(inputs[place]))
+    step = REQUEST_TEXTS if all(isinstance(one, str) for one in inputs) else REQUEST_PAGES
+    for start in range(0, len(order), step):
+        places = order[start : start + step]
         try:
-            yield places, encode([texts[place] for place in places])
-        except TextError as error:
-            raise TextError(error.reason, index=places[error.index]) from None
+            yield places, encode([inputs[place] for place in places])
+        except InputError as error:
+            raise error.at(places[error.index]) from None
 
 
-def encode_all(encoder: Encoder, texts: Sequence[str], *, role: Role, progress: Progress = no_progress) -> Floats:
-    """Embed all texts: -> (B, D) float32 in the order of `texts`.
+def _length(one: str | Page) -> int:
+    return len(one) if isinstance(one, str) else 0
 
-    EngineError for a wrong shape, NaN or a zero vector. `progress` is told (texts done, texts in all).
+
+def encode_all(encoder: Encoder, inputs: Inputs, *, role: Role, progress: Progress = no_progress) -> Floats:
+    """Embed all inputs: -> (B, D) float32 in their order.
+
+    EngineError for a wrong shape, NaN or a zero vector. `progress` is told (inputs done, inputs in all).
     """
     rows: dict[int, Floats] = {}
     try:
-        for places, vectors in encoder.encode_iter(texts, role=role):
+        for places, vectors in encoder.encode_iter(inputs, role=role):
             rows.update(zip(places, checked(vectors, len(places), encoder.name), strict=True))
-            progress(len(rows), len(texts))
-    except TextError as error:
-        raise TextError(f"{error.reason} ({role} {texts[error.index]!r:.60})", index=error.index) from None
+            progress(len(rows), len(inputs))
+    except InputError as error:
+        one = inputs[error.index]
+        named = f"{role} {one!r:.60}" if isinstance(one, str) else str(one)
+        raise type(error)(f"{error.reason} ({named})", index=error.index) from None
     if len({len(row) for row in rows.values()}) > 1:
         raise EngineError(f"{encoder.name}: vectors of different widths for different texts")
-    return np.stack([rows[place] for place in range(len(texts))])
+    return np.stack([rows[place] for place in range(len(inputs))])
 
 
 def checked(vectors: Floats, count: int, name: str) -> Floats:

@@ -56,9 +56,10 @@ def quality(results: Sequence[QualityResult]) -> list[Figure]:
     found: list[Figure] = []
     for group in by_benchmark(results):
         sized = [one for one in group if one.model.size_bytes]
-        found += [_against_size(sized)] if len(sized) > 1 else []
+        found += [_forms(group)] if group[0].benchmark.visual and len(group) > 1 else []
+        found += [_against_size(sized)] if len({_size(one) for one in sized}) > 1 else []
         found += [_differences(group)] if any(one.against for one in group) else []
-        found += [_curves(group)] if len(group[0].scores) > 1 else []
+        found += [_curves(cut)] if (cut := [one for one in group if len(one.scores) > 1]) else []
     return found
 
 
@@ -87,11 +88,31 @@ def _kind(result: QualityResult) -> str:
 _KINDS = {"IQ": "IQ types", "Q": "Q types", "F": "float", "BF": "float"}
 
 
+def _forms(group: Sequence[QualityResult]) -> Figure:
+    """Images, OCR text and BM25 side by side."""
+    main = headline(group[0])
+    found = [one.full.means[main] for one in group]
+    points = (
+        Point(label, one.mean, place, one.low, one.high)
+        for place, (label, one) in enumerate(zip(labels(group), found, strict=True))
+    )
+    return Figure(
+        _slug("pages", group),
+        f"Images and OCR text: {subject(group)}",
+        f"{main} with its {LEVEL:.0%} interval",
+        "",
+        (Series("", tuple(points)),),
+        rows=True,
+    )
+
+
 def _against_size(group: Sequence[QualityResult]) -> Figure:
     main = headline(group[0])
     kinds: dict[str, list[Point]] = {}
     for label, one in zip(labels(group), group, strict=True):
-        kinds.setdefault(_kind(one), []).append(Point(label, _size(one), one.full.means[main].mean))
+        kinds.setdefault(one.benchmark.form or _kind(one), []).append(
+            Point(label, _size(one), one.full.means[main].mean)
+        )
     return Figure(
         _slug("size", group),
         f"Quality against size: {subject(group)}",

@@ -1,17 +1,20 @@
 """BEIR layout and scored pairs, from JSON lines, tab-separated lines or parquet; strict, with file and line in errors.
 
     corpus.jsonl    {"_id", "title" (optional), "text"}     or corpus.parquet, or corpus/*.parquet
+                    {"_id", "image", "ocr" (optional)}      of pages: a path below the folder, or bytes in parquet
     queries.jsonl   {"_id", "text"}                         likewise
     qrels/test.tsv  query-id, corpus-id, score (1 without)  or qrels/test.jsonl, qrels/*.parquet, or the only file there
     pairs           {"sentence1", "sentence2", "score"}
 
 The layout is that of the BEIR benchmark (Thakur et al. 2021); as there, a title goes in front of its text with a
-space between. In tab-separated files the first line names the columns. Lines are counted from 1, rows of parquet too.
+space between. That of ViDoRe (Faysse et al. 2024) is the same under other names, which are read too: `corpus-id`,
+`query-id` (whole numbers, or with `_`) and `query`. In tab-separated files the first line names the columns. Lines are
+counted from 1, rows of parquet too.
 """
 
 import json
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +22,7 @@ from typing import Any
 
 from nestling._util.text import read_text
 from nestling.errors import FileFormatError
-from nestling.evaluation import extras
+from nestling.evaluation.pages import IMAGE, Page, parquet_rows
 
 Row = dict[str, Any]
 Numbered = Iterator[tuple[str, Row]]
@@ -28,12 +31,18 @@ Grades = dict[str, dict[str, int]]
 SUFFIXES = (".jsonl", ".tsv", ".parquet")
 
 
+IDS = {"corpus": ("_id", "id", "corpus-id", "corpus_id"), "queries": ("_id", "id", "query-id", "query_id")}
+QUERY, DOCUMENT, TEXT = ("query-id", "query_id"), ("corpus-id", "corpus_id"), ("text", "query")
+OCR = "ocr"
+
+
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """Texts by id in the order of the file, and where each was read."""
+    """Texts by id in the order of the file, and where each was read; of pages their images, and as texts their OCR."""
 
     texts: dict[str, str]
     places: dict[str, str]
+    pages: dict[str, Page]
 
     def place(self, identifier: str) -> str:
         """`file:line` of a text."""
@@ -41,19 +50,58 @@ class Texts:
 
 
 def read_texts(folder: Path, name: str) -> Texts:
-    """Read `corpus` or `queries` of a folder; none, a repeated id or an empty text is a FileFormatError."""
-    files = _files(folder, name)
-    found = Texts({}, {})
+    """Read `corpus` or `queries` of a folder; none, a repeated id or an empty text is a FileFormatError.
+
+    So is a corpus of both pages and texts, a page that is missing, and OCR of some pages only.
+    """
+    files, with_ocr = _files(folder, name), dict[bool, str]()
+    found = Texts({}, {}, {})
     for file in files:
         for place, row in read_rows(file):
-            identifier = _string(row, "_id", place)
+            identifier = _identifier(row, IDS[name], place)
             if identifier in found.texts:
                 raise FileFormatError(f"{place}: the id {identifier!r} is also that of {found.place(identifier)}")
-            found.texts[identifier] = _text(row, place)
+            if name == "corpus" and _is_page(row):
+                found.pages[identifier] = _page(folder, row, place)
+                with_ocr.setdefault(row.get(OCR) is not None, place)
+            found.texts[identifier] = _ocr(row, place) if identifier in found.pages else _text(row, place)
             found.places[identifier] = place
+            if found.pages and len(found.pages) < len(found.texts):
+                raise FileFormatError(f"{place}: a corpus of images or of texts is expected, this one mixes them")
     if not found.texts:
         raise FileFormatError(f"{files[0]}: no texts in it; expected at least one line")
+    if len(with_ocr) > 1:
+        raise FileFormatError(f"{with_ocr[False]}: no {OCR}, which {with_ocr[True]} has; expected all or none")
     return found
+
+
+def _is_page(row: Row) -> bool:
+    """True unless there is a text in place of the image."""
+    return IMAGE in row and not (row[IMAGE] is None and row.get("text"))
+
+
+def _page(folder: Path, row: Row, place: str) -> Page:
+    image = row[IMAGE]
+    if str(row.get("text") or "").strip():
+        raise FileFormatError(f"{place}: an image and a text; the text of a page is its {OCR!r}")
+    if isinstance(image, Page):
+        return image
+    if not isinstance(image, str) or not image:
+        raise FileFormatError(f"{place}: the image is missing; expected a path below {folder}, or bytes in parquet")
+    if Path(image).is_absolute() or ".." in Path(image).parts:
+        raise FileFormatError(f"{place}: image={image!r}: expected a path below {folder}")
+    try:
+        return Page.of(folder / image)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not a path"
+        raise FileFormatError(f"{place}: image={image!r}: cannot be read ({reason})") from None
+
+
+def _ocr(row: Row, place: str) -> str:
+    text = row.get(OCR)
+    if text is not None and not isinstance(text, str):
+        raise FileFormatError(f"{place}: {OCR} is {text!r:.40}; expected a string")
+    return text or ""
 
 
 def read_judgements(folder: Path, *, documents: Collection[str], queries: Collection[str]) -> tuple[Grades, set[str]]:
@@ -118,12 +166,7 @@ def _tab_lines(path: Path) -> Numbered:
 
 
 def _parquet(path: Path) -> Numbered:
-    parquet = extras.need("pyarrow.parquet", wanted_for=f"reading {path.name}")
-    try:
-        rows = parquet.read_table(path).to_pylist()
-    except Exception as error:  # noqa: BLE001 - the library's own tree of errors
-        raise FileFormatError(f"{path}: not a parquet file ({' '.join(str(error).split())[:120]})") from None
-    yield from ((f"{path}:{number}", row) for number, row in enumerate(rows, 1))
+    yield from ((f"{path}:{number}", row) for number, row in enumerate(parquet_rows(path), 1))
 
 
 def _files(folder: Path, name: str) -> list[Path]:
@@ -155,7 +198,14 @@ def _judgement(row: Row, place: str) -> tuple[str, str, int]:
     grade = _number(row.get("score", 1), place)
     if grade != int(grade) or grade < 0:
         raise FileFormatError(f"{place}: score={row['score']!r}: expected a whole number from 0")
-    return _string(row, "query-id", place), _string(row, "corpus-id", place), int(grade)
+    return _identifier(row, QUERY, place), _identifier(row, DOCUMENT, place), int(grade)
+
+
+def _identifier(row: Row, keys: Sequence[str], place: str) -> str:
+    """An id under the first of several names that is there; under ViDoRe's names it may be a whole number."""
+    key = next((key for key in keys if key in row), keys[0])
+    value = row.get(key)
+    return str(value) if type(value) is int and key != "_id" else _string(row, key, place)
 
 
 def _string(row: Row, key: str, place: str) -> str:
@@ -166,10 +216,10 @@ def _string(row: Row, key: str, place: str) -> str:
 
 
 def _text(row: Row, place: str) -> str:
-    title = row.get("title") or ""
-    if not isinstance(title, str) or not isinstance(row.get("text"), str):
-        raise FileFormatError(f"{place}: text is {row.get('text')!r:.40}, title {title!r:.40}; expected strings")
-    text = f"{title} {row['text']}".strip() if title else str(row["text"])
+    title, body = row.get("title") or "", next((row[key] for key in TEXT if key in row), None)
+    if not isinstance(title, str) or not isinstance(body, str):
+        raise FileFormatError(f"{place}: text is {body!r:.40}, title {title!r:.40}; expected strings")
+    text = f"{title} {body}".strip() if title else body
     if not text.strip():
         raise FileFormatError(f"{place}: the text is empty")
     return text

@@ -12,18 +12,22 @@ from pathlib import Path
 
 import numpy as np
 
+from nestling._util.files import sha256_file
 from nestling._util.progress import Progress, Steps, silent
 from nestling._util.version import __version__
 from nestling.engine.registry import EngineName
 from nestling.errors import UsageError
-from nestling.evaluation import data, metrics, results
-from nestling.evaluation.data import Benchmark, PairSet, RetrievalSet
-from nestling.evaluation.encoders import Encoder, encode_all, expand, is_url, open_encoder
-from nestling.evaluation.metrics import SPEARMAN, Interval
-from nestling.evaluation.results import Against, BenchmarkFacts, ModelFacts, QualityResult, Scores
+from nestling.evaluation import bm25, data, origins, results
+from nestling.evaluation.data import Benchmark, Form, PairSet, RetrievalSet
+from nestling.evaluation.encoders import Encoder, Inputs, encode_all, expand, is_url, open_encoder
+from nestling.evaluation.results import Against, ModelFacts, QualityResult, Scores
+from nestling.evaluation.scoring import Sides, difference, facts_of, lexical, score
+from nestling.formats.gguf import GGUFFile
 from nestling.models import local
+from nestling.models.file_spec import spec_of
+from nestling.models.towers import tower_of
 from nestling.spec import Role, Task
-from nestling.vectors import Floats, finish, paired_cosine
+from nestling.vectors import paired_cosine
 
 ALL = "all"
 """Stands for every shipped set."""
@@ -52,18 +56,6 @@ class Measured:
     fresh: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Sides:
-    """The vectors of a benchmark: (Q, D) queries and (N, D) documents, or the two sides of the pairs."""
-
-    queries: Floats
-    documents: Floats
-
-    def at(self, dimensions: int) -> "Sides":
-        """Truncated to a vector size and normalised again."""
-        return Sides(finish(self.queries, dimensions), finish(self.documents, dimensions))
-
-
 @dataclass(slots=True)
 class _Model:
     """A model that is opened when a vector of it is first wanted."""
@@ -74,6 +66,7 @@ class _Model:
     steps: Steps
     vectors: dict[str, Sides] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    tower: str | None = None
     _encoder: Encoder | None = None
 
     @property
@@ -124,7 +117,7 @@ def measure(references: Sequence[str], settings: Settings, *, steps: Steps = sil
     model is `against`, or of several models of one family and task the one with the most bits a weight; it is
     measured too. An unknown or unsound benchmark is found before anything is measured.
     """
-    sets = [data.load(name) for name in _named_sets(settings)]
+    sets: list[Benchmark] = [form for name in _named_sets(settings) for form in data.load(name).forms()]
     models = [_model(reference, settings, steps) for reference in expand(references)]
     against = [settings.against] if settings.against else []
     named = [_model(reference, settings, steps) for reference in expand(against)]
@@ -138,6 +131,10 @@ def measure(references: Sequence[str], settings: Settings, *, steps: Steps = sil
             for benchmark in sets or [data.load(name) for name in data.for_task(model.task)]:
                 yield _measured(model, benchmark, base)
             model.finished(keep_vectors=model is base)
+        for task in dict.fromkeys(model.task for model in ordered):
+            for one in sets:
+                if isinstance(one, RetrievalSet) and one.form is Form.OCR:
+                    yield _by_words(one, task, settings)
     finally:
         for model in ordered:
             model.finished(keep_vectors=False)
@@ -158,16 +155,6 @@ def _check_names(names: Sequence[str], param: str) -> None:
             raise UsageError(
                 f"two of them are called {name}; results would overwrite each other: rename one", param=param
             )
-
-
-def difference(ours: Scores, theirs: Scores, measure: str) -> Interval:
-    """How much better one model is than another on the same benchmark, with its paired interval."""
-    left, right = ours.samples, theirs.samples
-    if measure == SPEARMAN:
-        return metrics.spearman_difference(
-            *(np.array(side) for side in (left["score"], left["cosine"], right["cosine"]))
-        )
-    return metrics.interval([a - b for a, b in zip(left[measure], right[measure], strict=True)])
 
 
 def _named_sets(settings: Settings) -> list[str]:
@@ -212,7 +199,7 @@ def _measured(model: _Model, benchmark: Benchmark, base: _Model | None) -> Measu
     sizes = _sizes(model, sides.queries.shape[1])
     scores = [score(benchmark, sides.at(size), size) for size in sizes]
     result = QualityResult(
-        origin=results.origin(),
+        origin=origins.origin(),
         model=model.facts,
         engine=model.settings.engine,
         benchmark=facts_of(benchmark),
@@ -220,9 +207,26 @@ def _measured(model: _Model, benchmark: Benchmark, base: _Model | None) -> Measu
         scores=scores,
         against=_against(base, benchmark, sides, scores[-1]) if base else None,
         encode_s=round(model.seconds[benchmark.name], 3),
+        tower_sha256=_tower_of(model, benchmark),
     )
     results.write(path, result)
     return Measured(result, path, fresh=True)
+
+
+def _by_words(benchmark: RetrievalSet, task: Task | None, settings: Settings) -> Measured:
+    path = settings.out / f"quality-{bm25.NAME}-{task}-{results.slug(benchmark.name)}.json"
+    result = lexical(benchmark, task)
+    results.write(path, result)
+    return Measured(result, path, fresh=True)
+
+
+def _tower_of(model: _Model, benchmark: Benchmark) -> str | None:
+    """The SHA-256 of the vision tower that a benchmark's images go through, in this process."""
+    if model.path is None or benchmark.form is not Form.IMAGES:
+        return None
+    if model.tower is None:
+        model.tower = sha256_file(tower_of(model.path, spec_of(GGUFFile.open(model.path))))
+    return model.tower
 
 
 def _kept(path: Path, model: _Model, benchmark: Benchmark, base: _Model | None) -> QualityResult | None:
@@ -230,8 +234,8 @@ def _kept(path: Path, model: _Model, benchmark: Benchmark, base: _Model | None) 
     old = results.read(path) if path.exists() and model.path else None
     if not isinstance(old, QualityResult):
         return None
-    same = (old.origin.version, old.model.sha256, old.engine, old.benchmark.sha256) == (
-        __version__, model.facts.sha256, model.settings.engine, benchmark.sha256,
+    same = (old.origin.version, old.model.sha256, old.engine, old.benchmark.sha256, old.tower_sha256) == (
+        __version__, model.facts.sha256, model.settings.engine, benchmark.sha256, _tower_of(model, benchmark),
     )  # fmt: skip
     same_base = (old.against.model.sha256 if old.against else None) == (base.facts.sha256 if base else None)
     have = {one.dimensions for one in old.scores}
@@ -250,29 +254,13 @@ def _sizes(model: _Model, width: int) -> list[int]:
 
 
 def _embed(encoder: Encoder, benchmark: Benchmark, told: Progress) -> Sides:
-    if isinstance(benchmark, PairSet):
-        left, right, roles = benchmark.left, benchmark.right, (Role.QUERY, Role.QUERY)
-    else:
-        left, right, roles = benchmark.queries, benchmark.documents, (Role.QUERY, Role.PASSAGE)
+    left: Inputs = benchmark.left if isinstance(benchmark, PairSet) else benchmark.queries
+    right: Inputs = benchmark.right if isinstance(benchmark, PairSet) else benchmark.pages or benchmark.documents
+    roles = Role.QUERY, Role.QUERY if isinstance(benchmark, PairSet) else Role.PASSAGE
     total = len(left) + len(right)
     queries = encode_all(encoder, left, role=roles[0], progress=lambda done, _: told(done, total))
     documents = encode_all(encoder, right, role=roles[1], progress=lambda done, _: told(len(left) + done, total))
     return Sides(queries, documents)
-
-
-def score(benchmark: Benchmark, sides: Sides, dimensions: int) -> Scores:
-    """Score the vectors of a benchmark at one size."""
-    if isinstance(benchmark, PairSet):
-        gold, cosines = np.array(benchmark.scores), paired_cosine(sides.queries, sides.documents)
-        samples = {"score": gold.tolist(), "cosine": cosines.tolist()}
-        return Scores(dimensions, {SPEARMAN: metrics.spearman_interval(gold, cosines)}, samples)
-    return Scores(dimensions, *_retrieval(benchmark, sides))
-
-
-def _retrieval(benchmark: RetrievalSet, sides: Sides) -> tuple[dict[str, Interval], dict[str, list[float]]]:
-    ranked = metrics.search(sides.queries, sides.documents, benchmark.document_ids)
-    samples = metrics.per_query(benchmark.relevant, dict(zip(benchmark.query_ids, ranked, strict=True)))
-    return {name: metrics.interval(values) for name, values in samples.items()}, samples
 
 
 def _against(base: _Model, benchmark: Benchmark, sides: Sides, full: Scores) -> Against:
@@ -288,12 +276,3 @@ def _against(base: _Model, benchmark: Benchmark, sides: Sides, full: Scores) -> 
     scores = score(benchmark, theirs.at(width), width)
     differences = {name: difference(full, scores, name) for name in full.means}
     return Against(base.facts, float(cosines.mean()), float(cosines.min()), np.round(cosines, 9).tolist(), differences)
-
-
-def facts_of(benchmark: Benchmark) -> BenchmarkFacts:
-    """What a result file says of a benchmark."""
-    tasks = [str(task) for task in benchmark.tasks]
-    if isinstance(benchmark, PairSet):
-        return BenchmarkFacts(benchmark.name, "pairs", tasks, benchmark.sha256, 0, len(benchmark.left))
-    sizes = len(benchmark.documents), len(benchmark.queries)
-    return BenchmarkFacts(benchmark.name, "retrieval", tasks, benchmark.sha256, *sizes)

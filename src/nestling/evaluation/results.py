@@ -3,15 +3,9 @@
 Reading checks the whole structure; writing is whole or not at all. Knows neither how results are made nor how shown.
 """
 
-import platform
 import re
-import shutil
-import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from functools import cache
-from importlib import metadata
 from math import prod
 from pathlib import Path
 from typing import Annotated, Literal
@@ -19,39 +13,14 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from nestling._util.cpu import usable_memory, usable_threads
 from nestling._util.files import atomic_write, sha256_file
 from nestling._util.text import read_text
-from nestling._util.version import __version__
 from nestling.errors import FileFormatError, ModelNotFoundError
 from nestling.evaluation.metrics import Interval
+from nestling.evaluation.origins import Origin
 from nestling.formats.gguf import GGUFFile
 from nestling.formats.quant_types import FILE_TYPES
 from nestling.models.file_spec import spec_of
-
-_PACKAGES = ("numpy", "openvino", "tokenizers", "xllamacpp")
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """Where it ran; no names of hosts."""
-
-    system: str
-    processor: str
-    processors: int
-    memory_bytes: int
-    python: str
-    packages: dict[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Which code measured, when (UTC), where; `commit` is None outside a checkout, ends in `-dirty` with changes."""
-
-    version: str
-    commit: str | None
-    started: str
-    machine: Machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +43,18 @@ class ModelFacts:
         """A short name for tables and plots: the file's, or what is served and where."""
         if self.file:
             return Path(self.file).stem
+        if "://" not in self.reference:
+            return self.reference
         address, _, model = self.reference.partition("#")
         return f"{model or 'default'} at {urlsplit(address).netloc}"
 
 
 @dataclass(frozen=True, slots=True)
 class BenchmarkFacts:
-    """What it was measured on; `documents` is 0 for pairs, whose number is `queries`."""
+    """What it was measured on; `documents` is 0 for pairs, whose number is `queries`.
+
+    `form` is what of pages was embedded (`images` or `OCR text`), `visual` the hash of the set that both are of.
+    """
 
     name: str
     kind: Literal["retrieval", "pairs"]
@@ -88,6 +62,8 @@ class BenchmarkFacts:
     sha256: str
     documents: int
     queries: int
+    form: str = ""
+    visual: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +88,7 @@ class Against:
 
 @dataclass(frozen=True, slots=True)
 class QualityResult:
-    """One model on one benchmark. `query_ids` is empty for pairs."""
+    """One model on one benchmark. `query_ids` is empty for pairs; `tower_sha256` is that of what saw its images."""
 
     origin: Origin
     model: ModelFacts
@@ -122,6 +98,7 @@ class QualityResult:
     scores: list[Scores]
     against: Against | None
     encode_s: float
+    tower_sha256: str | None = None
     kind: Literal["quality"] = "quality"
     format: Literal[1] = 1
 
@@ -225,11 +202,6 @@ def read_all(paths: Iterable[Path]) -> list[Result]:
     return [read(file) for file in files]
 
 
-def origin() -> Origin:
-    """This code, now, on this machine."""
-    return Origin(__version__, _commit(), datetime.now(UTC).isoformat(timespec="seconds"), _machine())
-
-
 def model_facts(reference: str, path: Path) -> ModelFacts:
     """Read what a model file says of itself, and hash it."""
     file = GGUFFile.open(path)
@@ -248,46 +220,3 @@ def model_facts(reference: str, path: Path) -> ModelFacts:
         task=spec.task,
         dimensions=spec.dimensions,
     )
-
-
-@cache
-def _commit() -> str | None:
-    git = shutil.which("git")
-    if git is None:
-        return None
-    folder = str(Path(__file__).parent)
-
-    def ask(*words: str) -> str | None:
-        done = subprocess.run([git, "-C", folder, *words], capture_output=True, text=True, check=False)  # noqa: S603 - fixed words
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    head = ask("rev-parse", "HEAD")
-    return head and head + ("-dirty" if ask("status", "--porcelain", "--untracked-files=no") else "")
-
-
-@cache
-def _machine() -> Machine:
-    versions = {name: metadata.version(name) for name in _PACKAGES if _installed(name)}
-    return Machine(
-        system=f"{platform.system()} {platform.release()} {platform.machine()}",
-        processor=_processor(),
-        processors=usable_threads(),
-        memory_bytes=usable_memory(),
-        python=platform.python_version(),
-        packages=versions,
-    )
-
-
-def _installed(name: str) -> bool:
-    try:
-        metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text("utf-8").splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

@@ -20,9 +20,10 @@ import numpy as np
 from nestling._util.cpu import usable_threads
 from nestling._util.progress import Steps, silent
 from nestling.errors import UsageError
-from nestling.evaluation import results
+from nestling.evaluation import origins, results
 from nestling.evaluation.encoders import expand, is_url
-from nestling.evaluation.results import Bucket, Latency, Load, Origin, SpeedResult
+from nestling.evaluation.origins import Origin
+from nestling.evaluation.results import Bucket, Latency, Load, SpeedResult
 from nestling.evaluation.targets import Cell, Contender, LocalContender, RemoteContender, Volley
 from nestling.evaluation.texts import LENGTHS, BucketTexts, TextSource
 from nestling.evaluation.worker import Pass
@@ -112,7 +113,7 @@ def measure(references: Sequence[str], settings: Settings, *, steps: Steps = sil
 def _group(
     makers: Sequence[Maker], source: TextSource, settings: Settings, *, turned: Callable[[], None]
 ) -> list[Timed]:
-    started, before, rounds = results.origin(), os.getloadavg()[0], []
+    started, before, rounds = origins.origin(), os.getloadavg()[0], []
     with ExitStack() as stack:
         sides = [(stack.enter_context(closing(make())), _Samples()) for make in makers]
         try:

@@ -4,14 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
+from nestling.evaluation.data import Form
 from nestling.evaluation.metrics import LEVEL, MEASURES, SPEARMAN, Interval
-from nestling.evaluation.quality import difference
 from nestling.evaluation.results import ModelFacts, QualityResult, SpeedResult
+from nestling.evaluation.scoring import difference
+from nestling.models.local import STARTER
 
 MIB = 2**20
 MOST_IN_PAIRS = 4
 """With more models than these, the table of all pairs would be longer than anybody reads."""
 NOTHING = "-"
+UNTRAINED = "The starter's vision tower has random weights: its figures on images mean nothing."
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +34,7 @@ def quality(results: Sequence[QualityResult]) -> list[Table]:
         found.append(_measures(group))
         if any(one.against for one in group):
             found.append(_against(group))
-        if 2 < len(group) <= MOST_IN_PAIRS:  # noqa: PLR2004 - of two, the table above has the difference
+        if 1 < len(group) <= MOST_IN_PAIRS and (len(group) > 2 or not any(one.against for one in group)):  # noqa: PLR2004 - of two, the table above has the difference
             found.append(_pairs(group))
         if len(group[0].scores) > 1:
             found.append(_curve(group))
@@ -39,10 +42,10 @@ def quality(results: Sequence[QualityResult]) -> list[Table]:
 
 
 def by_benchmark(results: Sequence[QualityResult]) -> list[list[QualityResult]]:
-    """Results of one benchmark and task together, largest file first."""
+    """Results of one benchmark and task together, largest file first; all forms of pages are one benchmark."""
     groups: dict[tuple[str, str | None], list[QualityResult]] = {}
-    for result in sorted(results, key=_largest_first):
-        groups.setdefault((result.benchmark.sha256, result.model.task), []).append(result)
+    for result in sorted(results, key=lambda one: (_largest_first(one), one.benchmark.form != Form.IMAGES)):
+        groups.setdefault((result.benchmark.visual or result.benchmark.sha256, result.model.task), []).append(result)
     return sorted(groups.values(), key=lambda group: (group[0].model.task or "", group[0].benchmark.name))
 
 
@@ -55,28 +58,41 @@ def title(group: Sequence[QualityResult]) -> str:
 
 
 def subject(group: Sequence[QualityResult]) -> str:
-    """A benchmark, and the task and family that it was measured for."""
+    """A benchmark, the task and family that it was measured for, and whether what saw its images was ever trained."""
     foreign = "" if _fits(group[0]) else " (a set for other tasks)"
     families = {one.model.family for one in group if one.model.family}
     of = f", {next(iter(families))}" if len(families) == 1 else ""
-    return f"{group[0].benchmark.name}{foreign}{of}, {group[0].model.task}"
+    random = "; vision tower untrained" if untrained(group) else ""
+    return f"{group[0].benchmark.name}{foreign}{of}, {group[0].model.task}{random}"
 
 
 def headline(result: QualityResult) -> str:
-    """The measure to decide by."""
-    return SPEARMAN if result.benchmark.kind == "pairs" else "nDCG@10"
+    """The measure to decide by; of pages that of ViDoRe."""
+    return SPEARMAN if result.benchmark.kind == "pairs" else "nDCG@5" if result.benchmark.visual else "nDCG@10"
 
 
 def labels(group: Sequence[QualityResult | SpeedResult]) -> list[str]:
     """The shortest names that tell the models of a group apart: file types if they can, else the files' names."""
     same_family = len({one.model.family for one in group if one.model.family}) <= 1
-    short = [(same_family and one.model.file_type) or one.model.label for one in group]
+    short = [((same_family and one.model.file_type) or one.model.label) + _form(one) for one in group]
     if len(set(short)) == len(group):
         return short
-    named = [one.model.label for one in group]
+    named = [one.model.label + _form(one) for one in group]
     if len(set(named)) == len(group):
         return named
     return [f"{name} ({one.engine})" for name, one in zip(short, group, strict=True)]
+
+
+def _form(result: QualityResult | SpeedResult) -> str:
+    """`, images` or `, OCR text` of a benchmark of pages."""
+    form = result.benchmark.form if isinstance(result, QualityResult) else ""
+    return f", {form}" if form else ""
+
+
+def untrained(group: Sequence[QualityResult]) -> list[str]:
+    """What is said of the starter's figures on images."""
+    meaningless = any(one.benchmark.form == Form.IMAGES and one.model.family == STARTER for one in group)
+    return [UNTRAINED] if meaningless else []
 
 
 def _measures(group: Sequence[QualityResult]) -> Table:
@@ -88,7 +104,7 @@ def _measures(group: Sequence[QualityResult]) -> Table:
         for label, one in zip(labels(group), group, strict=True)
     ]
     note = f"In brackets the {LEVEL:.0%} bootstrap interval, which is wide: compare models by the differences."
-    return Table(f"{subject(group)}: measures", columns, rows, [note])
+    return Table(f"{subject(group)}: measures", columns, rows, [note, *untrained(group)])
 
 
 def _measure(result: QualityResult, name: str, main: str) -> str:
@@ -135,9 +151,11 @@ def _pairs(group: Sequence[QualityResult]) -> Table:
 
 def _curve(group: Sequence[QualityResult]) -> Table:
     main = headline(group[0])
-    sizes = sorted({scores.dimensions for one in group for scores in one.scores})
+    sizes = sorted({scores.dimensions for one in group for scores in one.scores if scores.dimensions})
     rows = []
     for label, one in zip(labels(group), group, strict=True):
+        if not one.full.dimensions:
+            continue
         by_size = {scores.dimensions: f"{scores.means[main].mean:.4f}" for scores in one.scores}
         rows.append([label, *(by_size.get(size, NOTHING) for size in sizes)])
     return Table(f"{subject(group)}: {main} by dimensions", ["model", *map(str, sizes)], rows)
@@ -156,7 +174,7 @@ def published(results: Sequence[QualityResult], measure: str = "nDCG@5") -> list
             _size_cells(key[0], facts) + [cells.get((key, name), NOTHING) for name in sets]
             for key, facts in models.items()
         ]
-        found.append(Table(f"{measure}, {task}", ["model", "MiB", "bits/weight", *sets], rows))
+        found.append(Table(f"{measure}, {task}", ["model", "MiB", "bits/weight", *sets], rows, untrained(group)))
     return found
 
 

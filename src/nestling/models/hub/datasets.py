@@ -11,7 +11,7 @@ NANOBEIR = (
 )  # fmt: skip
 """The thirteen sets, as the repositories `zeta-alpha-ai/Nano...` are called."""
 
-_PATTERNS = ["*.jsonl", "*.tsv", "*.parquet", "*/*.jsonl", "*/*.tsv", "*/*.parquet"]
+_PATTERNS = ["*.jsonl", "*.tsv", "*.parquet", "*/*.jsonl", "*/*.tsv", "*/*.parquet", "images/*"]
 
 
 def repository(name: str) -> str | None:
@@ -23,7 +23,7 @@ def repository(name: str) -> str | None:
 
 
 def fetch(data_set: str) -> Path:
-    """Download a data set's text files, or find them in the hub's cache; ModelNotFoundError when neither works."""
+    """Download a data set's tables and images, or find them in the hub's cache; ModelNotFoundError if neither works."""
     import huggingface_hub
 
     try:

@@ -131,6 +131,7 @@ class Running:
     port: int
     service: Service
     loop: asyncio.AbstractEventLoop
+    server: Server
 
     @property
     def url(self) -> str:
@@ -153,7 +154,7 @@ def running(load: Load | None = None, **changes: Any) -> Iterator[Running]:
     thread.start()
     try:
         assert ready.wait(20), "the server did not become ready"
-        yield Running(listener.getsockname()[1], app.state.service, loops[0])
+        yield Running(listener.getsockname()[1], app.state.service, loops[0], server)
     finally:
         server.should_exit = True
         thread.join(20)

@@ -14,8 +14,8 @@ import resource
 import socket
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -26,22 +26,25 @@ from nestling.errors import EngineError, NestlingError
 from nestling.server.app import create_app
 from nestling.server.core.model_pool import Load
 from nestling.server.core.service import Service
+from nestling.server.http import last_connections
 from nestling.server.http.connection import PunctualProtocol
 from nestling.server.settings import ServeSettings
 
 LINGER_S = 1.0
 """Time between the signal and the closing of the port, in which every answer closes its connection."""
-HEAR_OUT_S = 2.0
-"""Time after it for connections that have not sent a request yet; half a second lost one of 20 on a busy machine."""
+HANDSHAKE_S = 0.2
+"""Time for handshakes that were under way when the port began to refuse new ones."""
+HEAR_OUT_TURNS, TURN_S = 200, 0.01
+"""Looks, after it, at connections that have not sent a request yet: two seconds, and more on a machine so busy that
+this process is held up, since its clients are too."""
 LOG = logging.getLogger("nestling.server")
 
 
 def run(settings: ServeSettings, load: Load | None = None) -> None:
     """Serve until a signal comes. NestlingError when the port is taken or the models cannot be loaded."""
     app = create_app(settings, load)
-    _set_up_log()
     _allow_many_sockets()
-    with bound(settings.host, settings.port) as listener:
+    with _logging(), bound(settings.host, settings.port) as listener:
         server = Server(app, listener, drain_s=settings.drain_s)
         server.run(sockets=[listener])
     if server.failure:
@@ -96,8 +99,8 @@ class Server(uvicorn.Server):
         """Close the door behind those who wait at it, hear what they want, and let everything finish."""
         self._opening.cancel()
         end = self._service.stop_by = self._drained_by or time.monotonic() + self._drain_s
-        await self._accept_last()
-        await self._hear_out(min(end, time.monotonic() + HEAR_OUT_S))
+        await self._accept_last(end)
+        await self._hear_out(end)
         self.config.timeout_graceful_shutdown = max(math.ceil(end - time.monotonic()), 0)
         giving_up = asyncio.get_running_loop().call_later(max(end - time.monotonic(), 0), self._give_up)
         await super().shutdown(sockets)
@@ -132,23 +135,23 @@ class Server(uvicorn.Server):
         else:
             self._announce(self._service, self._listener)
 
-    async def _accept_last(self) -> None:
+    async def _accept_last(self, end: float) -> None:
         """Closing the port would reset the connections that the kernel has completed and nobody has accepted yet."""
-        last = []
-        with suppress(OSError):  # nobody waits, or there is no room for more
-            while True:
-                last.append(self._listener.accept()[0])
+        if last_connections.refuse_new(self._listener):
+            await asyncio.sleep(max(min(HANDSHAKE_S, end - time.monotonic()), 0))
+        last = last_connections.accepted(self._listener)
         for server in self.servers:
             server.close()
         for connection in last:
             await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection)
 
     async def _hear_out(self, end: float) -> None:
-        """Give connections that have not sent a request yet until `end` for it."""
-        while time.monotonic() < end and any(
-            getattr(one, "cycle", None) is None for one in self.server_state.connections
-        ):
-            await asyncio.sleep(0.01)
+        """Give connections that have not sent a request yet some time for it, until `end` at most."""
+        for _ in range(HEAR_OUT_TURNS):
+            silent = any(getattr(one, "cycle", None) is None for one in self.server_state.connections)
+            if not silent or time.monotonic() > end:
+                return
+            await asyncio.sleep(TURN_S)
 
     def _protocol(self) -> asyncio.Protocol:
         return PunctualProtocol(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
@@ -201,9 +204,22 @@ class _Lines(logging.Formatter):
         return json.dumps({"time": moment, "level": record.levelname.lower(), "event": record.getMessage(), **fields})
 
 
-def _set_up_log() -> None:
+@contextmanager
+def _logging() -> Iterator[None]:
+    """All that nestling logs, and Python's warnings, as lines of JSON on standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Lines())
-    LOG.handlers = [handler]
+    sources = [logging.getLogger(name) for name in ("nestling", "py.warnings")]
+    engines = logging.getLogger("nestling.engine")
+    engines.setLevel(logging.WARNING)  # "model loaded" has the engine and why
+    engines.handlers.clear()  # the command line's, which writes for people
     LOG.setLevel(logging.INFO)
-    LOG.propagate = False
+    logging.captureWarnings(True)  # noqa: FBT003 - the function's own interface
+    for one in sources:
+        one.addHandler(handler)
+    try:
+        yield
+    finally:
+        for one in sources:
+            one.removeHandler(handler)
+        logging.captureWarnings(False)  # noqa: FBT003

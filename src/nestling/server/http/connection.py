@@ -1,6 +1,7 @@
 """One HTTP/1.1 connection, bounded in time: a head must arrive, and an answer be taken, before its deadline."""
 
 import asyncio
+import select
 from collections.abc import Callable
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -33,6 +34,9 @@ class PunctualProtocol(H11Protocol):
     Nothing is buffered here beside the piece that is being sent: the next one is made when the system has taken it.
     """
 
+    _is_last = False
+    """True once the connection ends with its present or next answer."""
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """asyncio: a new connection."""
         super().connection_made(transport)
@@ -43,10 +47,24 @@ class PunctualProtocol(H11Protocol):
     def data_received(self, data: bytes) -> None:
         """asyncio: bytes have come."""
         super().data_received(data)
+        if self._is_last and self.cycle is not None:
+            self.cycle.keep_alive = False
         if self.cycle is not None and not self.cycle.response_complete:
             self._head.lift()
         else:
             self._head.set(self.loop, HEAD_TIMEOUT_S, self.transport.abort)
+
+    def shutdown(self) -> None:
+        """uvicorn: end if idle. A request of which anything has arrived, read or not, gets its answer first."""
+        if not (self.conn.trailing_data[0] or self._has_unread()):
+            super().shutdown()
+        self._is_last = True
+
+    def _has_unread(self) -> bool:
+        """True where bytes wait in the kernel: closing would throw them away and reset the connection."""
+        poll = select.poll()
+        poll.register(self.transport.get_extra_info("socket"), select.POLLIN)
+        return bool(poll.poll(0))
 
     def pause_writing(self) -> None:
         """asyncio: the client has not taken all that was sent."""

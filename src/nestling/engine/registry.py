@@ -1,6 +1,7 @@
 """Choose and load an engine by name; the heavy packages are imported here, on first use.
 
-An engine asked for by name is never replaced by another. Which one `auto` chose and why is the engine's `reason`.
+An engine asked for by name is never replaced by another. Which one `auto` chose and why is the engine's `reason`, and
+is logged: as information, or as a warning where it is not the fastest one because that one cannot be loaded.
 """
 
 import logging
@@ -170,28 +171,41 @@ def _reference(wanted: _Wanted) -> Engine:
 
 
 def _auto(wanted: _Wanted) -> Engine:
-    """Torch on a GPU that is named or found; else OpenVINO; else, when that cannot be loaded, llama.cpp.
-
-    The engine's `reason` says which; falling back to llama.cpp is also logged as a warning.
-    """
-    if wanted.device != "cpu" and (wanted.device or has_gpu()):
-        return _torch(wanted, f"auto: device={wanted.device}" if wanted.device else GPU_FOUND)
-    try:
-        engine, reason = _openvino(wanted), FASTEST
-    except _Failed as failed:
+    """Torch on a GPU that is named or found; else OpenVINO; else, when that cannot be loaded, llama.cpp."""
+    if why := _gpu_wanted(wanted.device):
+        engine = _torch(wanted, why)
+    else:
         try:
-            engine, reason = _llamacpp(wanted), f"auto: openvino cannot be loaded: {failed}"
-        except EngineError as error:
-            raise EngineError(f"{wanted.file.path}: no engine loads it: {failed}; {error}") from error
-        _warn_once(f"engine llamacpp, which is slower, in place of openvino: {failed}")
-    engine.reason = reason
+            engine = _openvino(wanted)
+            engine.reason = FASTEST
+        except _Failed as failed:
+            return _in_its_place(wanted, failed)
+    LOG.info("engine %s (%s)", engine.name, engine.reason)
     return engine
 
 
-def preferred() -> tuple[EngineName, str]:
+def _in_its_place(wanted: _Wanted, failed: _Failed) -> Engine:
+    """llama.cpp, with a warning; EngineError with both reasons where it cannot be loaded either."""
+    try:
+        engine = _llamacpp(wanted)
+    except EngineError as error:
+        raise EngineError(f"{wanted.file.path}: no engine loads it: {failed}; {error}") from error
+    engine.reason = f"auto: openvino cannot be loaded: {failed}"
+    _warn_once(f"engine llamacpp, which is slower, in place of openvino: {failed}")
+    return engine
+
+
+def _gpu_wanted(device: str | None) -> str | None:
+    """Why `auto` chooses torch; None where it does not."""
+    if device is not None:
+        return None if device == "cpu" else f"auto: device={device}"
+    return GPU_FOUND if has_gpu() else None
+
+
+def preferred(device: str | None = None) -> tuple[EngineName, str]:
     """The engine that `auto` chooses for a valid file on this machine, and why; loads no model."""
-    if has_gpu():
-        return EngineName.TORCH, GPU_FOUND
+    if why := _gpu_wanted(device):
+        return EngineName.TORCH, why
     try:
         from nestling.engine.openvino.runtime import ov
 

@@ -3,10 +3,13 @@
 Metrics belong to one registry a server, not to the process, so that two servers of one process do not share them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.registry import Collector
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
@@ -36,9 +39,9 @@ class Metrics:
         """Add a number that `read` tells when it is asked for."""
         Gauge(name, text, registry=self._registry).set_function(read)
 
-    def info(self, name: str, text: str, labels: Sequence[str]) -> Gauge:
-        """Add facts as labels of a gauge that is 1 where they hold."""
-        return Gauge(name, text, labels, registry=self._registry)
+    def facts(self, name: str, text: str, labels: Sequence[str], read: Callable[[], Iterable[Sequence[str]]]) -> None:
+        """Add facts as labels of a gauge that is 1 where they hold; `read` tells their values when asked."""
+        self._registry.register(_Facts(name, text, labels, read))
 
     def value(self, name: str, **labels: str) -> float:
         """The present value of a sample by its whole name; 0 for one that has not been seen."""
@@ -53,3 +56,17 @@ class Metrics:
 
     def _histogram(self, name: str, text: str, *labels: str, buckets: Sequence[float] = SECONDS) -> Histogram:
         return Histogram(f"nestling_{name}", text, labels, buckets=buckets, registry=self._registry)
+
+
+@dataclass(frozen=True)
+class _Facts(Collector):
+    name: str
+    text: str
+    labels: Sequence[str]
+    read: Callable[[], Iterable[Sequence[str]]]
+
+    def collect(self) -> Iterator[Metric]:
+        family = GaugeMetricFamily(self.name, self.text, labels=self.labels)
+        for values in self.read():
+            family.add_metric(values, 1)
+        yield family

@@ -1,14 +1,15 @@
 """The loaded models of one process: loaded on first use, kept while used, given back when idle or short of memory.
 
-A model's size is what it is known to take, by its weights, so that room is made before it is loaded. A load that
-failed is not tried again at once: the pause doubles, from one second to a minute.
+A model's size is what it is known to take, by its weights, so that room is made before it is loaded. Models in use
+stay, so one that does not fit beside them (and beside those that are being loaded) is refused. A load that failed is
+not tried again at once: the pause doubles, from one second to a minute.
 Knows neither HTTP nor names: a model is asked for by a reference and made by the `load` that it was given.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ import numpy as np
 
 from nestling.errors import EngineError, NestlingError
 from nestling.models.embedder import Embedder
+from nestling.server.core.refusals import UnavailableError
 from nestling.server.settings import MIB
 from nestling.spec import Task
 from nestling.vectors import paired_cosine
@@ -97,11 +99,15 @@ class ModelPool:
         self._load, self._budget, self._idle_s, self._cost_of, self._clock = load, budget_bytes, idle_s, cost_of, clock
         self._models: dict[str, asyncio.Task[Model]] = {}
         self._failures: dict[str, Failure] = {}
+        self._coming: dict[str, int] = {}  # bytes of the models that are being loaded
         self._thread = ThreadPoolExecutor(1, "load")
 
     @asynccontextmanager
     async def use(self, reference: str) -> AsyncIterator[Model]:
-        """A model, loaded if it is not yet; it stays loaded for as long as the block lasts."""
+        """A model, loaded if it is not yet; it stays loaded for as long as the block lasts.
+
+        UnavailableError when it does not fit into the budget beside those in use; whatever else loading it raises.
+        """
         model = await self._get(reference)
         model.users += 1
         try:
@@ -123,10 +129,17 @@ class ModelPool:
         return max(self._idle_s - unused_s, 0.0)
 
     def reset(self, model: Model) -> None:
-        """Load a model anew in place, after its engine failed."""
+        """Load a model anew in place and in the same engine, after that failed."""
         LOG.warning("engine reset", extra={"fields": {"model": model.reference}})
+        before = model.embedder.engine.name
         model.embedder.close()
-        model.embedder = self._load(model.reference)
+        fresh = self._load(model.reference)
+        with closed_on_failure(fresh):
+            if fresh.engine.name != before:
+                raise EngineError(
+                    f"{model.reference}: {before} cannot load it again, and it is not replaced by another"
+                )
+        model.embedder = fresh
 
     def unload_idle(self) -> None:
         """Give back what nobody has used for the idle time."""
@@ -166,8 +179,10 @@ class ModelPool:
         start, run = self._clock(), asyncio.get_running_loop().run_in_executor
         try:
             size_bytes = await run(self._thread, self._cost_of, reference)
-            self._make_room(reference, size_bytes)
-            embedder = await run(self._thread, self._tested, reference)
+            with self._room(reference, size_bytes):
+                embedder = await run(self._thread, self._tested, reference)
+        except UnavailableError:
+            raise  # it may fit as soon as others are done
         except NestlingError as error:
             self._note_failure(reference, error)
             raise
@@ -196,16 +211,31 @@ class ModelPool:
             raise EngineError(f"{reference}: cannot be loaded: {type(error).__name__}: {error}") from error
         return embedder
 
-    def _make_room(self, reference: str, size_bytes: int) -> None:
-        """Unload what was used longest ago, until a model of so many bytes fits."""
-        total = size_bytes + sum(one.size_bytes for one in self.loaded)
-        for model in sorted(self.loaded, key=lambda one: one.used_at):
-            if total > self._budget and not model.is_in_use:
+    @contextmanager
+    def _room(self, reference: str, size_bytes: int) -> Iterator[None]:
+        """Room for a model of so many bytes while it is loaded, made by unloading what was used longest ago."""
+        idle = [one for one in self.loaded if not one.is_in_use]
+        staying = {one.reference: one.size_bytes for one in self.loaded if one.is_in_use} | self._coming
+        if sum(staying.values()) + size_bytes > self._budget:
+            raise UnavailableError(self._why_not(reference, size_bytes, staying))
+        total = size_bytes + sum(staying.values()) + sum(one.size_bytes for one in idle)
+        for model in sorted(idle, key=lambda one: one.used_at):
+            if total > self._budget:
                 total -= model.size_bytes
                 self._unload(model)
-        if total > self._budget:
-            facts = {"model": reference, "mib": total // MIB, "budget": self._budget // MIB}
-            LOG.warning("over the memory budget", extra={"fields": facts})
+        self._coming[reference] = size_bytes
+        try:
+            yield
+        finally:
+            del self._coming[reference]
+
+    def _why_not(self, reference: str, size_bytes: int, staying: Mapping[str, int]) -> str:
+        """What would be needed."""
+        in_use = f" beside {', '.join(sorted(staying))} in use ({_mib(sum(staying.values()))})" if staying else ""
+        budget = f"the memory budget is {_mib(self._budget)} (--memory-budget-mb)"
+        text = f"{reference}: needs {_mib(size_bytes)}{in_use}; {budget}"
+        LOG.warning("over the memory budget", extra={"fields": {"error": text}})
+        return text
 
     def _unload(self, model: Model) -> asyncio.Future[None]:
         """Forget it, and close it in the pool's thread: closing waits for a batch that is running."""
@@ -222,6 +252,10 @@ def closed_on_failure(embedder: Embedder) -> Iterator[None]:
     except BaseException:
         embedder.close()
         raise
+
+
+def _mib(size_bytes: int) -> str:
+    return f"{-(-size_bytes // MIB):,} MiB"
 
 
 def _nothing() -> None:

@@ -67,7 +67,7 @@ class Service:
             limited(load or loader(settings), settings.max_text_tokens),
             budget_bytes=budget,
             idle_s=idle_s,
-            cost_of=cost_of or (model_cost if load is None else lambda _reference: 0),
+            cost_of=cost_of or _cost_of(settings, load),
         )
         self.answers = AnswerBudget(settings.max_answer_mb * MIB, self.metrics)
         self._inference = Inference(settings, self.metrics)
@@ -218,11 +218,14 @@ class Service:
                 LOG.info("unknown field ignored", extra={"fields": {"field": shown}})
 
     async def _load_first(self) -> None:
-        for offer in self.catalog.offers:
-            for task in offer.tasks if self.settings.preload else offer.tasks[:1]:
-                async with self.models.use(offer.reference(task)) as model:
+        async with AsyncExitStack() as held:  # what is preloaded must fit together
+            for offer in self.catalog.offers:
+                for task in offer.tasks if self.settings.preload else offer.tasks[:1]:
+                    model = await held.enter_async_context(self.models.use(offer.reference(task)))
                     self._specs[offer.name] = model.embedder.spec
                     self.sees = self.sees or model.embedder.has_vision
+                    if not self.settings.preload:
+                        await held.aclose()
 
     @asynccontextmanager
     async def _use(self, target: Target) -> AsyncIterator[Use]:
@@ -262,5 +265,18 @@ class Service:
             "Models in memory that are not in the engine that auto prefers",
             lambda: sum("cannot be loaded" in one["reason"] for one in self.engines()),
         )
+        self.metrics.facts(
+            "nestling_model_engine",
+            "1 for each model in memory: its engine, and why that one",
+            ("model", "engine", "reason"),
+            lambda: [tuple(one.values()) for one in self.engines()],
+        )
         add("nestling_answer_bytes", "Vectors that are being computed or sent", lambda: self.answers.held_bytes)
         add("nestling_cache_bytes", "Size of the result cache", lambda: self._inference.cache.size_bytes)
+
+
+def _cost_of(settings: ServeSettings, load: Load | None) -> Callable[[str], int]:
+    """What models cost in the engine of the settings; nothing where something else loads them."""
+    if load is not None:
+        return lambda _reference: 0
+    return partial(model_cost, engine=settings.engine, device=settings.device)

@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from nestling._util.spelling import nearest
-from nestling.cli import streams
+from nestling.cli import notices, streams
 from nestling.errors import NestlingError, TextError, UsageError
 
 INTERRUPTED = 130
@@ -40,7 +40,8 @@ def _run() -> None:
 
     refusals: Any = typer.BadParameter.__bases__  # the parser's own UsageError, which typer does not export
     try:
-        code = app(prog_name="nestling", standalone_mode=False)
+        with notices.kept() as said:
+            code = app(prog_name="nestling", standalone_mode=False)
     except typer.Abort:
         raise KeyboardInterrupt from None
     except refusals as error:
@@ -51,6 +52,8 @@ def _run() -> None:
     if code == INTERRUPTED:
         raise KeyboardInterrupt
     sys.stdout.flush()
+    if not code:
+        said.show()
     sys.exit(code if isinstance(code, int) else 0)
 
 

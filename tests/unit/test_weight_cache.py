@@ -150,7 +150,7 @@ def test_a_file_system_without_times_of_change_is_hashed_at_every_start(
     starter_q8: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vectors(starter_q8)
-    monkeypatch.setattr(weight_files, "_keeps_times", lambda _path: False)
+    monkeypatch.setattr(weight_files, "keeps_times", lambda _path: False)
     monkeypatch.setattr(weight_files, "content_hash", never)
     with pytest.raises(AssertionError):
         vectors(starter_q8)

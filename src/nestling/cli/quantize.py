@@ -13,7 +13,7 @@ from nestling.cli.console import Bars, say_written, show_table
 from nestling.cli.options import CalibrationOption, ChunksOption, JsonOption, SpecOption, ThreadsOption
 from nestling.errors import UsageError
 from nestling.formats.quant_types import parse_file_type
-from nestling.models import local
+from nestling.models import content, local
 
 if TYPE_CHECKING:
     from nestling.pipeline.quantization.imatrix import ImportanceMatrix
@@ -68,7 +68,7 @@ def imatrix(
 
     check_output(out, sources=[calibration])
     with Bars() as bars:
-        source = local.resolve(model, steps=bars.step)
+        source = content.check(local.resolve(model, steps=bars.step))
         check_output(out, sources=[source])
         matrix = collect(
             source,
@@ -117,7 +117,7 @@ def quantize(
         raise UsageError("out: the file to write is missing: --out FILE, or --dry-run", param="out")
     _check_outputs(out, recipe_out, [imatrix, calibration, recipe])
     with Bars() as bars:
-        source = local.resolve(model, steps=bars.step)
+        source = content.check(local.resolve(model, steps=bars.step))
         _check_outputs(out, recipe_out, [source])
         work = _Work(source, _read(imatrix), spec, threads, bars)
         mix = replace(_mix(work, stock, wish, recipe), allow_requantize=allow_requantize)

@@ -7,6 +7,7 @@ import threading
 from weakref import WeakValueDictionary
 
 from nestling._util.cpu import usable_threads
+from nestling._util.hashes import stamp
 from nestling.engine.registry import EngineName
 from nestling.engine.vision import VisionEngine
 from nestling.errors import EngineError, UsageError
@@ -24,9 +25,8 @@ def load_tower(
     `threads`: all usable processors by default. `exact`: float32 throughout, else bfloat16 where the processor has it.
     UsageError for an engine without vision, EngineError when this processor or installation cannot run it.
     """
-    stat = vision.file.path.stat()
     wanted = threads or usable_threads()
-    key = vision.file.path.resolve(), stat.st_size, stat.st_mtime_ns, name, wanted, exact
+    key = stamp(vision.file.path), name, wanted, exact
     with _lock:
         found = _loaded.get(key)
         if found is None:

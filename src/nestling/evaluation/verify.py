@@ -74,7 +74,7 @@ def verify(path: Path, *, against: Path | None = None, spec: ModelSpec | None = 
         return [Check("structure", passed=False, detail=str(error))]
     detail = f"{found.name}, {shape.layers} layers of {shape.hidden}, {len(file.tensors)} tensors"
     checks = [Check("structure", passed=True, detail=detail), _hash(path), _finite(file)]
-    if not checks[-1].passed:
+    if not all(check.passed for check in checks):
         return checks
     ids = tokenizer.encode([found.prefix(Role.QUERY) + text for text in PROBES])
     ours, alone = _together_and_alone(path, ids, spec)

@@ -21,7 +21,7 @@ from nestling.inputs import late_chunking
 from nestling.inputs.image import ImageLike
 from nestling.inputs.late_chunking import ChunkedIds, Chunks, Cut, Span
 from nestling.inputs.tokenizer import Tokenizer
-from nestling.models import local
+from nestling.models import content, local
 from nestling.models.arguments import check_document, listed, whole_numbers
 from nestling.models.file_spec import spec_of
 from nestling.models.item_embedder import ItemEmbedder
@@ -63,13 +63,16 @@ class Embedder(ItemEmbedder):
         Raises:
             ModelNotFoundError: The reference leads to no file.
             GGUFError: The file is not sound.
+            FileFormatError: Its bytes are not those of its card or of the hub.
 
         Example:
             model = nestling.Embedder.load("starter-retrieval:Q8_0")
         """
         name = EngineName.parse(engine)
-        file = GGUFFile.open(local.resolve(reference))
+        file = GGUFFile.open(content.check(local.resolve(reference)))
         adapters = load_adapters(file) if spec is None and BASE_FIELD in file.metadata else []
+        for one in adapters:
+            content.check(one.file.path)
         specs = [one.spec for one in adapters] or [spec_of(file, spec)]
         loaded = load_engine(
             file,

@@ -21,7 +21,7 @@ from nestling.errors import TextError, TextLengthError, UsageError
 from nestling.formats.multivector_head import Projector
 from nestling.inputs.late_chunking import Places
 from nestling.inputs.tokenizer import Tokenizer
-from nestling.models import local
+from nestling.models import content, local
 from nestling.models.compute import Compute, Make, Work
 from nestling.models.towers import tower_of
 from nestling.models.vision import TowerOptions, Vision
@@ -112,7 +112,7 @@ class ItemEmbedder:
         if self.path is None:
             raise UsageError("no multi-vector head: this model was not loaded from a file", param="return_multivector")
         path = local.projector_of(self.path, self.spec)
-        projector = Projector.open(path)
+        projector = Projector.open(content.check(path))
         projector.check_fits(path, self.spec)
         return projector
 

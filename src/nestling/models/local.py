@@ -15,6 +15,7 @@ from typing import Self
 from nestling._util.cpu import usable_threads
 from nestling._util.data import data_folder
 from nestling._util.files import CACHE_VARIABLE, cache_folder
+from nestling._util.hashes import sha256_of
 from nestling._util.progress import Steps, silent
 from nestling._util.spelling import nearest
 from nestling.errors import BuildError, FileFormatError, ModelNotFoundError, UsageError
@@ -170,8 +171,9 @@ def _starter(task: Task | None, quant: str, steps: Steps) -> Path:
         if error.errno not in _UNWRITABLE:
             raise
         raise BuildError(
-            f"{path.name}: not built yet, and {folder} cannot be written: {error.strerror}; build it as a user who may "
-            f"write there, or set {CACHE_VARIABLE} to another folder"
+            f"{path.name}: {'changed since it was built' if path.is_file() else 'not built yet'}, and {folder} cannot "
+            f"be written: {error.strerror}; build it as a user who may write there, or set {CACHE_VARIABLE} to another "
+            "folder"
         ) from None
 
 
@@ -182,12 +184,14 @@ def _companions(folder: Path, task: Task | None) -> list[Path]:
 
 
 def is_whole(path: Path) -> bool:
-    """True for a file of this version's that is as long as its card says; its bytes are not read (`verify` does)."""
+    """True for a file of this version's with the bytes that its card says."""
     try:
         card = Card.read(path) if path.is_file() else None
     except FileFormatError:
         return False
-    return card is not None and (card.made_by, card.size_bytes) == (made_by(), path.stat().st_size)
+    if card is None or (card.made_by, card.size_bytes) != (made_by(), path.stat().st_size):
+        return False
+    return card.sha256 == sha256_of(path)
 
 
 def _build_starter(task: Task | None, quant: str, steps: Steps) -> Path:

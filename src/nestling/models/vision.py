@@ -22,6 +22,7 @@ from nestling.inputs.image import Image, is_image, placed, read_all
 from nestling.inputs.image.patches import PATCH
 from nestling.inputs.image.resize import FACTOR
 from nestling.inputs.tokenizer import Tokenizer
+from nestling.models import content
 from nestling.models.towers import tower_of
 from nestling.spec import ModelSpec
 
@@ -51,7 +52,7 @@ class Vision:
 
         UsageError when there is none or the engine has no vision, FileFormatError when it is of another checkpoint.
         """
-        file = VisionFile.open(tower_of(model, spec))
+        file = VisionFile.open(content.check(tower_of(model, spec)))
         file.check_fits(width=spec.dimensions[-1], source=spec.source)
         if file.shape.patch != PATCH:
             raise FileFormatError(f"{file.file.path}: clip.vision.patch_size={file.shape.patch}: expected {PATCH}")

@@ -3,10 +3,8 @@
     <key>.int8    expanded weights; the key is a hash of the bytes of all files that they were made from
     <key>.json    which models use them, and the stamp and hash of each of their files
 
-Hashing a model takes a second or two, so a file's hash is remembered with its stamp: device, inode, size and both times
-of change. Programs can set the time of modification (`cp -p`, rsync, container layers) but not the other one, which the
-kernel keeps; where the file system keeps none (a read-only image), the bytes are hashed at every start. So two files
-with different bytes never share weights, and copies and renamed files do. Knows nothing of what the weights are.
+Hashing a model takes a second or two, so a file's hash is remembered with its stamp (`_util.hashes`). So two files with
+different bytes never share weights, and copies and renamed files do. Knows nothing of what the weights are.
 """
 
 import errno
@@ -27,6 +25,7 @@ from numpy.typing import NDArray
 
 from nestling._util import files
 from nestling._util.cpu import usable_threads
+from nestling._util.hashes import keeps_times, stamp
 from nestling.errors import NestlingError, UsageError
 
 SUFFIX = ".int8"
@@ -113,16 +112,16 @@ def expansions() -> list[Expansion]:
 def stamps_of(sources: Iterable[tuple[Path, NDArray[np.uint8]]]) -> Stamps:
     """The stamp and the hash of each of a model's files; hashes that are known for a stamp are not made again."""
     known = {
-        (path, stamp): sha256
+        (path, then): sha256
         for one in expansions()
         for stamps in one.models.values()
-        for path, (stamp, sha256) in stamps.items()
+        for path, (then, sha256) in stamps.items()
     }
     found: Stamps = {}
     for path, data in sources:
-        name, stamp = str(path.absolute()), _stamp(path)
-        remembered = known.get((name, stamp)) if _keeps_times(path) else None
-        found[name] = [stamp, remembered or content_hash(data)]
+        name, now = str(path.absolute()), stamp(path)
+        remembered = known.get((name, now)) if keeps_times(path) else None
+        found[name] = [now, remembered or content_hash(data)]
     return found
 
 
@@ -184,22 +183,10 @@ def _digest(piece: NDArray[np.uint8]) -> bytes:
     return hashlib.sha256(piece.data).digest()
 
 
-def _stamp(path: Path) -> str:
-    """What changes whenever a file's bytes do, where the file system keeps times."""
-    found = path.stat()
-    return f"{found.st_dev} {found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
-
-
-def _keeps_times(path: Path) -> bool:
-    """False for a read-only image, whose only time is the one that its maker set."""
-    found = path.stat()
-    return not (os.statvfs(path).f_flag & os.ST_RDONLY and found.st_mtime_ns == found.st_ctime_ns)
-
-
 def _is_current(stamps: Stamps) -> bool:
     """True when every file is there and has not changed."""
     try:
-        return all(_stamp(Path(path)) == stamp for path, (stamp, _) in stamps.items())
+        return all(stamp(Path(path)) == then for path, (then, _) in stamps.items())
     except OSError:
         return False
 
@@ -214,4 +201,4 @@ def _models(path: Path) -> dict[str, Stamps]:
 
 
 def _sound(stamps: Any) -> Stamps:  # noqa: ANN401 - JSON
-    return {str(path): [str(stamp), str(sha256)] for path, (stamp, sha256) in stamps.items()}
+    return {str(path): [str(then), str(sha256)] for path, (then, sha256) in stamps.items()}

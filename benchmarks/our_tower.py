@@ -16,8 +16,7 @@ from nestling.formats.mmproj import VisionFile
 
 
 def main(path: str, threads: int, kind: str) -> None:
-    """Load, say how long it took, answer lists of grids with seconds, an empty one with the bytes
-    of memory that the tower added at the highest."""
+    """Load, say how long it took, answer lists of grids with seconds, an empty one with the bytes added to memory."""
     ov.Core().get_property("CPU", "FULL_DEVICE_NAME")  # loads the plugin, as a text model has
     before = memory("VmRSS")
     vision, began = VisionFile.open(Path(path)), time.perf_counter()

@@ -19,11 +19,14 @@ PAGE = Path(__file__).parents[1] / "docs" / "api.md"
 WIDTH = 120
 HEAD = """# The Python API
 
-Everything that a caller imports or catches is in `nestling`; other modules are internal and may change in any release.
-Vectors are numpy arrays of float32 with unit rows. `python -m benchmarks.api_page` makes this page from the docstrings.
+Everything that a caller imports or catches is exported from `nestling`; other modules are internal and may change in
+any release. Vectors are numpy arrays of float32 with unit rows. In shapes, B is the number of inputs, T of tokens, dim
+of components. This page is generated from the docstrings by `python -m benchmarks.api_page`.
 """
 CLASSES = ("Embedder", "compat.JinaEmbeddingsV4", "Chunks", "Ranked", "ModelSpec", "Task", "Role")
 FUNCTIONS = ("read_spec",)
+INTERNAL = "Internal. "
+"""The beginning of the docstring of a method that is not for callers."""
 _SECTION = re.compile(r"^(Args|Returns|Yields|Raises|Example):$", re.MULTILINE)
 
 
@@ -51,14 +54,14 @@ def _class(name: str) -> str:
         for base in reversed(kind.__mro__)
         if base.__module__.startswith("nestling.")
         for member, one in vars(base).items()
-        if member[0] != "_"
+        if member[0] != "_" and not (inspect.getdoc(one) or "").startswith(INTERNAL)
     }
     return "\n".join([*parts, *(_member(name, member, one) for member, one in sorted(members.items(), key=_order))])
 
 
 def _order(member: tuple[str, object]) -> int:
-    """What most callers want comes first; the rest as it stands in the source."""
-    return 0 if member[0].startswith(("load", "from_", "encode", "rerank")) else 1
+    """What most callers need comes first; the rest in the order of the source."""
+    return 0 if member[0].startswith(("load", "from_")) else 1 if member[0].startswith(("encode", "rerank")) else 2
 
 
 def _member(owner: str, name: str, one: Any) -> str:  # noqa: ANN401 - whatever a class holds
@@ -111,7 +114,7 @@ def _items(body: str) -> Iterator[str]:
 
 def _errors() -> str:
     tree = "\n".join(line[4:] for line in (errors.__doc__ or "").splitlines() if line.startswith("    "))
-    return f"## Errors\n\n```text\n{tree}\n```\n\nA message says what was wrong and what would be right, in one line.\n"
+    return f"## Errors\n\n```text\n{tree}\n```\n\nEvery message is one line: what was wrong and what is expected.\n"
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
     model = nestling.Embedder.load("starter-retrieval:Q8_0")
     vectors = model.encode_query(["How do I open a socket?"])
 
-Everything that a caller imports or catches is here. Importing the package loads none of it but the errors: a name is
-fetched when it is first used.
+Everything that a caller imports or catches is exported here. `import nestling` loads the errors only; other names
+are imported on first use.
 """
 
 from importlib import import_module

@@ -1,30 +1,30 @@
-"""Every exception that nestling raises for something a caller can mend.
+"""Every exception that nestling raises for something a caller can fix.
 
     NestlingError                 catch this to catch them all
-    ├── UsageError                a parameter that cannot be honoured (exit code 2, HTTP 400)
+    ├── UsageError                a parameter with a wrong value (exit code 2, HTTP 400)
     │   └── InputError            one item of a list cannot be embedded; `index` says which
     │       ├── TextError         a text
-    │       │   ├── EmptyTextError    a text of nothing but blanks
-    │       │   └── TextLengthError   a text of more tokens than the model takes
+    │       │   ├── EmptyTextError    a text that is empty or only whitespace
+    │       │   └── TextLengthError   a text with more tokens than the limit
     │       └── ImageError        an image
-    │           └── ImageSizeError    an image over a limit of size (HTTP 413)
-    ├── FileFormatError           a file that is not what it should be; names file and field
+    │           └── ImageSizeError    an image over a size limit (HTTP 413)
+    ├── FileFormatError           a file that is damaged or of another kind; names file and field
     │   ├── CheckpointError       safetensors, configuration or adapters of a checkpoint
     │   └── GGUFError             a GGUF file
-    ├── ModelNotFoundError        a model reference that leads to no file
-    ├── BuildError                the pipeline cannot make the file that was asked for
-    └── EngineError               the engine failed, or answered with something that is not a vector
+    ├── ModelNotFoundError        a model reference to which no file belongs
+    ├── BuildError                a file cannot be built or written
+    └── EngineError               the engine failed, or returned NaN, infinity or a zero vector
 
-A message says what was wrong and what would be right, in one line. This module imports nothing.
+Every message is one line: what was wrong and what is expected. This module imports nothing.
 """
 
 
 class NestlingError(Exception):
-    """Base of every error that a caller can mend."""
+    """Base of every error that a caller can fix."""
 
 
 class UsageError(NestlingError):
-    """A parameter that cannot be honoured; `param` is its name as the caller wrote it."""
+    """A parameter with a wrong value; `param` is its name as the caller wrote it."""
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
@@ -32,18 +32,18 @@ class UsageError(NestlingError):
 
 
 class InputError(UsageError):
-    """One item of a list cannot be embedded; `index` is its place in the list, `reason` the message without it."""
+    """One item of a list cannot be embedded; `index` is its index in the list, `reason` the message without it."""
 
     def __init__(self, message: str, *, index: int) -> None:
         super().__init__(f"input {index}: {message}", param="input")
         self.index, self.reason = index, message
 
     def at(self, index: int) -> "InputError":
-        """The same error of another place in the list."""
+        """The same error for another index of the list."""
         return type(self)(self.reason, index=index)
 
     def __reduce__(self) -> tuple[object, ...]:
-        """How it goes from process to process: pickle knows no parameters by name."""
+        """For pickling between processes: pickle cannot pass keyword-only parameters."""
         return _rebuilt, (type(self), self.reason, self.index)
 
 
@@ -68,11 +68,11 @@ class ImageError(InputError):
 
 
 class ImageSizeError(ImageError):
-    """An image with more pixels or bytes than the limit."""
+    """An image with more pixels or bytes than the limit allows."""
 
 
 class FileFormatError(NestlingError):
-    """A file that is not what it should be."""
+    """A file that is damaged or of another kind than expected."""
 
 
 class CheckpointError(FileFormatError):
@@ -84,12 +84,12 @@ class GGUFError(FileFormatError):
 
 
 class ModelNotFoundError(NestlingError):
-    """A model reference that leads to no file on this machine."""
+    """A model reference to which no file on this machine belongs."""
 
 
 class BuildError(NestlingError):
-    """The pipeline cannot make the file that was asked for."""
+    """A file cannot be built or written."""
 
 
 class EngineError(NestlingError):
-    """The engine failed, or answered with something that is not a vector."""
+    """The engine failed, or returned NaN, infinity or a zero vector."""

@@ -1,6 +1,6 @@
-"""What a model is for, said once: tasks, roles, prefixes, dimensions.
+"""What a model is for: tasks, roles, prefixes, dimensions.
 
-Knows nothing of files or engines. The prefixes are those of the jina-embeddings-v4 model card: `Query: ` and
+Does not know files or engines. The prefixes are those of the jina-embeddings-v4 model card: `Query: ` and
 `Passage: `, except that text-matching is symmetric and puts `Query: ` in front of both sides.
 """
 
@@ -18,9 +18,9 @@ MAX_SPEC_LENGTH = 1 << 16
 DEFAULT_DIMENSIONS = (128, 256, 512, 1024, 2048)
 """The Matryoshka sizes that jina-embeddings-v4 was trained for."""
 MAX_TOKENS = 32768
-"""The longest text that jina-embeddings-v4 was made for; its context field says more."""
+"""The longest text that jina-embeddings-v4 supports; the context length in its configuration is larger."""
 MAX_DIMENSION, MAX_CONTEXT, MAX_TEXT = 1 << 16, 1 << 20, 1000
-FAMILY_RULE = "1 to 64 of A-Z a-z 0-9 . _ - beginning with a letter or digit, no two dots in a row"
+FAMILY_RULE = "1 to 64 characters of A-Z a-z 0-9 . _ - that begin with a letter or digit, without '..'"
 _FAMILY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 BASE_FIELD = "nestling.base"
 """GGUF key that marks a base model; its value names the checkpoint that its LoRA adapters belong to."""
@@ -30,7 +30,7 @@ _T = TypeVar("_T")
 
 
 class Task(StrEnum):
-    """What the vectors are compared for; each task has its own adapter."""
+    """What the vectors are compared for; each task has its own LoRA adapter."""
 
     RETRIEVAL = "retrieval"
     TEXT_MATCHING = "text-matching"
@@ -38,12 +38,12 @@ class Task(StrEnum):
 
     @property
     def stem(self) -> str:
-        """The task's word in published file names: text-matching is written `matching` there."""
+        """The task's name in published file names, where `text-matching` is `matching`."""
         return "matching" if self is Task.TEXT_MATCHING else self.value
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read a task's name; `matching`, `retrieval.query` and the like are not tasks but `matching` is an alias."""
+        """The task of a name; `matching` is an alias of `text-matching`. UsageError for other names."""
         try:
             return cls("text-matching" if text == "matching" else text)
         except ValueError:
@@ -51,7 +51,7 @@ class Task(StrEnum):
 
 
 def stem_of(task: Task | None) -> str:
-    """A task's word in file names, and that of the base of all three for None."""
+    """A task's name in file names; `base` for None, the model without a merged adapter."""
     return task.stem if task else BASE_STEM
 
 
@@ -69,7 +69,7 @@ class Role(StrEnum):
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read a role's name; `document` is read as `passage`."""
+        """The role of a name; `document` is an alias of `passage`. UsageError for other names."""
         try:
             return cls("passage" if text == "document" else text)
         except ValueError:
@@ -94,7 +94,7 @@ def is_family(name: str) -> bool:
 
 
 def checked_family(name: str) -> str:
-    """The name of a family as it is; UsageError for one that is not safe."""
+    """The name unchanged; UsageError for one that is not safe in file names."""
     if not is_family(name):
         raise UsageError(f"family={name!r:.80}: expected {FAMILY_RULE}", param="family")
     return name
@@ -108,10 +108,16 @@ def prefixes_for(task: Task) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """One task model: everything about it that its weights do not say.
+    """What one task model is for: everything that its weights do not tell.
 
-    `dimensions` are the trained Matryoshka sizes in ascending order, the last one the full width.
-    `source` names the checkpoint and its revision or content hash.
+    Args:
+        family: the first part of its name, such as `jina-v4`.
+        task: what its vectors are compared for.
+        dimensions: the trained Matryoshka sizes, ascending; the last one is the full width.
+        max_tokens: the longest text, in tokens with its prefix.
+        prefixes: the text in front of an input, by role (`query`, `passage`).
+        pooling: how hidden states become one vector.
+        source: the checkpoint, with its revision or content hash.
     """
 
     family: str
@@ -124,20 +130,22 @@ class ModelSpec:
 
     @property
     def name(self) -> str:
-        """`family-task`, the reference under which the store knows the model."""
+        """`family-task`: the model reference without a file type."""
         return f"{self.family}-{self.task}"
 
     def prefix(self, role: Role) -> str:
-        """The text that goes in front of a text of this role, before tokenizing."""
+        """The prefix of a role's texts; empty for `raw`."""
         return "" if role is Role.RAW else self.prefixes[role]
 
     def dimension(self, wanted: int | None) -> int:
-        """The vector size to answer with: `wanted` if it was trained, the full width for None; else UsageError."""
+        """The vector size: `wanted` if it was trained, the full width for None; UsageError for other values."""
         if wanted is None:
             return self.dimensions[-1]
         if not isinstance(wanted, Real) or isinstance(wanted, bool) or wanted not in self.dimensions:
             sizes = ", ".join(map(str, self.dimensions))
-            raise UsageError(f"dimensions={wanted!r}: this model is trained for {sizes}", param="dimensions")
+            raise UsageError(
+                f"dimensions={wanted!r}: expected one of {sizes}, for which this model was trained", param="dimensions"
+            )
         return int(wanted)
 
     def to_json(self) -> str:
@@ -146,7 +154,7 @@ class ModelSpec:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Read what `to_json` wrote; anything else is a FileFormatError."""
+        """Read JSON that `to_json` wrote; FileFormatError for anything else."""
         if len(text) > MAX_SPEC_LENGTH:
             raise FileFormatError(f"nestling.spec: longer than {MAX_SPEC_LENGTH} characters")
         try:
@@ -167,11 +175,11 @@ class ModelSpec:
         return spec
 
     def fault(self) -> str:
-        """What no model can be: the first field that is wrong and what is right; empty for a sound specification."""
+        """The first invalid field and what is expected of it; empty for a valid specification."""
         sizes, texts = self.dimensions, [*self.prefixes.values(), self.source]
         rules = {
             f"family={self.family!r:.80}: expected {FAMILY_RULE}": is_family(self.family),
-            f"dimensions={list(sizes)!r:.80}: expected different sizes from 1 to {MAX_DIMENSION}, ascending": (
+            f"dimensions={list(sizes)!r:.80}: expected ascending sizes from 1 to {MAX_DIMENSION}": (
                 bool(sizes) and sizes[0] >= 1 and sizes[-1] <= MAX_DIMENSION and list(sizes) == sorted(set(sizes))
             ),
             f"max_tokens={self.max_tokens!r:.40}: expected 1 to {MAX_CONTEXT}": 1 <= self.max_tokens <= MAX_CONTEXT,
@@ -183,7 +191,7 @@ class ModelSpec:
 
 def _typed(value: object, kind: type[_T]) -> _T:
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise TypeError(f"{value!r} where {kind.__name__} was expected")
+        raise TypeError(f"expected {kind.__name__}, found {value!r}")
     return value
 
 

@@ -1,6 +1,6 @@
-"""Arithmetic on vectors: pool, normalise, truncate, compare, pack. Pure numpy, no knowledge of models.
+"""Vector arithmetic: pooling, normalising, truncating, similarity, quantized output types. Pure numpy, no models.
 
-The order for one text is mean, normalise, truncate, normalise (the original's `encode`).
+The order for one text is pool, normalise, truncate, normalise, as in the original model's `encode`.
 """
 
 import base64
@@ -15,31 +15,29 @@ Floats = NDArray[np.float32]
 
 
 def mean_pool(states: Floats, lengths: NDArray[np.int64]) -> Floats:
-    """Average each text's hidden states: (N, D) rows of B texts one after another, (B,) lengths -> (B, D)."""
+    """Mean pooling: (N, D) hidden states of B packed texts, (B,) lengths -> (B, D)."""
     ends = np.cumsum(lengths)
     sums = [states[end - length : end].sum(0, dtype=np.float64) for end, length in zip(ends, lengths, strict=True)]
     return (np.stack(sums) / lengths[:, None]).astype(np.float32)
 
 
 def last_pool(states: Floats, lengths: NDArray[np.int64]) -> Floats:
-    """Each text's last hidden state: (N, D) rows of B texts one after another, (B,) lengths -> (B, D)."""
+    """Last-token pooling: (N, D) hidden states of B packed texts, (B,) lengths -> (B, D)."""
     return states[np.cumsum(lengths) - 1]
 
 
 def normalise(rows: Floats) -> Floats:
-    """Scale every row to unit length: (B, D) -> (B, D). A zero or non-finite row is an EngineError, never an answer."""
+    """Scale every row to unit length: (B, D) -> (B, D). EngineError for a zero or non-finite row."""
     norms = np.linalg.norm(rows.astype(np.float64), axis=-1, keepdims=True)
     bad = ~(np.isfinite(norms) & (norms > 0))
     if bad.any():
-        raise EngineError(
-            f"vector {int(np.flatnonzero(bad)[0])} is zero or not finite: there is no direction to return"
-        )
+        raise EngineError(f"vector {int(np.flatnonzero(bad)[0])} is zero or not finite, so it cannot be normalised")
     unit: Floats = (rows / norms).astype(np.float32)
     return unit
 
 
 def finish(pooled: Floats, dimension: int) -> Floats:
-    """Pooled means to answers: (B, D) -> (B, dimension), unit rows; normalise, truncate, normalise."""
+    """Pooled states to vectors: (B, D) -> (B, dimension), unit rows; normalise, truncate, normalise."""
     return normalise(normalise(pooled)[:, :dimension])
 
 
@@ -58,31 +56,31 @@ def paired_cosine(left: Floats, right: Floats) -> NDArray[np.float64]:
 
 
 def maxsim(query: Floats, documents: Sequence[Floats]) -> NDArray[np.float64]:
-    """Late interaction (Khattab and Zaharia 2020): (Tq, P) unit rows, B arrays of (Td, P) unit rows -> (B,).
+    """MaxSim of late interaction (Khattab and Zaharia 2020): (Tq, P), B arrays of (Td, P), unit rows -> (B,).
 
-    For each row of the query the nearest row of the document, summed: from -Tq to Tq.
+    The sum over query tokens of the largest dot product with a document token: from -Tq to Tq.
     """
     return np.array([(query @ document.T).max(1).sum(dtype=np.float64) for document in documents], np.float64)
 
 
 def to_int8(rows: Floats) -> NDArray[np.int8]:
-    """Whole numbers from -127 to 127, each row's largest component at an end; compare by cosine: (B, D) -> (B, D)."""
+    """Symmetric absmax quantization of each row to [-127, 127]: (B, D) -> (B, D); compare by cosine."""
     packed: NDArray[np.int8] = np.rint(rows * (127 / np.abs(rows).max(-1, keepdims=True))).astype(np.int8)
     return packed
 
 
 def from_int8(packed: NDArray[np.int8]) -> Floats:
-    """What `to_int8` packed, as unit rows: (B, D) -> (B, D)."""
+    """Dequantize `to_int8` to unit rows: (B, D) -> (B, D)."""
     return normalise(packed.astype(np.float32))
 
 
 def to_ubinary(rows: Floats) -> NDArray[np.uint8]:
-    """Signs, eight a byte, first component in the highest bit, 1 for more than zero: (B, D) -> (B, D / 8)."""
+    """Sign bits, 1 above zero, packed with the first component in the highest bit: (B, D) -> (B, D / 8)."""
     return np.packbits(rows > 0, axis=-1)
 
 
 def from_ubinary(packed: NDArray[np.uint8]) -> Floats:
-    """What `to_ubinary` packed, as unit rows of signs: (B, D / 8) -> (B, D)."""
+    """Unpack `to_ubinary` to unit rows of equal magnitudes: (B, D / 8) -> (B, D)."""
     signs = np.unpackbits(packed, axis=-1).astype(np.float32) * 2 - 1
     return np.asarray(signs / np.sqrt(np.float32(signs.shape[-1])))
 

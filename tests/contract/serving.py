@@ -50,7 +50,7 @@ class ByteTokenizer:
     def cut(self, ids: Ids, limit: int) -> Ids:
         return ids[:limit]
 
-    def encode_with_places(self, text: str) -> tuple[Ids, NDArray[np.int64]]:
+    def encode_with_offsets(self, text: str) -> tuple[Ids, NDArray[np.int64]]:
         places = [(place, place + 1) for place, char in enumerate(text) for _ in char.encode()]
         return self.encode([text])[0], np.array(places, np.int64)
 

@@ -251,8 +251,8 @@ BAD: dict[str, tuple[object, str]] = {
     "html data uri": ("data:text/html;base64,QUJD", "data URI of text/html"),
     "svg data uri": ("data:image/svg+xml;base64,QUJD", "data URI of image/svg+xml"),
     "not declared base64": ("data:image/png,abc", "expected ;base64"),
-    "url": ("http://169.254.169.254/latest", "a URL is not fetched here"),
-    "file url": ("file:///etc/passwd", "a URL is not fetched here"),
+    "url": ("http://169.254.169.254/latest", "URLs are not downloaded here"),
+    "file url": ("file:///etc/passwd", "URLs are not downloaded here"),
     "javascript": ("javascript:alert(1)", "cannot be read: No such file or directory"),
     "a text": ("/etc/passwd", "cannot be read as an image"),
     "missing": ("none.png", "none.png: cannot be read: No such file or directory"),
@@ -275,11 +275,11 @@ BAD: dict[str, tuple[object, str]] = {
     "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "this is SVG"),
     "jpeg 2000": (b"\x00\x00\x00\x0cjP  \r\n", "this is a JPEG 2000"),
     "random": (bytes(range(7, 200)), "cannot be read as an image"),
-    "half a png": (HEADER[: len(HEADER) // 2], "the PNG is damaged or cut off"),
-    "half a jpeg": (saved(noise(60, 80), "JPEG")[:900], "the JPEG is damaged or cut off"),
-    "wrong crc": (HEADER[:-1] + b"\0", "the PNG is damaged or cut off"),
-    "bomb": (raw_png(19_000, 19_000, bytes(19_001) * 19_000), "19000x19000 pixels: at most 50000000"),
-    "jpeg bomb": (with_frame_size(saved(PIXELS[0], "JPEG"), 65_500, 65_500), "65500x65500 pixels: at most"),
+    "half a png": (HEADER[: len(HEADER) // 2], "the PNG is damaged or truncated"),
+    "half a jpeg": (saved(noise(60, 80), "JPEG")[:900], "the JPEG is damaged or truncated"),
+    "wrong crc": (HEADER[:-1] + b"\0", "the PNG is damaged or truncated"),
+    "bomb": (raw_png(19_000, 19_000, bytes(19_001) * 19_000), "19000x19000 pixels: expected at most 50000000"),
+    "jpeg bomb": (with_frame_size(saved(PIXELS[0], "JPEG"), 65_500, 65_500), "65500x65500 pixels: expected at most"),
     "inflating chunk": (
         raw_png(8, 8, bytes(72), extra=[chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(1 << 26), 9))]),
         "damaged",
@@ -422,7 +422,7 @@ def test_columns_without_tables_and_one_column_for_both_are_refused(make: Make, 
 def test_a_model_without_a_tower_is_refused(make: Make, source: Path, model: Path, tmp_path: Path) -> None:
     pictures(source)
     alone = shutil.copy(model, tmp_path)
-    with pytest.raises(UsageError, match=r"no vision tower for it \(mmproj-tiny-BF16\.gguf\)"):
+    with pytest.raises(UsageError, match=r"no vision tower \(mmproj-tiny-BF16\.gguf\)"):
         make(model=str(alone))
     assert not (tmp_path / "out").exists()
 

@@ -73,7 +73,7 @@ TENSORS: dict[str, tuple[Change, str]] = {
     ),
     "a layer too many": (in_config("num_hidden_layers", 1), r"model.layers.1.*not a tensor|changes model.layers.1"),
     "a layer too few": (in_config("num_hidden_layers", 3), r"lacks model.layers.2.mlp.down_proj"),
-    "other width": (in_config("intermediate_size", 128), r"shape \(96, 64\), config.json asks for \(128, 64\)"),
+    "other width": (in_config("intermediate_size", 128), r"shape \(96, 64\): expected \(128, 64\), by config.json"),
     "other vocabulary": (in_config("vocab_size", 400), r"embed_tokens.weight: shape \(384, 64\)"),
 }
 
@@ -121,9 +121,9 @@ def both_sides(module: str, other: str) -> Change:
 ADAPTER: dict[str, tuple[Change, str]] = {
     "no configuration": (remove(LORA), f"{LORA}: no such file"),
     "no weights": (remove(ADAPTERS), f"{ADAPTERS}: no such file"),
-    "no rank": (put(LORA, "r", None), f"{LORA}: r=None: expected a positive whole number"),
-    "other rank": (put(LORA, "r", 8), r"lora_A.*shape \(4, \d+\), rank 8 asks for \(8, \d+\)"),
-    "rank as a float": (put(LORA, "r", 4.0), "r=4.0: expected a positive whole number"),
+    "no rank": (put(LORA, "r", None), f"{LORA}: r=None: expected a positive integer"),
+    "other rank": (put(LORA, "r", 8), r"lora_A.*shape \(4, \d+\): expected \(8, \d+\), for rank 8"),
+    "rank as a float": (put(LORA, "r", 4.0), "r=4.0: expected a positive integer"),
     "no alpha": (in_json(LORA, lambda raw: raw.pop("lora_alpha")), "lora_alpha=None: expected a positive number"),
     "alpha 0": (put(LORA, "lora_alpha", 0), "lora_alpha=0: expected a positive number"),
     "alpha below 0": (put(LORA, "lora_alpha", -4), "lora_alpha=-4: expected a positive number"),
@@ -135,21 +135,24 @@ ADAPTER: dict[str, tuple[Change, str]] = {
     "rsLoRA": (put(LORA, "use_rslora", value=True), "use_rslora=True is not supported"),
     "another kind": (put(LORA, "peft_type", "IA3"), "peft_type='IA3' is not supported"),
     "saved modules": (put(LORA, "modules_to_save", ["norm"]), "modules_to_save=.*is not supported"),
-    "task not listed": (put(LORA, "task_names", ["retrieval"]), "the task is not one of retrieval"),
+    "task not listed": (put(LORA, "task_names", ["retrieval"]), "expected one of the tasks retrieval"),
     "task names no list": (put(LORA, "task_names", "code"), "task_names='code': expected a list"),
-    "unknown task": (rename(ADAPTERS, LORA_B, LORA_B.replace("code", "cooking")), "cooking.*the task is not one of"),
-    "unknown name": (rename(ADAPTERS, LORA_B, "model.more"), "model.more: not an adapter's tensor"),
+    "unknown task": (rename(ADAPTERS, LORA_B, LORA_B.replace("code", "cooking")), "cooking.*expected one of the tasks"),
+    "unknown name": (rename(ADAPTERS, LORA_B, "model.more"), "model.more: expected a LoRA tensor name"),
     "DoRA tensor": (
         rename(ADAPTERS, LORA_B, LORA_B.replace("lora_B", "lora_magnitude_vector")),
-        "lora_magnitude_vector.*not an adapter's tensor",
+        "lora_magnitude_vector.*expected a LoRA tensor name",
     ),
-    "one side": (drop(ADAPTERS, LORA_B), "model.layers.1.mlp.down_proj for code: it takes both lora_A and lora_B"),
+    "one side": (drop(ADAPTERS, LORA_B), "model.layers.1.mlp.down_proj for code: expected both lora_A and lora_B"),
     "of a norm": (
         rename(ADAPTERS, LORA_B, LORA_B.replace("mlp.down_proj", "input_layernorm")),
-        "takes both lora_A and lora_B|no such matrix",
+        "expected both lora_A and lora_B|no matrix of this name",
     ),
-    "of nothing": (both_sides("mlp.down_proj", "mlp.side_proj"), "side_proj.*the checkpoint has no such matrix"),
-    "of the embedding": (both_sides("layers.1.mlp.down_proj", "embed_tokens"), r"rank 4 asks for|changes model.embed"),
+    "of nothing": (
+        both_sides("mlp.down_proj", "mlp.side_proj"),
+        "side_proj.*the checkpoint has no matrix of this name",
+    ),
+    "of the embedding": (both_sides("layers.1.mlp.down_proj", "embed_tokens"), r"for rank 4|changes model.embed"),
 }
 
 
@@ -183,18 +186,24 @@ ROPE = {"mrope_section": [2, 3, 3], "type": "default"}
 CONFIG: dict[str, tuple[Change, str]] = {
     "none": (remove("config.json"), "config.json: no such file"),
     "a list": (whole("config.json", b"[]"), "config.json: expected a JSON object"),
-    "a key twice": (whole("config.json", b'{"a":1,"a":1}'), "config.json: not sound JSON .duplicate key 'a'"),
+    "a key twice": (whole("config.json", b'{"a":1,"a":1}'), "config.json: not valid JSON .duplicate key 'a'"),
     "no layers": (
         in_config("num_hidden_layers", 0),
-        "config.json: num_hidden_layers=0: expected a positive whole number",
+        "config.json: num_hidden_layers=0: expected a positive integer",
     ),
-    "layers without end": (in_config("num_hidden_layers", 10**9), "num_hidden_layers=1000000000: more than 1000"),
+    "layers without end": (
+        in_config("num_hidden_layers", 10**9),
+        "num_hidden_layers=1000000000: expected at most 1000",
+    ),
     "positions beyond 2^31": (in_config("max_position_embeddings", 2**40), "max_position_embeddings=1099511627776"),
     "layers as text": (in_config("num_hidden_layers", "2"), "num_hidden_layers='2'"),
     "true layers": (in_config("num_hidden_layers", value=True), "num_hidden_layers=True"),
-    "heads that do not fit": (in_config("num_attention_heads", 3), "num_attention_heads=3: times head_dim=21"),
+    "heads that do not fit": (
+        in_config("num_attention_heads", 3),
+        "num_attention_heads=3: times head_dim=21: expected hidden_size=64",
+    ),
     "more heads than width": (in_config("num_attention_heads", 128), "head_dim=0"),
-    "KV heads that do not fit": (in_config("num_key_value_heads", 3), "num_key_value_heads=3: does not divide"),
+    "KV heads that do not fit": (in_config("num_key_value_heads", 3), "num_key_value_heads=3: expected a divisor of"),
     "other activation": (in_config("hidden_act", "gelu"), "hidden_act='gelu' is not supported"),
     "sliding window": (in_config("use_sliding_window", value=True), "use_sliding_window=True is not supported"),
     "epsilon NaN": (in_config("rms_norm_eps", float("nan")), "rms_norm_eps=nan: expected a positive number"),
@@ -202,7 +211,7 @@ CONFIG: dict[str, tuple[Change, str]] = {
     "two sections": (in_config("rope_scaling", ROPE | {"mrope_section": [4, 4]}), "mrope_section=.* three"),
     "sections that do not sum": (
         in_config("rope_scaling", ROPE | {"mrope_section": [2, 3, 4]}),
-        "sums to half of head",
+        "expected a sum of half of head",
     ),
     "yarn": (in_config("rope_scaling", ROPE | {"type": "yarn"}), "rope_type='yarn': only default"),
     "rope a list": (in_config("rope_scaling", [1]), "rope_scaling=.*expected an object"),

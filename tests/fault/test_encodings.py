@@ -30,7 +30,7 @@ from nestling.formats.card import Card
 from nestling.formats.quant_types import QuantType
 from nestling.inputs.tokenizer import tokenizer_fields
 from nestling.models.families import read_spec
-from nestling.models.fidelity import RECORD, Nearness, Record
+from nestling.models.fidelity import RECORD, Fidelity, Record
 from nestling.pipeline.conversion.checkpoint import Checkpoint
 from nestling.pipeline.conversion.snapshot import Folder
 from nestling.pipeline.quantization.calibration import collect
@@ -191,7 +191,7 @@ def test_what_is_no_text_is_refused_in_one_line(
 def test_a_record_of_fidelity_with_a_mark_is_known(tmp_path: Path) -> None:
     content = json.dumps({"made_by": __version__, "files": {"a b": {"mean": 0.5, "lowest": 0.25}}})
     (tmp_path / RECORD).write_bytes(content.encode("utf-8-sig"))
-    assert Record.read(tmp_path).known == {"a b": Nearness(0.5, 0.25)}
+    assert Record.read(tmp_path).known == {"a b": Fidelity(0.5, 0.25)}
     (tmp_path / RECORD).write_bytes(b"\xff\xfe\xff")
     assert Record.read(tmp_path).known == {}
 

@@ -83,7 +83,7 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
         gguf([pair("k", ARRAY, array(STRING, 2, string("a") + string("b", length=HUGE)))]), "k: a string of 92233",
     ),
     "an array's text longer than the file": (
-        gguf([pair("k", ARRAY, array(STRING, 1, string("b", length=9)))]), "k: a string of 9 bytes does not fit",
+        gguf([pair("k", ARRAY, array(STRING, 1, string("b", length=9)))]), "k: a string of 9 bytes, longer",
     ),
     "an array's text that is not UTF-8": (gguf([pair("k", ARRAY, array(STRING, 1, string(b"\xff")))]), "k is not UTF"),
     # Tensors.
@@ -102,8 +102,8 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
     "dimensions whose product is 2^32 times 4 bytes": (
         gguf([], [tensor(sizes=(256,) * 4)], data=DATA), "17179869184 bytes lies past the end",
     ),
-    "an unknown tensor type": (gguf([], [tensor(kind=99)], data=DATA), "t has the tensor type 99"),
-    "a tensor type that ggml has dropped": (gguf([], [tensor(kind=4)], data=DATA), "t has the tensor type 4"),
+    "an unknown tensor type": (gguf([], [tensor(kind=99)], data=DATA), "t has the unknown tensor type 99"),
+    "a tensor type that ggml has dropped": (gguf([], [tensor(kind=4)], data=DATA), "t has the unknown tensor type 4"),
     "rows that are not whole blocks": (gguf([], [tensor(sizes=(33,), kind=Q8_0)], data=DATA), "rows of 33 do not div"),
     "an offset that is not aligned": (gguf([], [tensor(sizes=(1,), offset=4)], data=DATA), "offset 4 is not a multi"),
     "an offset past the end": (gguf([], [tensor(offset=64)], data=DATA), "offset 64 .* lies past the end"),

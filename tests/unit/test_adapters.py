@@ -13,7 +13,7 @@ from tests.tiny import ALPHA, HIDDEN, RANK, SMALL_VOCAB, write_tiny_checkpoint
 
 from nestling._util import files
 from nestling.engine.lora import load_adapters
-from nestling.engine.lora_lanes import LANES, SideBySide
+from nestling.engine.lora_lanes import LANES, StackedAdapters
 from nestling.engine.protocol import Item, Profiled, plain
 from nestling.errors import FileFormatError, GGUFError, ModelNotFoundError, UsageError
 from nestling.formats.card import Card
@@ -170,7 +170,7 @@ def test_the_files_are_llamacpps(folder: Path) -> None:
 
 
 def test_lanes_are_scaled_and_apart(folder: Path) -> None:
-    side = SideBySide(load_adapters(GGUFFile.open(base_path(folder))))
+    side = StackedAdapters(load_adapters(GGUFFile.open(base_path(folder))))
     assert side.width == LANES
     gates = side.gates()
     assert np.array_equal(gates.sum(1), np.full(3, RANK * ALPHA / RANK))
@@ -275,7 +275,7 @@ def not_gguf(own: Path) -> None:
         (another_task, FileFormatError, "an adapter for retrieval; by its file name, expected one for code"),
         (another_shape, FileFormatError, r"attn_q.weight.lora_a should be F16 or F32 of shape \(4, 64\)"),
         (another_architecture, FileFormatError, r"an adapter for llama, the base .* is qwen2vl"),
-        (no_scale, GGUFError, "adapter.lora.alpha=nan is out of range"),
+        (no_scale, GGUFError, "adapter.lora.alpha=nan: expected a float above 0"),
         (not_gguf, GGUFError, r"adapter-code\.gguf"),
     ],
 )
@@ -290,7 +290,7 @@ def test_a_base_or_an_adapter_is_no_model_by_itself(folder: Path) -> None:
     spec = spec_of(GGUFFile.open(model_path(folder, family="small", task=Task.CODE, file_type="F32")))
     with pytest.raises(FileFormatError, match="takes no --spec"):
         Embedder.load(base_path(folder), spec=spec)
-    with pytest.raises(FileFormatError, match="an adapter, not a model: name the base beside it"):
+    with pytest.raises(FileFormatError, match="a LoRA adapter, not a model; name its base"):
         Embedder.load(adapter_path(folder, Task.CODE))
 
 

@@ -144,7 +144,7 @@ class TestHubCache:
     def test_several_snapshots_and_no_main(self, hub_cache: Path) -> None:
         (hub_cache / "snapshots" / "ffff").mkdir()
         (hub_cache / "refs" / "main").unlink()
-        with pytest.raises(CheckpointError, match="2 snapshots fit; name one"):
+        with pytest.raises(CheckpointError, match="expected one snapshot, found 2; name one"):
             Checkpoint.open(hub_cache)
 
     def test_a_link_out_of_the_cache_is_refused(self, hub_cache: Path, small_checkpoint: Path) -> None:

@@ -226,7 +226,7 @@ def test_mistakes_before_a_model_is_loaded(arguments: list[str], code: int, part
 @pytest.mark.parametrize(
     ("arguments", "code", "part"),
     [
-        (["--dimensions", "100", "a"], 2, "dimensions=100: this model is trained for 32, 64, 128, 256"),
+        (["--dimensions", "100", "a"], 2, "dimensions=100: expected one of 32, 64, 128, 256"),
         (["--prompt", "answer", "a"], 2, "prompt_name='answer'"),
         (["--engine", "onnx", "a"], 2, "auto, openvino, llamacpp, torch, reference"),
         (["--task", "code", "a"], 2, "is for retrieval"),

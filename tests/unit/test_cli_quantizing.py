@@ -109,14 +109,14 @@ def test_a_mix_is_chosen_written_and_reapplied_to_the_same_bytes(folder: Path, t
         (["Q8_0", "--target-bpw", "4"], 2, "a file type and --target-bpw exclude each other"),
         (["--target-bpw", "4", "--target-size", "9000000"], 2, "--target-bpw and --target-size exclude each other"),
         (["--target-bpw", "4"], 2, "a mix is chosen with an importance matrix: --imatrix FILE"),
-        (["--target-bpw", "1", "--imatrix", "MATRIX"], 1, "target_bpw=1.0: the smallest mix of this model takes 2."),
-        (["--target-size", "99", "--imatrix", "MATRIX"], 1, "target_size=99: the smallest mix of this model takes"),
+        (["--target-bpw", "1", "--imatrix", "MATRIX"], 1, "target_bpw=1.0: expected at least 2."),
+        (["--target-size", "99", "--imatrix", "MATRIX"], 1, "target_size=99: expected at least"),
         (["--target-bpw", "4", "--imatrix", "MATRIX", "--keep-embedding", "IQ1_S"], 2, "keep_embedding=IQ1_S"),
         (["--target-bpw", "4", "--tensor-type", "a=Q4_K"], 2, "tensor_type: this goes with a file type"),
         (["Q4_K_M", "--recipe-out", "x.json"], 2, "recipe_out: this goes with --target-bpw or --target-size"),
         (["Q4_K_M", "--keep-embedding", "Q6_K"], 2, "keep_embedding: this goes with"),
         (["Q4_K_M", "--tensor-type", "ffn_up"], 2, "expected PATTERN=TYPE"),
-        (["Q4_K_M", "--tensor-type", "ffn_dwon=Q4_K"], 2, "matches none of"),
+        (["Q4_K_M", "--tensor-type", "ffn_dwon=Q4_K"], 2, "expected a match in one of"),
         (["Q4_K_M", "--token-embedding-type", "Q9"], 2, "token_embedding_type='Q9'"),
         (["Q4_K_M", "--imatrix", "MODEL"], 1, "not an importance matrix"),
         (["--recipe", "MODEL"], 1, "not a mix recipe"),
@@ -143,9 +143,9 @@ def test_what_cannot_be_quantized_is_one_line_and_leaves_nothing(
         (["--target-bpw", "nan"], 2, "target_bpw=nan: expected a number above 0"),
         (["--target-bpw", "0"], 2, "target_bpw=0.0: expected a number above 0"),
         (["--target-bpw=-4"], 2, "target_bpw=-4.0: expected a number above 0"),
-        (["--target-bpw", "0.1"], 1, "target_bpw=0.1: the smallest mix of this model takes"),
+        (["--target-bpw", "0.1"], 1, "target_bpw=0.1: expected at least"),
         (["--target-size", "0"], 2, "target_size=0: expected a number above 0"),
-        (["--target-size", "99"], 1, "target_size=99: the smallest mix of this model takes"),
+        (["--target-size", "99"], 1, "target_size=99: expected at least"),
         (["--target-bpw", "4", "--keep-embedding", "IQ1_S"], 2, "keep_embedding=IQ1_S"),
         (["--target-bpw", "4", "--recipe-out", "FOLDER"], 2, "this is a folder"),
     ],
@@ -156,7 +156,7 @@ def test_a_target_that_cannot_be_met_is_refused_before_anything_is_measured(
     def measured(*_: object, **__: object) -> None:
         raise AssertionError("measured in vain")
 
-    monkeypatch.setattr(search, "Tower", measured)
+    monkeypatch.setattr(search, "PerturbationProbe", measured)
     given = [str(folder) if word == "FOLDER" else word for word in arguments]
     done = nestling(
         "quantize", folder / "model.gguf", *given, "--imatrix", folder / "m.gguf", "--out", tmp_path / "x.gguf"

@@ -60,7 +60,7 @@ def test_a_name_that_is_not_here_gets_one_advice_from_every_verb(
     monkeypatch.chdir(inputs)
     done = nestling(*(word.replace("F32", "F16") for word in VERBS[verb]))
     assert (done.code, done.err.count("\n")) == (1, 1)
-    assert done.err.startswith("nestling: named-code:F16: not on this machine; here are named-code:F32")
+    assert done.err.startswith("nestling: named-code:F16: not on this machine; available: named-code:F32")
 
 
 def test_the_starters_checkpoint_is_converted_by_its_name(tmp_path: Path) -> None:

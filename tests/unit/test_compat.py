@@ -137,7 +137,7 @@ def test_truncate_dim(model: JinaEmbeddingsV4) -> None:
     row = model.encode_text("a", task="code", truncate_dim=64)
     assert row.shape == (64,)
     assert np.linalg.norm(row) == pytest.approx(1, abs=1e-6)
-    with pytest.raises(UsageError, match="trained for 32, 64, 128, 256"):
+    with pytest.raises(UsageError, match="expected one of 32, 64, 128, 256"):
         model.encode_text("a", task="code", truncate_dim=100)
 
 
@@ -207,7 +207,7 @@ def test_images_get_multi_vectors_and_pixels_for_this_call(pictured: JinaEmbeddi
 def test_a_url_of_an_image_is_fetched_from_public_addresses_alone(
     pictured: JinaEmbeddingsV4, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ImageError, match=r"input 1: url: its host has no public address"):
+    with pytest.raises(ImageError, match=r"input 1: url: its host has no address or one that is not public"):
         pictured.encode_image([png(), "http://127.0.0.1/a.png"], "code")
     asked: list[str] = []
 
@@ -223,7 +223,7 @@ def test_a_url_of_an_image_is_fetched_from_public_addresses_alone(
 
 
 def test_a_family_without_a_tower_refuses_images(model: JinaEmbeddingsV4) -> None:
-    with pytest.raises(UsageError, match="no vision tower for it"):
+    with pytest.raises(UsageError, match="no vision tower"):
         model.encode_image([png()], task="retrieval")
 
 

@@ -1,7 +1,7 @@
 """Threads and memory as containers allow them, from trees that look like the system's.
 
 Doors: affinity, quota and memory of cgroup 2 and 1, in the process's own group, in one above it, or at the mount's root
-where a container hides the path. Places: nothing in the package asks the system for either but `_util/cpu.py`.
+where a container hides the path. Indices: nothing in the package asks the system for either but `_util/cpu.py`.
 """
 
 import os

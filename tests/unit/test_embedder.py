@@ -114,9 +114,9 @@ def test_no_size_is_the_full_one(embedder: Embedder) -> None:
 
 @pytest.mark.parametrize("size", [0, -1, 16, 33, 255, 257, True])
 def test_untrained_sizes_are_refused_before_anything_is_run(embedder: Embedder, size: Any) -> None:
-    with pytest.raises(UsageError, match="trained for 32, 64, 128, 256"):
+    with pytest.raises(UsageError, match="expected one of 32, 64, 128, 256"):
         embedder.encode(["a"], truncate_dim=size)
-    with pytest.raises(UsageError, match="trained for 32, 64, 128, 256"):
+    with pytest.raises(UsageError, match="expected one of 32, 64, 128, 256"):
         embedder.encode([], truncate_dim=size)
     assert asked(embedder) == []
 
@@ -214,13 +214,13 @@ def test_truncating_keeps_the_left_with_its_prefix(short: Embedder) -> None:
 
 @pytest.mark.parametrize("bad", [[-1], [0, 1 << 20], []])
 def test_ids_outside_the_vocabulary_are_named(embedder: Embedder, bad: list[int]) -> None:
-    with pytest.raises(TextError, match=r"input 1: (token ids go from 0 to 265|0 tokens)"):
+    with pytest.raises(TextError, match=r"input 1: (expected token ids from 0 to 265|0 tokens)"):
         embedder.embed_ids([np.array([1], np.int32), np.array(bad, np.int32)])
     assert asked(embedder) == []
 
 
 def test_more_ids_than_the_model_takes_are_named(short: Embedder) -> None:
-    with pytest.raises(TextError, match="input 0: 13 tokens, this model takes 1 to 12"):
+    with pytest.raises(TextError, match="input 0: 13 tokens: expected 1 to 12"):
         short.embed_ids([np.zeros(13, np.int32)])
 
 
@@ -315,7 +315,7 @@ def test_what_cannot_be_loaded(reference: str, arguments: dict[str, Any], error:
 
 
 def test_no_threads_are_refused(tiny_models: dict[str, Path]) -> None:
-    with pytest.raises(UsageError, match="threads=0: at least 1"):
+    with pytest.raises(UsageError, match="threads=0: expected at least 1"):
         Embedder.load(tiny_models["F32"], threads=0)
 
 

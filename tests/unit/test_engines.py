@@ -332,17 +332,29 @@ def test_the_shape_is_read(tiny_models: dict[str, Path]) -> None:
 
 
 BROKEN_FIELDS: dict[str, tuple[str, Field, str]] = {
-    "no heads": ("attention.head_count", Field.uint32(0), "head_count=0 is out of range"),
-    "a flag": ("block_count", Field.boolean(True), "block_count=True is out of range"),  # noqa: FBT003
-    "a text": ("embedding_length", Field.string("256"), "embedding_length='256' is out of range"),
-    "too many layers": ("block_count", Field.uint32(1 << 31), "block_count=2147483648 is out of range"),
-    "not a number": ("rope.freq_base", Field.float32(float("nan")), "freq_base=nan is out of range"),
-    "infinite": ("rope.freq_base", Field.float32(float("inf")), "freq_base=inf is out of range"),
-    "heads that do not divide": ("attention.head_count", Field.uint32(3), "256 units do not divide into 3/2 heads"),
-    "heads in uneven groups": ("attention.head_count_kv", Field.uint32(3), "do not divide into 4/3 heads"),
-    "fewer key-value heads": ("attention.head_count_kv", Field.uint32(1), r"attn_k.weight should have shape \(64, "),
-    "one layer more": ("block_count", Field.uint32(3), r"blk\.2\.attn_norm\.weight should have shape .* found none"),
-    "a wider feed-forward": ("feed_forward_length", Field.uint32(513), r"ffn_gate.weight should have shape \(513, 256"),
+    "no heads": ("attention.head_count", Field.uint32(0), "head_count=0: expected a number above 0"),
+    "a flag": ("block_count", Field.boolean(True), "block_count=True: expected an integer, found a bool"),  # noqa: FBT003
+    "a text": ("embedding_length", Field.string("256"), "embedding_length='256': expected an integer, found a string"),
+    "too many layers": ("block_count", Field.uint32(1 << 31), "block_count=2147483648: expected a number above 0"),
+    "not a number": ("rope.freq_base", Field.float32(float("nan")), "freq_base=nan: expected a number above 0"),
+    "infinite": ("rope.freq_base", Field.float32(float("inf")), "freq_base=inf: expected a number above 0"),
+    "heads that do not divide": (
+        "attention.head_count",
+        Field.uint32(3),
+        "3 heads, 2 key-value heads, hidden size 256: expected",
+    ),
+    "heads in uneven groups": (
+        "attention.head_count_kv",
+        Field.uint32(3),
+        "4 heads, 3 key-value heads, hidden size 256: expected",
+    ),
+    "fewer key-value heads": ("attention.head_count_kv", Field.uint32(1), r"attn_k.weight: expected shape \(64, "),
+    "one layer more": (
+        "block_count",
+        Field.uint32(3),
+        r"blk\.2\.attn_norm\.weight: expected shape .* found no such tensor",
+    ),
+    "a wider feed-forward": ("feed_forward_length", Field.uint32(513), r"ffn_gate.weight: expected shape \(513, 256"),
 }
 
 

@@ -221,7 +221,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatc
         raise OSError("no route\nto host")
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=snapshot_download))
-    with pytest.raises(ModelNotFoundError, match=r"NanoNQ: .* cannot be fetched \(no route to host\)"):
+    with pytest.raises(ModelNotFoundError, match=r"NanoNQ: .* cannot be downloaded \(no route to host\)"):
         data.load("NanoNQ")
 
 

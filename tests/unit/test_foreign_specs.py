@@ -64,16 +64,16 @@ def of_a_card(folder: Path, values: dict[str, Any]) -> object:
 @pytest.mark.parametrize(
     ("door", "values", "message"),
     [
-        (of_a_model, ELSEWHERE, "m.gguf: nestling.spec: family='../../../../tmp/x': expected 1 to 64 of"),
+        (of_a_model, ELSEWHERE, "m.gguf: nestling.spec: family='../../../../tmp/x': expected 1 to 64 characters of"),
         (of_a_model, LONG, "max_tokens=1000000000000000000000000000000: expected 1 to"),
-        (of_a_model, TWICE, r"dimensions=\[256, 256\]: expected different sizes"),
+        (of_a_model, TWICE, r"dimensions=\[256, 256\]: expected ascending sizes"),
         (of_a_model, {"max_tokens": tiny_gguf.CONTEXT + 1}, f"max_tokens={tiny_gguf.CONTEXT + 1}, the file's context"),
         (of_a_model, {"pooling": "last"}, "pooling_type=1, but the specification says last"),
         (of_a_file_given, ELSEWHERE, "s.json: nestling.spec: family="),
         (of_a_file_given, LONG, "max_tokens="),
         (of_a_file_given, TWICE, "dimensions="),
         (of_a_card, ELSEWHERE, "m.json: .*family='../../../../tmp/x'"),
-        (of_a_card, {"file": "../m.gguf"}, "file='../m.gguf': expected the name of a file beside the card"),
+        (of_a_card, {"file": "../m.gguf"}, "file='../m.gguf': expected the name of a file in the card's folder"),
     ],
 )
 def test_a_door_refuses(

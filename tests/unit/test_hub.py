@@ -243,7 +243,7 @@ def test_what_is_pulled_is_listed() -> None:
     assert found[0].path == local.resolve("jina-v4-code:Q4_K_M")
     assert [str(one.reference) for one in hub_models.models() if not one.name] == [f"{REPOSITORY}:Q8_0"]
     with pytest.raises(
-        ModelNotFoundError, match=r"here are jina-v4-code:Q4_K_M; fetch it with `nestling pull jina-v4-code:Q8_0`"
+        ModelNotFoundError, match=r"available: jina-v4-code:Q4_K_M; download it with `nestling pull jina-v4-code:Q8_0`"
     ):
         local.resolve("jina-v4-code")
 
@@ -253,13 +253,13 @@ def test_what_is_pulled_is_listed() -> None:
     [
         (
             "jina-v4-code:F16",
-            "not on this machine; make it with `nestling build .*` or fetch it with `nestling pull jina-v4-code:F16`",
+            "make it with `nestling build .*` or download it with `nestling pull jina-v4-code:F16`",
         ),
         (
             "org/repo:F16",
-            "org/repo:F16: no such file, nor in the hub's cache; fetch it with `nestling pull org/repo:F16`",
+            "org/repo:F16: no such file, and not in the hub's cache; download it with `nestling pull org/repo:F16`",
         ),
-        ("hf.co/org/repo", "fetch it with `nestling pull org/repo`"),
+        ("hf.co/org/repo", "download it with `nestling pull org/repo`"),
         ("./org/repo", "no such file; `nestling list`"),
     ],
 )
@@ -371,7 +371,7 @@ def test_no_disk_space_is_said_before_anything_is_fetched(
     cache: Path, hub_server: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _path: SimpleNamespace(free=1 << 20))
-    with pytest.raises(BuildError, match=r"64 MiB are needed, 1 MiB are free; make room, or set HF_HOME"):
+    with pytest.raises(BuildError, match=r"64 MiB are needed, 1 MiB are free; free disk space, or set HF_HOME"):
         fetch(MODEL)
     assert hub_server.downloads(MODEL) == []
     assert not list(cache.rglob("blobs/*"))
@@ -379,7 +379,7 @@ def test_no_disk_space_is_said_before_anything_is_fetched(
 
 def test_a_file_that_the_hub_changes_its_mind_about_is_refused(cache: Path, hub_server: HubServer) -> None:
     hub_server.faults[MODEL] = Fault(content=bytes(5120))
-    with pytest.raises(FileFormatError, match=r"m-Q8_0\.gguf: what came has the hash .*, the hub says "):
+    with pytest.raises(FileFormatError, match=r"m-Q8_0\.gguf: the downloaded file has the hash .*, expected "):
         fetch(MODEL)
     assert blobs(cache) == set()
 

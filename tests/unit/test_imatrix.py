@@ -143,5 +143,5 @@ def test_sums_that_make_no_sense_are_refused(value: float) -> None:
     def collect(batch: Sequence[Sequence[int]]) -> dict[str, TensorSums]:
         return {"blk.0.attn_q.weight": (np.full(4, value, np.float32), len(batch[0]))}
 
-    with pytest.raises(BuildError, match=r"text: blk\.0\.attn_q\.weight holds"):
+    with pytest.raises(BuildError, match=r"text: blk\.0\.attn_q\.weight( holds|: expected)"):
         collect_imatrix([[1] * 512] * 4, collect=collect, dataset="text", chunk_size=512, batch=1)

@@ -252,11 +252,11 @@ def test_a_steady_stream_of_queries_and_a_long_text_share_the_engine() -> None:
     spent = {"long": 0, "queries": 0}
     for _ in range(2000):
         queue.add(job(one, 20))
-        batch = queue.take(lambda _model: limits, beside=long)
+        batch = queue.take(lambda _model: limits, running=long)
         while batch is None:
             queue.charge(long, 256)
             spent["long"] += 256
-            batch = queue.take(lambda _model: limits, beside=long)
+            batch = queue.take(lambda _model: limits, running=long)
         spent["queries"] += batch.tokens
         assert spent["queries"] - spent["long"] <= 2 * QUANTUM + 256
         assert spent["long"] - spent["queries"] <= 2 * QUANTUM + 256

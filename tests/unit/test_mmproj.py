@@ -68,25 +68,29 @@ FIELDS: dict[str, tuple[str, Field | None, str]] = {
     "projector": ("clip.projector_type", Field.string("mlp"), "clip.projector_type='mlp'"),
     "no silu": ("clip.use_silu", None, "clip.use_silu=''"),
     "pattern of 0": ("clip.vision.n_wa_pattern", U32(0), "n_wa_pattern=0: expected a whole number"),
-    "pattern of 3": ("clip.vision.n_wa_pattern", U32(3), "every 3th of 4 blocks"),
+    "pattern of 3": (
+        "clip.vision.n_wa_pattern",
+        U32(3),
+        "4 blocks: expected a multiple of the full-attention period, 3",
+    ),
     "no pattern": ("clip.vision.n_wa_pattern", None, "the field clip.vision.n_wa_pattern is missing"),
     "blocks of 2^31": ("clip.vision.block_count", U32(2**31), "block_count=2147483648: expected a whole number"),
-    "many blocks": ("clip.vision.block_count", U32(2**31 - 2), "block_count=2147483646, but 71 tensors"),
-    "other out": ("clip.vision.projection_dim", U32(128), r"mm\.2\.weight should have shape \(128, 192\)"),
-    "wide": ("clip.vision.embedding_length", U32(2**31 - 8), r"v\.patch_embd\.weight should have shape \(2147483640"),
+    "many blocks": ("clip.vision.block_count", U32(2**31 - 2), "block_count=2147483646, but the file has 71 tensors"),
+    "other out": ("clip.vision.projection_dim", U32(128), r"mm\.2\.weight: expected shape \(128, 192\)"),
+    "wide": ("clip.vision.embedding_length", U32(2**31 - 8), r"v\.patch_embd\.weight: expected shape \(2147483640"),
     "inner": (
         "clip.vision.feed_forward_length",
         U32(96),
-        r"ffn_gate\.weight should have shape \(96, 48\), found \(100",
+        r"ffn_gate\.weight: expected shape \(96, 48\), found \(100",
     ),
-    "heads": ("clip.vision.attention.head_count", U32(7), "48 units do not divide into 7 heads"),
+    "heads": ("clip.vision.attention.head_count", U32(7), "hidden size 48 and 7 heads"),
     "eps": ("clip.vision.attention.layer_norm_epsilon", Field.float32(float("nan")), "layer_norm_epsilon=nan"),
     "mean": ("clip.vision.image_mean", Field.int32s((1, 2, 3)), "image_mean=.*three numbers between 0 and 1"),
     "std": ("clip.vision.image_std", None, "the field clip.vision.image_std is missing"),
     "window": (OURS + "window", U32(113), "a window of 113 pixels"),
-    "pixels": (OURS + "min_pixels", U32(10**6), "min_pixels=1000000: more than 602112"),
+    "pixels": (OURS + "min_pixels", U32(10**6), "min_pixels=1000000: expected at most max_pixels=602112"),
     "prompt": (OURS + "prompt", Field.strings(("a",)), "prompt=.*expected token ids"),
-    "prompt without the token": (OURS + "prompt", Field.int32s((1, 2)), "expected the image token 374 once"),
+    "prompt without the token": (OURS + "prompt", Field.int32s((1, 2)), r"expected exactly one image token \(374\)"),
 }
 
 
@@ -100,8 +104,12 @@ def test_a_field_that_does_not_fit_is_named(tiny_tower: Path, tmp_path: Path, fa
 
 
 TENSORS: dict[str, tuple[str, tuple[Any, QuantType] | None, str]] = {
-    "missing": ("v.blk.3.ffn_down.bias", None, r"v\.blk\.3\.ffn_down\.bias should have shape \(48,\), found none"),
-    "shape": ("mm.0.bias", (np.zeros(96, np.float32), QuantType.F32), r"mm\.0\.bias should have .*found \(96,\)"),
+    "missing": (
+        "v.blk.3.ffn_down.bias",
+        None,
+        r"v\.blk\.3\.ffn_down\.bias: expected shape \(48,\), found no such tensor",
+    ),
+    "shape": ("mm.0.bias", (np.zeros(96, np.float32), QuantType.F32), r"mm\.0\.bias: expected shape .*found \(96,\)"),
     "surplus": ("v.blk.4.ln1.weight", (np.zeros(48, np.float32), QuantType.F32), r"v\.blk\.4\.ln1\.weight: not a ten"),
     "type": (
         "mm.0.weight",

@@ -191,7 +191,7 @@ def test_a_head_cut_short_is_refused(tmp_path: Path) -> None:
 
 def test_a_head_is_no_model(tmp_path: Path) -> None:
     path = write_head(tmp_path)
-    with pytest.raises(NestlingError, match="goes beside a model"):
+    with pytest.raises(NestlingError, match="a multi-vector head, not a model"):
         Embedder.load(path, engine="reference")
 
 

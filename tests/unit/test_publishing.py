@@ -150,23 +150,23 @@ FAULTS: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
     "another version's card": (
         lambda folder: card_path(folder / FILES[1]).write_text("{}"), FileFormatError, "not a card of this",
     ),
-    "a flipped bit": (spoil, FileFormatError, "Q8_0.gguf: not the file that its card is for"),
-    "no licence": (recard(licence=""), FileFormatError, "Q8_0.gguf: no licence in it"),
+    "a flipped bit": (spoil, FileFormatError, "Q8_0.gguf: its card is for another file"),
+    "no licence": (recard(licence=""), FileFormatError, "Q8_0.gguf: no licence"),
     "two licences": (recard(licence="mit"), FileFormatError, "different licences"),
     "two sources": (recard(source="sha256:1"), FileFormatError, "different sources"),
     "two families": (recard(family="x"), FileFormatError, "different families"),
     "two tasks": (
         lambda folder: shutil.copy(folder / FILES[0], folder / "small-text-retrieval-F16.gguf"),
-        UsageError, "files for code, retrieval; a repository is for one: --task",
+        UsageError, "files for code, retrieval; choose one with --task",
     ),
     "a head without a card": (
-        lambda folder: card_path(folder / PROJECTOR).unlink(), FileFormatError, "multivector.gguf: not the file",
+        lambda folder: card_path(folder / PROJECTOR).unlink(), FileFormatError, "multivector.gguf: no card",
     ),
     "a model as the head": (
         lambda folder: shutil.copy(folder / FILES[0], folder / PROJECTOR), FileFormatError, "architecture 'qwen2vl'",
     ),
-    "no files": (remove_all, UsageError, "no file called"),
-    "no folder": (shutil.rmtree, UsageError, "no file called"),
+    "no files": (remove_all, UsageError, "no file"),
+    "no folder": (shutil.rmtree, UsageError, "no file"),
 }  # fmt: skip
 
 

@@ -55,7 +55,7 @@ def test_equal_scores_keep_their_order() -> None:
     assert [one.index for one in ranked(np.array([0.5, 0.9, 0.5, 0.9]))] == [1, 3, 0, 2]
     assert [one.index for one in ranked(np.array([0.5, 0.9]), 1)] == [1]
     assert ranked(np.empty(0)) == []
-    with pytest.raises(UsageError, match="top_n=0: at least 1"):
+    with pytest.raises(UsageError, match="top_n=0: expected at least 1"):
         ranked(np.array([0.5]), 0)
 
 

@@ -103,7 +103,7 @@ class TestDecode:
 
     @pytest.mark.parametrize("number", [-1, VOCAB + 3, 2**63])
     def test_ids_outside_the_vocabulary(self, tokenizer: Tokenizer, number: int) -> None:
-        with pytest.raises(UsageError, match=f"token id {number}: ids go from 0 to {VOCAB + 2}"):
+        with pytest.raises(UsageError, match=f"token id {number}: expected 0 to {VOCAB + 2}"):
             tokenizer.decode([1, number])
 
 
@@ -164,9 +164,9 @@ def test_a_tokenizer_that_does_the_same_is_the_same(tmp_path: Path, change: Any)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (set_part("normalizer", None), "normalizer is not that of Qwen2"),
-        (set_part("normalizer", {"type": "NFKC"}), "normalizer is not that of Qwen2"),
-        (set_part("pre_tokenizer", {"type": "Whitespace"}), "pre_tokenizer is not that of Qwen2"),
+        (set_part("normalizer", None), "normalizer is not Qwen2's"),
+        (set_part("normalizer", {"type": "NFKC"}), "normalizer is not Qwen2's"),
+        (set_part("pre_tokenizer", {"type": "Whitespace"}), "pre_tokenizer is not Qwen2's"),
         (lambda raw: raw["pre_tokenizer"]["pretokenizers"].pop(0), "pre_tokenizer is not"),
         (lambda raw: raw["added_tokens"][2].update(lstrip=True), "added_tokens is not"),
         (lambda raw: raw["added_tokens"][2].update(normalized=True), "added_tokens is not"),
@@ -174,14 +174,17 @@ def test_a_tokenizer_that_does_the_same_is_the_same(tmp_path: Path, change: Any)
         (lambda raw: raw["model"].update(ignore_merges=True), "model is not"),
         (lambda raw: raw["model"].update(dropout=0.5), "model is not"),
         (lambda raw: raw["model"]["vocab"].pop("in"), "not a tokenizer"),
-        (lambda raw: raw["model"].update(vocab={"a": 0}, merges=[]), "byte symbols are not in the vocabulary"),
-        (set_part("model", {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}), "model WordLevel: only byte"),
+        (lambda raw: raw["model"].update(vocab={"a": 0}, merges=[]), "byte symbols are missing from the vocabulary"),
+        (
+            set_part("model", {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}),
+            "model WordLevel: expected byte-level BPE",
+        ),
         (set_part("decoder", {"type": "Fuse"}), "decoder is Fuse"),
         (
             set_part("post_processor", {"type": "BertProcessing", "sep": ["a", 1], "cls": ["b", 2]}),
-            "post_processor puts tokens around a text",
+            "post_processor adds tokens to a text",
         ),
-        (set_part("post_processor", template([ENDING])), "post_processor puts tokens around a text"),
+        (set_part("post_processor", template([ENDING])), "post_processor adds tokens to a text"),
         (
             set_part(
                 "normalizer",
@@ -209,7 +212,7 @@ def test_other_tokenizers_are_refused(tmp_path: Path, change: Any, message: str)
 
 def test_a_vocabulary_that_is_too_small(tmp_path: Path) -> None:
     write_json(tmp_path / "tokenizer.json", cut_tokenizer(ENTRIES))
-    with pytest.raises(CheckpointError, match=r"the token id 375 is outside config\.json's vocab_size=375"):
+    with pytest.raises(CheckpointError, match=r"the token id 375 is not below config\.json's vocab_size=375"):
         tokenizer_fields(tmp_path / "tokenizer.json", vocab_size=375)
 
 
@@ -229,15 +232,15 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Field]:
 @pytest.mark.parametrize(
     ("key", "change", "message"),
     [
-        ("model", lambda _: "llama", "tokenizer.ggml.model='llama': only 'gpt2'"),
-        ("pre", lambda _: "llama-bpe", "tokenizer.ggml.pre='llama-bpe': only 'qwen2'"),
+        ("model", lambda _: "llama", "tokenizer.ggml.model='llama': expected 'gpt2'"),
+        ("pre", lambda _: "llama-bpe", "tokenizer.ggml.pre='llama-bpe': expected 'qwen2'"),
         ("tokens", lambda _: "x", "expected an array"),
         ("tokens", lambda value: value[1:], "token_type has 384 entries for 383 tokens"),
-        ("tokens", lambda value: ("??", *value[1:]), "1 of the 256 byte symbols are not in the vocabulary"),
-        ("tokens", lambda value: (*value[:300], value[301], *value[301:]), "merges do not fit the vocabulary"),
+        ("tokens", lambda value: ("??", *value[1:]), "1 of the 256 byte symbols are missing from the vocabulary"),
+        ("tokens", lambda value: (*value[:300], value[301], *value[301:]), "merges do not match the vocabulary"),
         ("tokens", lambda value: (*value[:370], value[369], *value[371:]), "cannot have the id|duplicates"),
-        ("merges", lambda value: (*value, "a b c"), "merges do not fit the vocabulary"),
-        ("merges", lambda value: ("nothere either", *value), "merges do not fit the vocabulary"),
+        ("merges", lambda value: (*value, "a b c"), "merges do not match the vocabulary"),
+        ("merges", lambda value: ("nothere either", *value), "merges do not match the vocabulary"),
         ("token_type", lambda value: (3, *value[1:]), "byte symbols|cannot have the id"),
     ],
 )

@@ -170,17 +170,23 @@ DOWN, NOT_A_NUMBER = "visual.blocks.3.mlp.down_proj.weight", 0x7FC0
 FAULTS = {
     "no tower": (broken.put("config.json", "vision_config", {}), "vision_config is missing: this checkpoint has no"),
     "not an object": (broken.put("config.json", "vision_config", [1]), r"vision_config=\[1\]: expected an object"),
-    "no depth": (vision("depth", None), "vision_config: depth=None: expected a positive whole number"),
-    "too many blocks": (vision("depth", 2**31), "depth=2147483648: expected a positive whole number"),
+    "no depth": (vision("depth", None), "vision_config: depth=None: expected a positive integer"),
+    "too many blocks": (vision("depth", 2**31), "depth=2147483648: expected a positive integer"),
     "a block too many": (
         broken.in_json(
             "config.json", lambda raw: raw["vision_config"].update(depth=6, fullatt_block_indexes=[1, 3, 5])
         ),
         r"the tensor visual\.blocks\.4\.norm1\.weight is missing|the tensor visual\.blocks\.4",
     ),
-    "other width": (vision("hidden_size", 64), r"patch_embed\.proj\.weight: shape \(48, 3, 2, 14, 14\), config\.json"),
-    "other inner width": (vision("intermediate_size", 96), r"mlp\.gate_proj\.weight: shape \(100, 48\), config\.json"),
-    "odd heads": (vision("num_heads", 5), "48 units do not divide into 5 heads"),
+    "other width": (
+        vision("hidden_size", 64),
+        r"patch_embed\.proj\.weight: shape \(48, 3, 2, 14, 14\): expected .* by config\.json",
+    ),
+    "other inner width": (
+        vision("intermediate_size", 96),
+        r"mlp\.gate_proj\.weight: shape \(100, 48\): expected .* by config\.json",
+    ),
+    "odd heads": (vision("num_heads", 5), "hidden size 48 and 5 heads"),
     "full blocks not evenly spaced": (
         vision("fullatt_block_indexes", [0, 3]),
         r"fullatt_block_indexes=\[0, 3\]: expected even",
@@ -189,14 +195,14 @@ FAULTS = {
     "window": (vision("window_size", 100), "a window of 100 pixels: expected a multiple of 28"),
     "other activation": (vision("hidden_act", "gelu"), "hidden_act='gelu' is not supported"),
     "other merge": (vision("spatial_merge_size", 3), "spatial_merge_size=3 is not supported"),
-    "other out": (vision("out_hidden_size", 32), "out_hidden_size=32, the text model has 64"),
+    "other out": (vision("out_hidden_size", 32), "out_hidden_size=32: expected the text model's hidden_size=64"),
     "mean": (
         pixels("image_mean", [0.5, 0.5]),
         r"preprocessor_config\.json: image_mean=\[0\.5, 0\.5\]: expected three numbers",
     ),
     "std of zero": (pixels("image_std", [0.0, 0.5, 0.5]), "image_std=.*between 0 and 1"),
-    "pixels": (pixels("max_pixels", -1), "max_pixels=-1: expected a positive whole number"),
-    "more least than most": (pixels("min_pixels", 10**6), "min_pixels=1000000: more than max_pixels=602112"),
+    "pixels": (pixels("max_pixels", -1), "max_pixels=-1: expected a positive integer"),
+    "more least than most": (pixels("min_pixels", 10**6), "min_pixels=1000000: expected at most max_pixels=602112"),
     "no resize": (pixels("do_resize", value=False), "do_resize=False is not supported"),
     "missing tensor": (tensors(lambda found: found.pop(DOWN)), f"the tensor {DOWN} is missing"),
     "surplus tensor": (
@@ -205,7 +211,7 @@ FAULTS = {
     ),
     "turned tensor": (
         tensors(lambda found: found.update({DOWN: found[DOWN].T.copy()})),
-        rf"{DOWN}: shape \(100, 48\), config\.json asks for \(48, 100\)",
+        rf"{DOWN}: shape \(100, 48\): expected \(48, 100\), by config\.json",
     ),
     "NaN": (
         tensors(lambda found: np.put(found[DOWN], 4799, NOT_A_NUMBER)),

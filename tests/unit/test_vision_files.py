@@ -88,17 +88,17 @@ def test_verify_names_what_is_wrong(folder: Path, tmp_path: Path) -> None:
     ]
     path = changed(folder / TOWER, tmp_path / TOWER, tensors={"mm.2.bias": None})
     (only,) = verify(path)
-    assert (only.passed, "mm.2.bias should have shape (64,), found none" in only.detail) == (False, True)
+    assert (only.passed, "mm.2.bias: expected shape (64,), found no such tensor" in only.detail) == (False, True)
 
 
 def test_it_is_no_text_model(folder: Path) -> None:
-    with pytest.raises(FileFormatError, match="a vision tower, which goes beside a model"):
+    with pytest.raises(FileFormatError, match="a vision tower, not a model"):
         spec_of(GGUFFile.open(folder / TOWER))
 
 
 def test_it_is_not_quantized(folder: Path, tmp_path: Path) -> None:
     done = nestling("quantize", folder / TOWER, "Q8_0", "--out", tmp_path / "q.gguf")
-    assert (done.code, "a vision tower, which stays BF16; name a text model's file" in done.err) == (2, True)
+    assert (done.code, "a vision tower, which stays BF16: expected a text model's file" in done.err) == (2, True)
     assert not list(tmp_path.iterdir())
 
 
@@ -106,9 +106,9 @@ def test_it_is_found_beside_the_model_or_in_its_familys_folder(folder: Path, tmp
     model = model_path(folder, family="mine", task=Task.CODE, file_type="Q8_0")
     assert tower_of(model, spec("mine")) == folder / TOWER
     elsewhere = tmp_path / model.name
-    with pytest.raises(UsageError, match=r"Q8_0\.gguf: no vision tower for it \(mmproj-mine-BF16.*`nestling vision CH"):
+    with pytest.raises(UsageError, match=r"Q8_0\.gguf: no vision tower \(mmproj-mine-BF16.*`nestling vision CH"):
         tower_of(elsewhere, spec("mine"))
-    with pytest.raises(UsageError, match="or fetch it with `nestling pull jina-v4-retrieval --images`"):
+    with pytest.raises(UsageError, match="or download it with `nestling pull jina-v4-retrieval --images`"):
         tower_of(elsewhere, spec("jina-v4"))
 
 
@@ -134,7 +134,7 @@ def test_it_is_published_with_its_models(folder: Path, tmp_path: Path, vision_ch
     Pipeline(Checkpoint.open(licensed), tmp_path / "out", "mine", 1).build([Task.CODE], ["F16"])
     made = plan(tmp_path / "out", "org/mine")
     assert {TOWER, TOWER.replace(".gguf", ".json")} <= made.files.keys()
-    assert f"`{TOWER}` lets them take images" in made.readme
+    assert f"`{TOWER}` is for images" in made.readme
     sums = made.files["SHA256SUMS"]
     assert isinstance(sums, bytes)
     assert TOWER in sums.decode()
@@ -153,7 +153,7 @@ def test_pull_brings_it_when_it_is_asked_for(hub_server: HubServer, hub_cache: P
     hub_server.repositories[repository] = {name: name.encode() for name in (model, tower, half)}
     (wanted,) = hub_models.references("jina-v4-retrieval")
     (alone,) = hub_models.pull(wanted)
-    with pytest.raises(UsageError, match="no vision tower for it"):
+    with pytest.raises(UsageError, match="no vision tower"):
         tower_of(alone, spec("jina-v4"))
     assert [path.name for path in hub_models.pull(wanted, images=True)] == [model, tower]
     assert tower_of(alone, spec("jina-v4")).name == tower

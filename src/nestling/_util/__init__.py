@@ -1,1 +1,1 @@
-"""What all layers share and no layer is about: files, memory, optional packages. Internal."""
+"""Helpers that all layers share: files, memory, optional packages. Internal."""

@@ -1,8 +1,8 @@
-"""How many threads and how much memory this process may use: its affinity, its container's limits, the machine.
+"""How many threads and how much memory this process may use: CPU affinity, cgroup limits, the machine's size.
 
-The one place where either is chosen. Limits are those of Linux control groups, version 2 (`cpu.max`, `memory.max`) and
-1 (`cpu.cfs_quota_us`, `memory.limit_in_bytes`), of the process's own group and of every group above it: the tightest
-counts. Where a container hides the path of its group, the mount's root is its group. Elsewhere the machine limits.
+The only place that decides either. cgroup limits are those of version 2 (`cpu.max`, `memory.max`) and version 1
+(`cpu.cfs_quota_us`, `memory.limit_in_bytes`), of the process's own group and all its ancestors: the tightest counts.
+Where a container hides the path of its group, the root of the mount is used. Without cgroups only the machine limits.
 """
 
 import os
@@ -18,7 +18,7 @@ _MOUNT = "sys/fs/cgroup"
 def usable_threads(root: Path = ROOT) -> int:
     """Processors that this process may keep busy: at least 1.
 
-    A CPU quota is rounded down: threads beyond it would all be stopped together until the period ends.
+    A CPU quota is rounded down: with more threads than that, the kernel throttles all of them.
     """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quotas = [*_limits(root, "", _cpu_max), *_limits(root, "cpu", _cfs_quota)]
@@ -26,7 +26,7 @@ def usable_threads(root: Path = ROOT) -> int:
 
 
 def usable_memory(root: Path = ROOT) -> int:
-    """Bytes of memory that this process may have: the machine's, or its container's where that is less."""
+    """Bytes of memory that this process may use: the machine's, or its container's limit if that is lower."""
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limits = [
         *_limits(root, "", lambda group: _number(group / "memory.max")),
@@ -36,7 +36,7 @@ def usable_memory(root: Path = ROOT) -> int:
 
 
 def _limits(root: Path, controller: str, read: Callable[[Path], float | None]) -> Iterator[float]:
-    """What `read` finds in the process's group of a controller ("" is version 2's) and in the groups above it."""
+    """The limits that `read` finds in the process's group of a controller ("" for version 2) and its ancestors."""
     for mount, path in _groups(root, controller):
         group = mount / path.lstrip("/")
         if ".." in group.parts or not group.is_dir():
@@ -50,7 +50,7 @@ def _limits(root: Path, controller: str, read: Callable[[Path], float | None]) -
 
 
 def _groups(root: Path, controller: str) -> Iterator[tuple[Path, str]]:
-    """Where a controller's groups are mounted, and the process's path there; version 1 mounts each controller apart."""
+    """(mount, path of the process's group) of a controller; version 1 has a mount for every controller."""
     with suppress(OSError):
         for line in (root / _GROUPS).read_text("utf-8", "replace").splitlines():
             _, controllers, path = line.split(":", 2)
@@ -61,7 +61,7 @@ def _groups(root: Path, controller: str) -> Iterator[tuple[Path, str]]:
 
 
 def _cpu_max(group: Path) -> float | None:
-    """Processors by version 2: `QUOTA PERIOD` in microseconds, or `max PERIOD`."""
+    """The CPU quota of version 2, in processors: `QUOTA PERIOD` in microseconds, or `max PERIOD`."""
     with suppress(OSError, ValueError):
         quota, period = (group / "cpu.max").read_text("ascii").split()
         return None if quota == "max" or int(period) <= 0 else int(quota) / int(period)
@@ -69,13 +69,13 @@ def _cpu_max(group: Path) -> float | None:
 
 
 def _cfs_quota(group: Path) -> float | None:
-    """Processors by version 1: a quota of -1 is none."""
+    """The CPU quota of version 1, in processors; -1 means no quota."""
     quota, period = _number(group / "cpu.cfs_quota_us"), _number(group / "cpu.cfs_period_us")
     return quota / period if quota and period else None
 
 
 def _number(path: Path) -> int | None:
-    """A positive whole number; None for `max`, -1 and what is not there."""
+    """The positive integer in a file; None for `max`, -1 and a missing file."""
     with suppress(OSError, ValueError):
         value = int(path.read_text("ascii"))
         return value if value > 0 else None

@@ -1,4 +1,4 @@
-"""Where the distribution `nestling-data` lies. Knows nothing of what is in it."""
+"""Where the files of the package `nestling-data` are. Does not know what is in them."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Import what an extra installs, when it is wanted; its absence is one line that says what to do."""
+"""Import an optional package when it is needed; if it is missing, a one-line error names the extra to install."""
 
 import importlib
 from typing import Any
@@ -13,14 +13,14 @@ def need(module: str, *, wanted_for: str, extra: str, param: str | None = None) 
 
     Raises:
         UsageError: A package is not installed; the message names the extra that installs it, and `param` the parameter
-            that asked for it.
+            that needs it.
     """
     try:
         return importlib.import_module(module)
     except ImportError as error:
         missing = (error.name or module).partition(".")[0]
         if missing == OURS:
-            raise  # a module of this package: a fault of ours, no missing extra
+            raise  # a module of nestling itself is missing: a bug, not a missing extra
         raise UsageError(
             f"{wanted_for} needs {missing} ({error}); install it with: pip install 'nestling[{extra}]'", param=param
         ) from None

@@ -1,14 +1,14 @@
-"""Outputs: whole files or none (write beside, fsync, rename), streams as they are; locks that end with their process.
+"""Output files: atomic writes (temporary file, fsync, rename), plain writes to streams; locks that end with a process.
 
-What lies at an output's path decides how it is written, the same for every command:
+What exists at the output path decides how it is written, the same for every command:
 
-    nothing, a plain file      `path.part` is written, fsynced and renamed; mode and (where allowed) owner are kept
-    a symbolic link            the same for the file that it leads to; the link stays
-    /dev/stdout, /dev/fd/N     our own open file, written where it stands: not truncated, not replaced
-    a pipe, a character device is opened and written: /dev/null, a FIFO
-    a folder, a socket, a disk, a write-protected file    a UsageError by name
+    nothing, a regular file     `path.part` is written, fsynced and renamed; mode and (where allowed) owner are kept
+    a symbolic link             the same for its target; the link stays
+    /dev/stdout, /dev/fd/N      our own open file, written at its current position: not truncated, not replaced
+    a pipe, a character device  opened and written: /dev/null, a FIFO
+    a folder, a socket, a block device, a write-protected file    UsageError naming it
 
-A hard link is replaced under the one name that was given. Knows nothing of formats. Linux and macOS (flock).
+Of a hard link only the given name is replaced. Does not know file formats. Linux and macOS (flock).
 """
 
 import errno
@@ -36,17 +36,17 @@ _REFUSED = {
 }
 LOG = logging.getLogger("nestling.files")
 _MAX_HOLDER = 20
-"""Characters of a lock file that are read: the number of the process that holds it."""
+"""Characters read from a lock file: the process id of its holder."""
 _LINKS = 40
-"""Symbolic links that the system follows in a row at most."""
+"""The most symbolic links that the system follows in a chain."""
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """Open `path` for writing so that its final name only ever holds the whole file; a stream is written directly.
+    """Open `path` for writing so that its final name only ever holds the complete file; a stream is written directly.
 
-    A `.part` that a killed run left behind is overwritten; one that another run is writing, or that is no plain file,
-    is a BuildError. What cannot be written to is a UsageError (see the module's table).
+    A `.part` that a killed run left behind is overwritten; one that another run is writing, or that is not a regular
+    file, is a BuildError. A path that cannot be written is a UsageError (see the module's table).
     """
     check_output(path)
     if is_stream(path):
@@ -65,9 +65,9 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 
 def check_output(path: Path, *, sources: Sequence[Path | None] = (), param: str = "out") -> None:
-    """Refuse a path that can never be written, or that is one of the command's own `sources`: UsageError.
+    """UsageError for a path that cannot be written, or that is one of the command's own `sources`.
 
-    Commands call it before they begin, so that hours of work are not lost to a wrong name.
+    Commands call it first, so that hours of work are not lost to a wrong name.
     """
     if (descriptor := _descriptor(path)) is not None:
         _check_descriptor(path, descriptor, param)
@@ -85,13 +85,13 @@ def check_output(path: Path, *, sources: Sequence[Path | None] = (), param: str 
 
 
 def check_output_folder(path: Path, *, param: str = "out") -> None:
-    """Refuse a path that is there and is no folder: UsageError."""
+    """UsageError for a path that exists and is not a folder."""
     if path.exists() and not path.is_dir():
         raise UsageError(f"{path}: this is a file; name a folder", param=param)
 
 
 def is_stream(path: Path) -> bool:
-    """True for what is written as it stands: an open file of ours, a pipe, a device."""
+    """True for what is written directly: our own open file, a pipe, a device."""
     if _descriptor(path) is not None:
         return True
     with suppress(FileNotFoundError, NotADirectoryError):
@@ -100,7 +100,7 @@ def is_stream(path: Path) -> bool:
 
 
 def _descriptor(path: Path) -> int | None:
-    """The number of our own open file that a path such as /dev/stdout or /dev/fd/3 names."""
+    """The file descriptor that a path such as /dev/stdout or /dev/fd/3 names; None for other paths."""
     own = {os.path.realpath("/proc/self/fd"), "/dev/fd"}
     for _ in range(_LINKS):
         folder = os.path.realpath(path.parent)
@@ -116,20 +116,20 @@ def _check_descriptor(path: Path, descriptor: int, param: str) -> None:
     try:
         flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
     except OSError:
-        raise UsageError(f"{path}: no open file has this number", param=param) from None
+        raise UsageError(f"{path}: no file is open under this number", param=param) from None
     if flags & os.O_ACCMODE == os.O_RDONLY:
-        raise UsageError(f"{path}: this is open for reading alone", param=param)
+        raise UsageError(f"{path}: this is open for reading only", param=param)
 
 
 def _open_stream(path: Path) -> BinaryIO:
-    """A descriptor is duplicated, so that it is appended to where it stands and a socket can be written."""
+    """Open a stream; a descriptor is duplicated, which keeps its position and also works for sockets."""
     descriptor = _descriptor(path)
     return path.open("wb") if descriptor is None else os.fdopen(os.dup(descriptor), "wb")
 
 
 @contextmanager
 def _locked_part(part: Path) -> Iterator[tuple[BinaryIO, Path]]:
-    """The part, empty and ours alone; it is removed when anything goes wrong from the moment that it is ours."""
+    """The `.part` file, locked and empty; removed if anything fails once the lock is held."""
     with _open_part(part) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -151,22 +151,22 @@ def _locked_part(part: Path) -> Iterator[tuple[BinaryIO, Path]]:
 
 
 def _open_part(part: Path) -> BinaryIO:
-    """Open a part without following a link and without waiting for a pipe's reader."""
+    """Open a `.part` file without following a link and without waiting for the reader of a pipe."""
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
         file = os.fdopen(os.open(part, flags, 0o666), "ab")
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO):
-            raise BuildError(f"{part}: no plain file; remove it") from None
+            raise BuildError(f"{part}: not a regular file; remove it") from None
         raise
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
-        raise BuildError(f"{part}: no plain file; remove it")
+        raise BuildError(f"{part}: not a regular file; remove it")
     return file
 
 
 def _keep_mode_and_owner(file: BinaryIO, target: Path) -> None:
-    """Give the part the owner, where that is allowed, and the mode of the file that it will replace."""
+    """Copy mode and (where allowed) owner of the file that will be replaced."""
     if not target.exists():
         return
     old, new = target.stat(), os.fstat(file.fileno())
@@ -177,7 +177,7 @@ def _keep_mode_and_owner(file: BinaryIO, target: Path) -> None:
 
 
 def _put_in_place(part: Path, target: Path) -> None:
-    """Rename, or overwrite a file that cannot be renamed over because something is mounted on it (a container's)."""
+    """Rename; a mount point (a file mounted into a container) cannot be replaced and is overwritten instead."""
     try:
         part.replace(target)
     except OSError as error:
@@ -198,9 +198,9 @@ def _fsync_folder(folder: Path) -> None:
 
 @contextmanager
 def lock(path: Path, *, what: str) -> Iterator[None]:
-    """Hold an exclusive lock on `path` (made if need be) for writing `what`; a killed holder loses it.
+    """Hold an exclusive lock on `path` (created if missing) while writing `what`; a killed process loses its lock.
 
-    Where another process holds it, this one waits, and says in the log (on standard error) for whom and for what.
+    While another process holds it, this one waits and logs (to standard error) the holder and what it writes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as file:
@@ -227,13 +227,13 @@ def sha256_file(path: Path) -> str:
 
 
 def cache_folder() -> Path:
-    """Where nestling keeps what it can make again: `$NESTLING_CACHE`, or the platform's cache folder.
+    """Where nestling keeps files that it can rebuild: `$NESTLING_CACHE`, or the platform's cache folder.
 
-    UsageError for a user without a home folder who names none.
+    UsageError when the variable is not set and the user has no home folder.
     """
     if named := os.environ.get(CACHE_VARIABLE):
         return Path(named)
-    with suppress(RuntimeError):  # how newer versions of the library say that there is no home
+    with suppress(RuntimeError):  # raised by newer versions of platformdirs when there is no home folder
         if (found := user_cache_path("nestling")).is_absolute():
             return found
     raise UsageError(f"this user has no home folder; set {CACHE_VARIABLE} to a folder for models")

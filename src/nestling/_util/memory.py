@@ -1,11 +1,11 @@
-"""Memory that the C library keeps after it was freed, in holes between what is in use."""
+"""Memory that was freed but that the C library has not returned to the operating system."""
 
 import ctypes
 import sys
 
 
 def give_back_freed() -> None:
-    """Hand it back to the system, where the C library is glibc and can."""
+    """Return it to the operating system (glibc's `malloc_trim`; nothing happens with other C libraries)."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim:
         trim(0)

@@ -1,4 +1,4 @@
-"""Numbers that a caller gives, checked. Knows not what they are for."""
+"""Checks of numbers that a caller passes. Does not know what they are for."""
 
 import operator
 
@@ -6,7 +6,7 @@ from nestling.errors import UsageError
 
 
 def whole_number(value: object, *, param: str, least: int = 1) -> int:
-    """The value as an int; UsageError naming `param` for what is no whole number, a bool or less than `least`."""
+    """The value as an int; UsageError naming `param` if it is not an integer, is a bool or is below `least`."""
     try:
         number = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
@@ -14,5 +14,5 @@ def whole_number(value: object, *, param: str, least: int = 1) -> int:
     if number is None or isinstance(value, bool):
         raise UsageError(f"{param}={value!r}: expected a whole number", param=param)
     if number < least:
-        raise UsageError(f"{param}={number}: at least {least}", param=param)
+        raise UsageError(f"{param}={number}: expected at least {least}", param=param)
     return number

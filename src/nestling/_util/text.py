@@ -1,8 +1,8 @@
-"""Bytes as text, at every door where a file, a pipe or a request brings some.
+"""Decoding of the bytes of files, pipes and requests to text.
 
-A byte order mark in front says what the encoding is and is no part of the text: UTF-8 with or without its mark, UTF-16
-and UTF-32 with theirs (what Windows' editors and shells write). Without a mark it is UTF-8 and nothing else; no
-encoding is guessed. Knows no formats.
+A byte order mark names the encoding and is removed: UTF-8 with or without a mark, UTF-16 and UTF-32 with one (as
+Windows' editors and shells write them). Without a mark the text must be UTF-8; no encoding is guessed. Does not know
+file formats.
 """
 
 import codecs
@@ -13,7 +13,7 @@ from nestling.errors import FileFormatError
 
 _MARKS = {
     codecs.BOM_UTF8: "utf-8",
-    codecs.BOM_UTF32_LE: "utf-32-le",  # begins like UTF-16's mark, so it comes first
+    codecs.BOM_UTF32_LE: "utf-32-le",  # first, because it begins with UTF-16's mark
     codecs.BOM_UTF32_BE: "utf-32-be",
     codecs.BOM_UTF16_LE: "utf-16-le",
     codecs.BOM_UTF16_BE: "utf-16-be",
@@ -25,28 +25,28 @@ _LFS = b"version https://git-lfs.github.com/spec/"
 LFS_POINTER = "a Git LFS pointer, not the file itself; fetch it with `git lfs pull`"
 
 ErrorOf = Callable[[str], Exception]
-"""Makes the exception of a message: the class that fits the door."""
+"""Makes an exception of a message: the class that fits the caller's input."""
 
 
 def is_lfs_pointer(raw: bytes) -> bool:
-    """True for the beginning of what Git puts in the place of a large file that it has not fetched."""
+    """True for the beginning of a Git LFS pointer: what Git checks out for a large file that was not fetched."""
     return raw.startswith(_LFS)
 
 
 def mark_of(raw: bytes) -> tuple[bytes, str]:
-    """The byte order mark that the bytes begin with (empty without one), and the encoding that it stands for."""
+    """The byte order mark at the beginning (empty without one), and the encoding that it names."""
     return next(((mark, name) for mark, name in _MARKS.items() if raw.startswith(mark)), (b"", "utf-8"))
 
 
 def lacks_mark(raw: bytes) -> bool:
-    """True for what looks like UTF-16 without a byte order mark: one of the first two bytes is zero."""
+    """True for bytes that look like UTF-16 without a byte order mark: one of the first two is zero."""
     return len(raw) >= 2 and (raw[0] == 0) != (raw[1] == 0)  # noqa: PLR2004 - a unit of UTF-16
 
 
 def decode_text(raw: bytes, *, what: str, error: ErrorOf = FileFormatError) -> str:
-    """The text that the bytes stand for, without its byte order mark; `what` names them when they are no text.
+    """Decode, without the byte order mark; `what` names the bytes in errors.
 
-    Raises what `error` makes of the message: the line that is not in the encoding, counted from 1.
+    Bytes that are not in the encoding raise `error(message)`; the message names the line, counted from 1.
     """
     if is_lfs_pointer(raw):
         raise error(f"{what}: {LFS_POINTER}")
@@ -63,7 +63,7 @@ def decode_text(raw: bytes, *, what: str, error: ErrorOf = FileFormatError) -> s
 
 
 def read_text(path: Path, *, error: ErrorOf = FileFormatError) -> str:
-    """A file's text, its lines ended by a line feed alone; what cannot be read is what `error` makes of the reason."""
+    """A file's text, with line feeds as line ends; a file that cannot be read raises `error(message)`."""
     try:
         raw = path.read_bytes()
     except OSError as fault:

@@ -21,8 +21,8 @@ from nestling.spec import BASE_STEM, Task
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from nestling._util.progress import Whole
-    from nestling.models.fidelity import Nearness
+    from nestling._util.progress import TotalProgress
+    from nestling.models.fidelity import Fidelity
     from nestling.pipeline.pipeline import BuiltFile
 
 EVERY = tuple(name for name in FILE_TYPES if name != "Q2_K_S")
@@ -53,7 +53,7 @@ def build(
 ) -> None:
     """Build a checkpoint's task models in every file type asked for; what is already there is kept."""
     from nestling._util.cpu import usable_threads
-    from nestling._util.progress import Whole
+    from nestling._util.progress import TotalProgress
     from nestling.models.families import family_of
     from nestling.pipeline import self_test
     from nestling.pipeline.eta import COMPARE, weights
@@ -72,50 +72,50 @@ def build(
         name = local.STARTER if starter else family_of(source, family)
         folder = out or local.family_folder(name)
         collect = for_pipeline(threads=workers, text=calibration, limit=chunks)
-        whole = Whole(bars.step("everything"))
-        pipeline = Pipeline(source, folder, name, workers, bars.step, collect, whole, self_test.prove)
+        total = TotalProgress(bars.step("everything"))
+        pipeline = Pipeline(source, folder, name, workers, bars.step, collect, total, self_test.prove)
         if not as_json:
             compared = len(set(kinds).difference(FLOAT_FILE_TYPES)) * weights(pipeline.shapes)
-            whole.expect({one: COMPARE * compared / workers for one in ([BASE_STEM] if keep_adapters else tasks)})
+            total.expect({one: COMPARE * compared / workers for one in ([BASE_STEM] if keep_adapters else tasks)})
         built = pipeline.build_base(kinds) if keep_adapters else pipeline.build(tasks, kinds)
-        near = {} if as_json else _nearness(built, folder, workers, bars, whole)
+        fidelity = {} if as_json else _fidelity(built, folder, workers, bars, total)
     if as_json:
         typer.echo(json.dumps([_card_json(file.path, file.fresh) for file in built], indent=2))
         return
     columns = ["file", "bits per weight", "MiB", "cosine to F16", "lowest", "worst tensor: error's share", ""]
-    show_table(f"{folder}", columns, [_row(file, near.get(file.path)) for file in built])
+    show_table(f"{folder}", columns, [_row(file, fidelity.get(file.path)) for file in built])
 
 
 def _kinds(quant: str) -> list[str]:
     return list(EVERY) if quant.lower() == "all" else [parse_file_type(one) for one in quant.split(",")]
 
 
-def _row(file: "BuiltFile", near: "Nearness | None") -> list[str]:
+def _row(file: "BuiltFile", fidelity: "Fidelity | None") -> list[str]:
     card = file.card
     return [
         file.path.name,
         f"{card.bits_per_weight:.2f}",
         f"{card.size_bytes / 2**20:.1f}",
-        f"{near.mean:.6f}" if near else "",
-        f"{near.lowest:.6f}" if near else "",
+        f"{fidelity.mean:.6f}" if fidelity else "",
+        f"{fidelity.lowest:.6f}" if fidelity else "",
         f"{card.worst_tensor} {card.worst_error:.3g}" if card.worst_tensor else "",
         "built" if file.fresh else "kept",
     ]
 
 
-def _nearness(
-    built: "Sequence[BuiltFile]", folder: Path, threads: int, bars: Bars, whole: "Whole"
-) -> "dict[Path, Nearness]":
-    """The nearness to F16 of every quantized file: measured, or what an earlier run found for the same bytes."""
+def _fidelity(
+    built: "Sequence[BuiltFile]", folder: Path, threads: int, bars: Bars, total: "TotalProgress"
+) -> "dict[Path, Fidelity]":
+    """The fidelity to F16 of every quantized file: measured, or cached from an earlier run for the same bytes."""
     from nestling.models.fidelity import Record
 
-    record, found = Record.read(folder), dict[Path, "Nearness"]()
+    record, found = Record.read(folder), dict[Path, "Fidelity"]()
     quantized = [file.card for file in built if file.card.file_type not in FLOAT_FILE_TYPES]
     for base in built:
         cards = [card for card in quantized if card.task == base.card.task]
         if base.card.file_type == "F16" and cards:
-            told = whole.part(base.card.task, progress=bars.step(f"comparing with {base.path.name}"))
-            found |= record.complete(cards, base.card, threads=threads, progress=told)
+            progress = total.part(base.card.task, progress=bars.step(f"comparing with {base.path.name}"))
+            found |= record.complete(cards, base.card, threads=threads, progress=progress)
     return found
 
 

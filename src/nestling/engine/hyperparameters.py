@@ -52,12 +52,13 @@ class Hyperparameters:
         )
         if found.hidden % found.heads or found.heads % found.kv_heads or found.head_dim % 2:
             raise GGUFError(
-                f"{file.path}: {found.hidden} units do not divide into {found.heads}/{found.kv_heads} heads"
+                f"{file.path}: {found.heads} heads, {found.kv_heads} key-value heads, hidden size {found.hidden}: "
+                "expected an even head size, and each number to divide the next as kv heads, heads, hidden size"
             )
         for name, expected in found.tensors().items():
             shape = file.tensors[name].shape if name in file.tensors else None
             if shape != expected:
-                raise GGUFError(f"{file.path}: {name} should have shape {expected}, found {shape or 'none'}")
+                raise GGUFError(f"{file.path}: {name}: expected shape {expected}, found {shape or 'no such tensor'}")
         return found
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
@@ -91,6 +92,9 @@ def _sections(file: GGUFFile) -> tuple[int, ...]:
 def _number(file: GGUFFile, key: str, kind: type[Any]) -> Any:  # noqa: ANN401 - int or float, as asked
     full = f"{file.value('general.architecture')}.{key}"
     value = file.value(full)
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < 1 << 31:
-        raise GGUFError(f"{file.path}: {full}={value!r} is out of range: expected a number above 0 and below 2^31")
+    if not isinstance(value, int if kind is int else (int, float)) or isinstance(value, bool):
+        expected, found = "an integer" if kind is int else "a number", file.metadata[full].kind.name.lower()
+        raise GGUFError(f"{file.path}: {full}={value!r:.80}: expected {expected}, found a {found}")
+    if not 0 < value < 1 << 31:
+        raise GGUFError(f"{file.path}: {full}={value!r}: expected a number above 0 and below 2^31")
     return kind(value)

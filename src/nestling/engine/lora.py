@@ -75,9 +75,7 @@ def _check_base(file: GGUFFile, base: GGUFFile) -> None:
         )
     alpha = file.value("adapter.lora.alpha")
     if not isinstance(alpha, float) or not 0 < alpha < 1 << 16:
-        raise GGUFError(
-            f"{file.path}: adapter.lora.alpha={alpha!r} is out of range: expected a number above 0 and below 65536"
-        )
+        raise GGUFError(f"{file.path}: adapter.lora.alpha={alpha!r:.80}: expected a float above 0 and below 65536")
     first = file.tensors.get(f"blk.0.{LAYER_MATRICES[0]}.weight{A}")
     rank = first.shape[0] if first else 0
     wanted = dict(_expected(Hyperparameters.of(base), rank))

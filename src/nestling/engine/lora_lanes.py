@@ -18,7 +18,7 @@ LANES = 32
 
 
 @dataclass(frozen=True)
-class SideBySide:
+class StackedAdapters:
     """Stacked adapters of one base; a text selects one by its index."""
 
     adapters: Sequence[Adapter]

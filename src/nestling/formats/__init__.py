@@ -1,1 +1,1 @@
-"""File formats: read and written, bounded and checked. They know nothing of what a model is for."""
+"""File formats: readers that check every length and limit, and writers. They do not know what a model is for."""

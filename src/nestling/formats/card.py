@@ -1,6 +1,6 @@
-"""The card of a built file: where it comes from, how it was made, what it weighs; JSON beside the GGUF file.
+"""The card of a built file: its provenance, hash and size, as JSON next to the GGUF file.
 
-A card holds nothing that changes from one build to the next (no times, no paths), so equal builds have equal cards.
+A card holds nothing that changes between equal builds (no times, no paths), so equal builds have equal cards.
 """
 
 import json
@@ -21,10 +21,10 @@ MAX_CARD_BYTES = 1 << 20
 class Card:
     """Provenance of one GGUF file.
 
-    `tensor_types` counts tensors by type; `made_from` is the SHA-256 of the file that was quantized, `imatrix`
-    that of the importance matrix it was quantized with. `worst_tensor` lost the largest share of its squares,
-    `worst_error` (columns weighted by the matrix); both are empty where nothing was quantized. `proof` holds vectors
-    that an engine must reproduce (`pipeline.self_test`); empty where none were made.
+    `tensor_types` counts tensors by type. `made_from` is the SHA-256 of the float file that was quantized, `imatrix`
+    that of the importance matrix. `worst_tensor` has the largest relative squared error, `worst_error` (columns
+    weighted by the matrix); both are empty for a float file. `proof` holds the vectors of the self-test
+    (`pipeline.self_test`), empty if there are none.
     """
 
     file: str
@@ -53,7 +53,7 @@ class Card:
 
     @classmethod
     def read(cls, model: Path) -> Self | None:
-        """The card beside a model file; None when there is none, FileFormatError when it cannot be read."""
+        """The card of a model file; None when there is none, FileFormatError when it cannot be read."""
         path = card_path(model)
         if not path.exists():
             return None
@@ -74,16 +74,16 @@ class Card:
         if not is_family(self.family):
             raise ValueError(f"family={self.family!r:.80}: expected {FAMILY_RULE}")
         if Path(self.file).name != self.file:
-            raise ValueError(f"file={self.file!r:.80}: expected the name of a file beside the card")
+            raise ValueError(f"file={self.file!r:.80}: expected the name of a file in the card's folder")
 
 
 def card_path(model: Path) -> Path:
-    """Where a model file's card lies."""
+    """The path of a model file's card."""
     return model.with_suffix(".json")
 
 
 def cards_in(folder: Path) -> list[Card]:
-    """The cards of a folder's models, by name; a JSON file of another kind beside a model is none."""
+    """The cards of a folder's models, sorted by name; other JSON files are ignored."""
     return [card for model in sorted(folder.glob("*.gguf")) if (card := _own_card(model))]
 
 
@@ -96,7 +96,7 @@ def _own_card(model: Path) -> Card | None:
 
 
 def write_sums(folder: Path) -> None:
-    """Write `SHA256SUMS` for every model in the folder that has a card, as `sha256sum --check` reads it."""
+    """Write `SHA256SUMS`, in the format of `sha256sum --check`, for every model of the folder that has a card."""
     cards = cards_in(folder)
     with atomic_write(folder / SUMS) as file:
         file.write("".join(f"{card.sha256}  {card.file}\n" for card in cards).encode())

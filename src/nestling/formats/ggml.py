@@ -1,9 +1,9 @@
-"""The ctypes surface of ggml's quantizers: float rows to stored rows and back, and nothing else.
+"""ctypes bindings of ggml's quantizers: float rows to quantized rows and back.
 
 The library is the extension module of the `xllamacpp` wheel, which exports ggml's C functions. It is loaded on first
-use; importing this module costs nothing. Does not know files, tensors' names or which type a tensor should have.
+use. Does not know files, tensor names or which type a tensor should have.
 
-Rows are independent of each other, so that any number of threads gives the same bytes. Calls release the GIL.
+Rows are quantized independently, so any number of threads gives the same bytes. Calls release the GIL.
 """
 
 import ctypes
@@ -24,7 +24,7 @@ _ToFloat = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int
 
 
 class _TypeTraits(ctypes.Structure):
-    """The head of `struct ggml_type_traits` in ggml.h, up to the function that expands blocks."""
+    """The first fields of `struct ggml_type_traits` in ggml.h, up to the dequantization function."""
 
     _fields_ = (
         ("name", ctypes.c_char_p),
@@ -41,14 +41,14 @@ def quantize_rows(
 ) -> NDArray[np.uint8]:
     """Quantize finite rows: (R, W) float32, column weights (W,) or None -> (R, bytes of a row).
 
-    A type that needs an importance matrix and gets none is a UsageError. Whether the values fit the type
-    (float16 ends at 65,504) is for `all_finite` to tell.
+    UsageError for a type that needs an importance matrix when there is none. Values that overflow the type (float16
+    ends at 65,504) are found by `all_finite`.
     """
     count, width = rows.shape
     assert rows.dtype == np.float32, rows.dtype
     assert importance is None or (importance.shape == (width,) and importance.dtype == np.float32)
     if kind.needs_imatrix and importance is None:
-        raise UsageError(f"{kind.name} needs an importance matrix; give one, or take a type of 3 bits or more")
+        raise UsageError(f"{kind.name} needs an importance matrix; give one, or choose a type of 3 bits or more")
     library, rows = _library(kind), np.ascontiguousarray(rows)
     out = np.empty((count, kind.row_bytes(width)), np.uint8)
     weights = None if importance is None else np.ascontiguousarray(importance).ctypes.data
@@ -62,7 +62,7 @@ def quantize_rows(
 
 
 def dequantize_rows(raw: NDArray[np.uint8], kind: QuantType, *, threads: int = 1) -> NDArray[np.float32]:
-    """Expand stored rows: (R, bytes of a row) -> (R, W) float32."""
+    """Dequantize rows: (R, bytes of a row) -> (R, W) float32."""
     count, row_bytes = raw.shape
     assert raw.dtype == np.uint8, raw.dtype
     assert row_bytes % kind.value.block_bytes == 0, f"{kind.name}: {row_bytes} bytes are not whole blocks"
@@ -81,7 +81,7 @@ def dequantize_rows(raw: NDArray[np.uint8], kind: QuantType, *, threads: int = 1
 
 
 def all_finite(raw: NDArray[np.uint8], kind: QuantType) -> bool:
-    """True when every stored scale and float is finite and every block is well formed."""
+    """True when every scale and float of quantized rows is finite and every block is valid."""
     raw = np.ascontiguousarray(raw)
     return bool(_load().ggml_validate_row_data(kind.ggml_id, raw.ctypes.data, raw.nbytes))
 
@@ -101,7 +101,7 @@ def _split(count: int, threads: int, convert: Callable[[int, int], None]) -> Non
 
 @cache
 def _library(kind: QuantType) -> ctypes.CDLL:
-    """The library, its tables for quantizing to `kind` built: seconds for types of 1 and 2 bits, and not in threads."""
+    """The library with its tables for `kind` initialized: seconds for types of 1 and 2 bits; not thread-safe."""
     library = _load()
     library.ggml_quantize_init(kind.ggml_id)
     return library
@@ -137,13 +137,14 @@ _SIGNATURES = {
 
 
 def _check_layout(library: ctypes.CDLL, kind: QuantType) -> None:
-    """The library's block sizes must be ours, and the struct that we read must be the library's."""
+    """Check the library's block sizes against ours, which also checks the layout of the struct."""
     ours = (kind.block, kind.value.block_bytes)
     theirs = (library.ggml_blck_size(kind.ggml_id), library.ggml_type_size(kind.ggml_id))
     traits = library.ggml_get_type_traits(kind.ggml_id).contents
     if not ours == theirs == (traits.block, traits.block_bytes):
         raise BuildError(
-            f"xllamacpp: its {kind.name} has blocks of {theirs}, known here are {ours}; install the pinned version"
+            f"xllamacpp: {kind.name} has blocks of {theirs} (weights, bytes), expected {ours}; "
+            "install the pinned version"
         )
 
 

@@ -1,8 +1,9 @@
 """Vision towers: GGUF files in llama.cpp's mmproj layout for `qwen2.5vl_merger`, checked field by field.
 
-One file serves all tasks of a checkpoint: no adapter touches the tower. llama.cpp's fields do not say the window, the
-least and most pixels, the prompt around an image, or the checkpoint; `nestling.vision.*` does. A published file lacks
-them and gets Qwen2.5-VL's. Knows nothing of pixels, of engines and of how the file is made (`conversion.vision`).
+One file serves all tasks of a checkpoint, since no LoRA adapter changes the tower. llama.cpp has no fields for the
+attention window, the pixel limits, the prompt around an image and the checkpoint; `nestling.vision.*` holds them. A
+file without those fields gets Qwen2.5-VL's values. Does not know pixels, engines or how the file is made
+(`conversion.vision`).
 """
 
 from dataclasses import dataclass
@@ -19,15 +20,15 @@ from nestling.spec import FAMILY_RULE, checked_family, is_family
 ARCHITECTURE, PROJECTOR = "clip", "qwen2.5vl_merger"
 OURS = "nestling.vision."
 STEM = "vision"
-"""What stands in a task's place on a tower's card."""
+"""The `task` on a tower's card."""
 IMAGE_SIZE = 560
-"""llama.cpp wants the field and takes the real size of an image."""
+"""llama.cpp requires this field but uses the real size of each image."""
 _MOST = (1 << 31) - 1
 
 
 @dataclass(frozen=True, slots=True)
 class VisionFile:
-    """An open mmproj file whose fields, tensor names and shapes were checked; no weight was read."""
+    """An open mmproj file; its fields, tensor names and shapes are checked, its weights not yet read."""
 
     file: GGUFFile
     shape: TowerShape
@@ -35,7 +36,7 @@ class VisionFile:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Read the header and check it; GGUFError or FileFormatError naming the field or tensor that does not fit."""
+        """Read and check the header; GGUFError or FileFormatError naming the wrong field or tensor."""
         file = GGUFFile.open(path)
         _check_kind(file)
         fields = _Fields(file)
@@ -51,7 +52,7 @@ class VisionFile:
         return sum(prod(info.shape) for info in self.file.tensors.values())
 
     def check_fits(self, *, width: int, source: str) -> None:
-        """FileFormatError unless it fits a text model of this width that was made from this checkpoint."""
+        """FileFormatError unless the tower fits a text model of this width, made from this checkpoint."""
         for what, ours, theirs, same in (
             ("width", self.shape.out, width, self.shape.out == width),
             ("checkpoint", self.spec.source, source, _same_checkpoint(self.spec.source, source)),
@@ -64,7 +65,7 @@ class VisionFile:
 
 
 def is_tower(file: GGUFFile) -> bool:
-    """True for a file that says that it is an mmproj file."""
+    """True for an mmproj file, by its architecture field."""
     return _text(file, "general.architecture") == ARCHITECTURE
 
 
@@ -74,7 +75,7 @@ def tower_path(folder: Path, family: str) -> Path:
 
 
 def fields_of(shape: TowerShape, spec: ImageSpec) -> dict[str, Field]:
-    """The fields that say both, as llama.cpp reads them and ours behind them."""
+    """The metadata fields of a tower: llama.cpp's, then ours."""
     vision = {
         "image_size": Field.uint32(IMAGE_SIZE),
         "patch_size": Field.uint32(shape.patch),
@@ -88,7 +89,7 @@ def fields_of(shape: TowerShape, spec: ImageSpec) -> dict[str, Field]:
         "image_mean": _floats(spec.mean),
         "image_std": _floats(spec.std),
     }
-    assert spec.image_token is not None, "a file of ours says its prompt"
+    assert spec.image_token is not None, "a file that nestling writes has its prompt"
     ours = {
         "window": Field.uint32(shape.window),
         "min_pixels": Field.uint32(spec.min_pixels),
@@ -142,7 +143,7 @@ class _Fields:
             raise self._fault(key, value, "expected token ids")
         return value
 
-    def _fault(self, key: str, value: Any, right: str) -> GGUFError:  # noqa: ANN401 - whatever stands there
+    def _fault(self, key: str, value: Any, right: str) -> GGUFError:  # noqa: ANN401 - any value of a field
         return GGUFError(f"{self.file.path}: {key}={value!r:.80}: {right}")
 
 
@@ -194,24 +195,28 @@ def _spec(fields: _Fields) -> ImageSpec:
         source=fields.text(OURS + "source"),
     )
     if prompt and prompt.count(token or 0) != 1:
-        raise GGUFError(f"{fields.file.path}: {OURS}prompt: expected the image token {token} once in it")
+        raise GGUFError(f"{fields.file.path}: {OURS}prompt: expected exactly one image token ({token})")
     if spec.family and not is_family(spec.family):
         raise GGUFError(f"{fields.file.path}: {OURS}family={spec.family!r:.80}: expected {FAMILY_RULE}")
     if spec.min_pixels > spec.max_pixels:
         raise GGUFError(
-            f"{fields.file.path}: {OURS}min_pixels={spec.min_pixels}: more than {spec.max_pixels}, the most"
+            f"{fields.file.path}: {OURS}min_pixels={spec.min_pixels}: expected at most max_pixels={spec.max_pixels}"
         )
     return spec
 
 
 def _check_tensors(file: GGUFFile, shape: TowerShape) -> None:
     if shape.blocks > len(file.tensors):
-        raise GGUFError(f"{file.path}: clip.vision.block_count={shape.blocks}, but {len(file.tensors)} tensors in all")
+        raise GGUFError(
+            f"{file.path}: clip.vision.block_count={shape.blocks}, but the file has {len(file.tensors)} tensors"
+        )
     wanted = shape.tensors()
     for name, size in wanted.items():
         info = file.tensors.get(name)
         if info is None or info.shape != size:
-            raise GGUFError(f"{file.path}: {name} should have shape {size}, found {info.shape if info else 'none'}")
+            raise GGUFError(
+                f"{file.path}: {name}: expected shape {size}, found {info.shape if info else 'no such tensor'}"
+            )
         if not info.kind.is_float:
             raise GGUFError(f"{file.path}: {name} is {info.kind.name}: expected one of F32, BF16, F16")
     if surplus := sorted(file.tensors.keys() - wanted.keys()):
@@ -219,9 +224,9 @@ def _check_tensors(file: GGUFFile, shape: TowerShape) -> None:
 
 
 def _same_checkpoint(tower: str, model: str) -> bool:
-    """True for equal sources, and for a repository without a revision, all that a published file tells, and one of its.
+    """True for equal sources, and for a repository with and without a revision: published files name only the former.
 
-    A tower that does not say its checkpoint goes by its width alone.
+    A tower without a source is judged by its width alone.
     """
     if not tower or tower == model:
         return True

@@ -1,10 +1,10 @@
-"""The multi-vector head of a task model: the hidden state of a token to a short unit vector.
+"""The multi-vector head of a task model: from a token's hidden state to a short unit vector.
 
     vector = normalise(W @ state + b)
 
-with the task's adapter merged into W. It lies in a file of its own beside the model's files, one for all of their
-types, because stock llama.cpp refuses tensors that it does not know. The file says which checkpoint and task it is of;
-a model of another one refuses it. Knows nothing of engines and of how the file is made (`conversion.multivector`).
+with the task's LoRA adapter merged into W. The head is a separate file next to the model's files, shared by all their
+file types, because stock llama.cpp refuses unknown tensors. The file names its checkpoint and task, which must be the
+model's. Does not know engines or how the file is made (`conversion.multivector`).
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ WEIGHT, BIAS = "multi_vector_projector.weight", "multi_vector_projector.bias"
 
 
 def is_head(file: GGUFFile) -> bool:
-    """True for a file that says that it is a multi-vector head."""
+    """True for a multi-vector head, by its architecture field."""
     field = file.metadata.get("general.architecture")
     return field is not None and field.value == ARCHITECTURE
 
@@ -37,7 +37,7 @@ def projector_path(folder: Path, *, family: str, task: Task) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Projector:
-    """One head: `weight` (P, D), `bias` (P,); `spec` is that of the model that it was made with."""
+    """One head: `weight` (P, D), `bias` (P,), and the `spec` of its model."""
 
     weight: Floats
     bias: Floats
@@ -45,19 +45,17 @@ class Projector:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Read and check a file; GGUFError or FileFormatError when it is not a sound head."""
+        """Read and check a file; GGUFError or FileFormatError when it is not a valid head."""
         file = GGUFFile.open(path)
         if (found := file.value("general.architecture")) != ARCHITECTURE:
-            raise GGUFError(f"{path}: architecture {found!r}: a multi-vector file is {ARCHITECTURE!r}")
+            raise GGUFError(f"{path}: architecture {found!r}: expected {ARCHITECTURE!r}")
         try:
             spec = ModelSpec.from_json(str(file.value("nestling.spec")))
         except FileFormatError as error:
             raise FileFormatError(f"{path}: {error}") from None
         weight, bias = _floats(file, WEIGHT, 2), _floats(file, BIAS, 1)
         if weight.shape != (len(bias), spec.dimensions[-1]):
-            raise GGUFError(
-                f"{path}: {WEIGHT} has shape {weight.shape}, bias and states ask for {(len(bias), spec.dimensions[-1])}"
-            )
+            raise GGUFError(f"{path}: {WEIGHT} has shape {weight.shape}, expected {(len(bias), spec.dimensions[-1])}")
         return cls(weight, bias, spec)
 
     @property
@@ -66,7 +64,7 @@ class Projector:
         return len(self.bias)
 
     def check_fits(self, path: Path, model: ModelSpec) -> None:
-        """FileFormatError, naming the head's file, when it was not made from the model's own checkpoint and task."""
+        """FileFormatError, naming the head's file, unless checkpoint and task are the model's."""
         for what, theirs, ours in (
             ("task", self.spec.task, model.task),
             ("width", self.spec.dimensions[-1], model.dimensions[-1]),
@@ -83,7 +81,7 @@ class Projector:
 
 
 def _is_revision_of(theirs: str, ours: str) -> bool:
-    """True where ours is a repository without a revision, which is all that a recognised published file tells."""
+    """True where `ours` is the repository of `theirs` without a revision, as published files name it."""
     return bool(ours) and "@" not in ours and theirs.partition("@")[0] == ours
 
 

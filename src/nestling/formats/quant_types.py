@@ -1,4 +1,4 @@
-"""Tensor types and file types of GGUF: names, numbers, sizes. Pure tables; quantizing itself is ggml's.
+"""Tensor types and file types of GGUF: names, numbers, sizes. Tables only; ggml does the quantizing.
 
 Block sizes in weights and bytes are those of ggml's `ggml-common.h`; the numbers are `enum ggml_type` and
 `enum llama_ftype`.
@@ -63,7 +63,7 @@ class QuantType(Enum):
 
     @property
     def needs_imatrix(self) -> bool:
-        """True when ggml's quantizer cannot do without an importance matrix."""
+        """True when ggml's quantizer requires an importance matrix."""
         return self.value.needs_imatrix
 
     @property
@@ -82,7 +82,7 @@ class QuantType(Enum):
 
     @classmethod
     def from_ggml_id(cls, number: int) -> Self | None:
-        """The type with this number in `enum ggml_type`; None when there is no such type here."""
+        """The type with this number in `enum ggml_type`; None for an unsupported one."""
         return next((kind for kind in cls if kind.ggml_id == number), None)
 
 
@@ -98,7 +98,7 @@ FLOAT_FILE_TYPES = ("F32", "F16", "BF16")
 
 
 def parse_file_type(text: str) -> str:
-    """The canonical name of a file type, case ignored; an unknown one is a UsageError."""
+    """The canonical name of a file type, case-insensitive; UsageError for an unknown one."""
     name = text.upper()
     if name not in FILE_TYPES:
         raise UsageError(f"quant={text!r}: expected one of {', '.join(FILE_TYPES)}", param="quant")

@@ -1,8 +1,8 @@
 """Read safetensors files lazily, checking every length before it is used.
 
-A file's header is read when it is opened; rows are read when they are asked for, and no page of the file stays in
-memory afterwards. Knows nothing of models. The format is the safetensors project's: 8 bytes of header length, a JSON
-header, then the tensors without holes. Its limit on the header is 100 MB; ours is huggingface_hub's, 25 MB.
+The header is read when a file is opened, rows when they are needed; no page of the file stays in memory afterwards.
+The format is the safetensors project's: 8 bytes of header length, a JSON header, then the tensors without gaps. Its
+header limit is 100 MB; ours is huggingface_hub's, 25 MB. Does not know models.
 """
 
 import json
@@ -31,7 +31,7 @@ ITEM_BYTES = {"BF16": 2, "F16": 2, "F32": 4}
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A tensor's place in a file: `name` as the file has it, `offset` in bytes from the start of the file."""
+    """Where a tensor is: `name` as in the file, `offset` in bytes from the start of the file."""
 
     path: Path
     name: str
@@ -41,18 +41,18 @@ class StoredTensor:
 
     @property
     def parameters(self) -> int:
-        """How many weights it holds."""
+        """Number of weights."""
         return prod(self.shape)
 
     @property
     def size_bytes(self) -> int:
-        """Bytes that it takes in the file."""
+        """Bytes in the file."""
         return self.parameters * ITEM_BYTES[self.dtype]
 
     def read_rows(self, *, start: int = 0, stop: int | None = None) -> Floats:
         """Rows [start, stop) of the first axis as float32, shape (stop - start, ...).
 
-        A file that has become shorter, or a weight that is NaN or infinite, is a CheckpointError naming the tensor.
+        CheckpointError naming the tensor for a truncated file or a weight that is NaN or infinite.
         """
         stop = self.shape[0] if stop is None else stop
         assert 0 <= start <= stop <= self.shape[0], f"{self.name}: rows {start} to {stop} of {self.shape[0]}"
@@ -61,7 +61,7 @@ class StoredTensor:
         rows = _to_float32(raw, self.dtype).reshape(stop - start, *self.shape[1:])
         if not np.isfinite(rows).all():
             row = start + int(np.flatnonzero(~np.isfinite(rows.reshape(stop - start, -1)).all(1))[0])
-            raise CheckpointError(f"{self.path}: {self.name}: row {row} holds NaN or infinity; weights are finite")
+            raise CheckpointError(f"{self.path}: {self.name}: row {row} holds NaN or infinity: expected finite weights")
         return rows
 
     def _read(self, offset: int, size: int) -> NDArray[np.uint8]:
@@ -88,7 +88,7 @@ def _to_float32(raw: NDArray[np.uint8], dtype: str) -> Floats:
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """The tensors of a safetensors file by name; CheckpointError when it is not a sound one."""
+    """The tensors of a safetensors file by name; CheckpointError when the file is not valid."""
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -102,7 +102,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     try:
         header = parse_json(raw.decode("utf-8"), what=f"{path}: header")
     except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path}: header: not sound JSON ({error})") from None
+        raise CheckpointError(f"{path}: header: not valid JSON ({error})") from None
     header.pop("__metadata__", None)
     tensors = {name: _stored(path, name, entry, 8 + length) for name, entry in header.items()}
     _check_places(path, tensors, 8 + length, size)
@@ -110,13 +110,13 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 
 
 def parse_json(raw: str, *, what: str) -> dict[str, Any]:
-    """A JSON object; anything else, a duplicate key, nesting without end or a flood of items is refused."""
+    """A JSON object; CheckpointError for anything else, duplicate keys, deep nesting or too many items."""
     if (items := sum(map(raw.count, "{[,"))) > MAX_JSON_ITEMS:
-        raise CheckpointError(f"{what}: {items} items in it; at most {MAX_JSON_ITEMS} are allowed")
+        raise CheckpointError(f"{what}: {items} items; at most {MAX_JSON_ITEMS} are allowed")
     try:
         value = json.loads(raw, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{what}: not sound JSON ({error})") from None
+        raise CheckpointError(f"{what}: not valid JSON ({error})") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{what}: expected a JSON object, not {type(value).__name__}")
     return value
@@ -147,10 +147,10 @@ def _stored(path: Path, name: str, entry: object, data_start: int) -> StoredTens
     if len(name) > MAX_NAME:
         raise CheckpointError(f"{where}...: a name of {len(name)} characters; at most {MAX_NAME} are allowed")
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise CheckpointError(f"{where}: an entry has dtype, shape and data_offsets")
+        raise CheckpointError(f"{where}: expected dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
-        raise CheckpointError(f"{where}: dtype {_short(dtype)}: weights are {', '.join(ITEM_BYTES)}")
+        raise CheckpointError(f"{where}: dtype {_short(dtype)}: expected one of {', '.join(ITEM_BYTES)}")
     if not _are_counts(shape) or not 1 <= len(shape) <= MAX_DIMENSIONS or min(shape) < 1:
         raise CheckpointError(f"{where}: shape {_short(shape)}: expected 1 to {MAX_DIMENSIONS} positive sizes")
     if not _are_counts(offsets) or len(offsets) != 2:  # noqa: PLR2004 - begin and end
@@ -172,15 +172,15 @@ def _are_counts(value: object) -> bool:
 
 
 def _check_places(path: Path, tensors: dict[str, StoredTensor], data_start: int, size: int) -> None:
-    """Every tensor lies in the file, right after the one before it, and the last one ends it."""
+    """Check that the tensors follow each other without gaps or overlaps, to the end of the file."""
     for tensor in tensors.values():
         if tensor.offset + tensor.size_bytes > size:
             raise CheckpointError(f"{path}: {tensor.name}: lies past the end of the file, which is truncated")
     end = data_start
     for tensor in sorted(tensors.values(), key=lambda tensor: tensor.offset):
         if tensor.offset != end:
-            fault = "overlaps the tensor before it" if tensor.offset < end else "leaves a hole before it"
-            raise CheckpointError(f"{path}: {tensor.name}: {fault}; tensors follow each other")
+            fault = "overlaps the tensor before it" if tensor.offset < end else "has a gap before it"
+            raise CheckpointError(f"{path}: {tensor.name}: {fault}; tensors must follow each other without gaps")
         end += tensor.size_bytes
     if end != size:
-        raise CheckpointError(f"{path}: {size - end} bytes after the last tensor belong to none")
+        raise CheckpointError(f"{path}: {size - end} bytes after the last tensor belong to no tensor")

@@ -1,4 +1,4 @@
-"""The shape of a Qwen2.5-VL vision tower, and how images become its patches. Knows nothing of files and of pixels."""
+"""Hyperparameters of a Qwen2.5-VL vision tower and of its image processor. Does not know files or pixels."""
 
 from dataclasses import dataclass
 
@@ -6,14 +6,14 @@ CHANNELS, FRAMES, MERGE = 3, 2, 2
 WINDOW, MIN_PIXELS, MAX_PIXELS = 112, 3136, 602112
 IMAGE_TOKEN = "<|image_pad|>"  # noqa: S105 - a token of the vocabulary
 PROMPT = f"<|im_start|>user\n<|vision_start|>{IMAGE_TOKEN}<|vision_end|>Describe the image.<|im_end|>\n"
-"""What stands around an image in every task of jina-embeddings-v4 (its `processing` code)."""
+"""The prompt around an image in every task of jina-embeddings-v4 (from its processing code)."""
 
 
 @dataclass(frozen=True, slots=True)
 class TowerShape:
     """Hyperparameters of a Qwen2.5-VL vision tower; sizes of patches and windows in pixels.
 
-    Attention reaches over the whole image in every `full_every`-th block, over a window in the others.
+    Every `full_every`-th block has full attention over the image, the others window attention.
     """
 
     blocks: int
@@ -33,20 +33,20 @@ class TowerShape:
 
     @property
     def patch_values(self) -> int:
-        """Numbers of a patch: channels, two equal frames, rows, columns."""
+        """Values of a patch: channels, two equal frames, rows, columns."""
         return CHANNELS * FRAMES * self.patch**2
 
     @property
     def window_groups(self) -> int:
-        """Merged groups of patches along a window's side."""
+        """Merged patches (2x2) along a window's side."""
         return self.window // (self.patch * MERGE)
 
     def is_full(self, block: int) -> bool:
-        """True where attention reaches over the whole image."""
+        """True for a block with full attention."""
         return (block + 1) % self.full_every == 0
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
-        """Every tensor of the file in its order, with its shape in numpy order."""
+        """Every tensor of the file in order, with its shape in numpy order."""
         patch, merged = (self.hidden, CHANNELS, self.patch, self.patch), self.hidden * MERGE**2
         shapes: dict[str, tuple[int, ...]] = {"v.patch_embd.weight": patch, "v.patch_embd.weight.1": patch}
         for block in range(self.blocks):
@@ -61,12 +61,14 @@ class TowerShape:
         return {"ln1.weight": (self.hidden,), "ln2.weight": (self.hidden,), **_with_bias(linear)}
 
     def fault(self) -> str:
-        """Which sizes do not go together; empty when all do."""
+        """The first inconsistent hyperparameter; empty when all are consistent."""
         rules = {
-            f"{self.hidden} units do not divide into {self.heads} heads of a multiple of 4": (
+            f"hidden size {self.hidden} and {self.heads} heads: expected a head size that is a multiple of 4": (
                 self.hidden % (4 * self.heads) == 0
             ),
-            f"every {self.full_every}th of {self.blocks} blocks cannot be the last": self.blocks % self.full_every == 0,
+            f"{self.blocks} blocks: expected a multiple of the full-attention period, {self.full_every}": (
+                self.blocks % self.full_every == 0
+            ),
             f"a window of {self.window} pixels: expected a multiple of {MERGE * self.patch}": (
                 self.window % (MERGE * self.patch) == 0
             ),
@@ -76,10 +78,10 @@ class TowerShape:
 
 @dataclass(frozen=True, slots=True)
 class ImageSpec:
-    """How images become patches and where their rows go in the text model.
+    """How images become patches, and the prompt that they get in the text model.
 
-    `prompt` are the ids around an image, `image_token` once among them; both are missing in a published file.
-    `source` names the checkpoint.
+    `prompt` has the token ids around an image, with one `image_token` in it; a published file lacks both. `source`
+    names the checkpoint.
     """
 
     min_pixels: int = MIN_PIXELS

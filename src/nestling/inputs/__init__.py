@@ -1,1 +1,1 @@
-"""What a caller hands in, made into what an engine takes: texts to token ids, chunks of a document."""
+"""From a caller's inputs to an engine's: texts to token ids, documents to chunks, images to patches."""

@@ -1,1 +1,1 @@
-"""Models by name: references, families, files on this machine and on the hub, and the loaded model."""
+"""Models: references and families, files on this machine and on the hub, and the loaded model."""

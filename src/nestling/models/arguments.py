@@ -1,4 +1,4 @@
-"""What callers hand over, checked: lists that are lists, texts that are texts, ids that are whole numbers."""
+"""Checks of arguments: lists, texts and token ids."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,15 +12,15 @@ from nestling.inputs.tokenizer import check_text
 
 
 def listed(values: object, param: str, expected: str) -> list[Any]:
-    """The values as a list; UsageError for what is none: null, a number, one text, one image."""
+    """The values as a list; UsageError for anything else, such as None, a number, a single text or image."""
     if isinstance(values, str | bytes | bytearray | Path) or not isinstance(values, Iterable):
         kind = "None" if values is None else "a single text" if isinstance(values, str) else type(values).__name__
         raise UsageError(f"{param}: expected {expected}, not {kind}", param="input")
-    return list(values)  # also of what can be gone through only once
+    return list(values)  # also of an iterator
 
 
-def whole_numbers(ids: object, index: int) -> NDArray[Any]:
-    """Token ids as an array of any type of whole numbers; TextError for anything else."""
+def token_ids(ids: object, index: int) -> NDArray[Any]:
+    """Token ids as an array of integers; TextError for anything else."""
     try:
         found = np.asarray(ids)
     except ValueError:  # lists of unequal lengths
@@ -31,7 +31,7 @@ def whole_numbers(ids: object, index: int) -> NDArray[Any]:
 
 
 def check_document(text: object, index: int) -> None:
-    """EmptyTextError for an empty text, TextError for what is none."""
+    """EmptyTextError for an empty text, TextError for a value that is not a string."""
     if isinstance(text, str) and not text.strip():
         raise EmptyTextError("the text is empty", index=index)
     check_text(text, index)

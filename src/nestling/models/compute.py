@@ -1,7 +1,7 @@
-"""The way from items to answers through one engine: planned once, adapters chosen, states pooled or made into vectors.
+"""Run items through an engine: plan batches once, select LoRA adapters, pool or convert the hidden states.
 
-A batch may mix tasks, and items of which one vector is wanted with items of which every token's state is. Knows no
-prefixes, no normalising and no limits.
+A batch may mix tasks, and items that are pooled with items whose token states are all needed. Does not know prefixes,
+normalising or limits.
 """
 
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -14,17 +14,17 @@ from nestling.spec import Pooling, Task
 from nestling.vectors import Floats
 
 Make = Callable[[Floats], Floats]
-"""What is made of an item's hidden states: (T, D) -> (rows, width)."""
+"""Converts an item's hidden states: (T, D) -> (rows, width)."""
 
 
 def as_they_are(states: Floats) -> Floats:
-    """A `Make` that gives the hidden states themselves."""
+    """A `Make` that returns the hidden states unchanged."""
     return states
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Work:
-    """An item, the task whose adapter it takes, and what is made of its states: their pool, where `make` is None."""
+    """An item, the task of its LoRA adapter, and what converts its hidden states; they are pooled if `make` is None."""
 
     item: Item
     task: Task
@@ -36,19 +36,19 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Compute:
-    """An engine with one way of pooling; `adapters` are the tasks of its LoRA adapters, in its order."""
+    """An engine and its pooling; `adapters` are the tasks of its LoRA adapters, in the engine's order."""
 
     engine: Engine
     pooling: Pooling
     adapters: tuple[Task, ...] = ()
 
     def planned(self, works: Sequence[Work]) -> Iterator[tuple[list[int], list[Floats]]]:
-        """All of it, in batches of like length, longest first: yields places and the answer for each."""
+        """Run all works in batches of similar length, longest first: yields their indices and results."""
         for places in batching.plan([len(work) for work in works], self.engine.token_budget):
             yield places, self.batch([works[place] for place in places])
 
     def batch(self, works: Sequence[Work]) -> list[Floats]:
-        """One batch: B items -> B answers. At most the engine's token budget, or one item alone."""
+        """Run one batch of at most the engine's token budget, or a single item: B works -> B results."""
         items, adapters = completed([work.item for work in works]), self._chosen(works)
         if all(work.make is None for work in works):
             return list(self.engine.pool(items, adapters=adapters))
@@ -56,7 +56,7 @@ class Compute:
         return [self._answer(work, rows) for work, rows in zip(works, states, strict=True)]
 
     def steps(self, work: Work) -> Generator[float, None, Floats]:
-        """The answer for one item that is longer than a batch: yields the work done since, where the engine can pause.
+        """Run one item longer than a batch in resumable steps: yields the work done by each, returns the result.
 
         See `Resumable`.
         """

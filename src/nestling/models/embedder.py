@@ -1,8 +1,6 @@
-"""Text to vector, the only place: prefix -> tokens -> engine -> pool -> normalise -> truncate -> normalise.
+"""A loaded model: load it, choose a task, embed images and mixed inputs, rerank. Texts are `text_embedder`'s.
 
-Does not know where files come from (`local`) nor how they are run (`engine`). A vector depends on the text, the
-model's file and the prompt, never on the other texts of the call. What cannot be embedded is an error that names the
-text; nothing is cut unless asked.
+Does not know where files come from (`local`) or how they are run (`engine`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,29 +11,34 @@ from typing import Self
 import numpy as np
 
 from nestling.engine.lora import load_adapters
-from nestling.engine.protocol import Item, TokenIds, plain
+from nestling.engine.protocol import Item
 from nestling.engine.registry import EngineName, load_engine
 from nestling.errors import InputError, UsageError
 from nestling.formats.gguf import GGUFFile
-from nestling.inputs import late_chunking
 from nestling.inputs.image import ImageLike
-from nestling.inputs.late_chunking import ChunkedIds, Chunks, Cut, Span
 from nestling.inputs.tokenizer import Tokenizer
 from nestling.models import content, local
-from nestling.models.arguments import check_document, listed, whole_numbers
+from nestling.models.arguments import listed
 from nestling.models.file_spec import spec_of
-from nestling.models.item_embedder import ItemEmbedder
 from nestling.models.reranking import Ranked, Scoring, check_top_n, ranked, token_scores, vector_scores
+from nestling.models.text_embedder import TextEmbedder
 from nestling.models.vision import TowerOptions, mixed
 from nestling.spec import BASE_FIELD, ModelSpec, Role, Task
 from nestling.vectors import Floats
 
 RERANKED_TEXTS = 256
-"""Candidates whose token vectors are held at once."""
+"""Candidates whose token vectors are in memory at the same time."""
 
 
-class Embedder(ItemEmbedder):
-    """One task model, loaded. Safe to call from several threads; calls are served one after another."""
+class Embedder(TextEmbedder):
+    """One loaded task model. Safe to call from several threads; calls run one after another.
+
+    Its specification is `spec`, a `ModelSpec`.
+
+    Example:
+        with contextlib.closing(nestling.Embedder.load("starter-retrieval")) as model:
+            vectors = model.encode_query(["How do I open a socket?"])
+    """
 
     @classmethod
     def load(
@@ -49,21 +52,25 @@ class Embedder(ItemEmbedder):
         profile: bool = False,
         exact_images: bool = False,
     ) -> Self:
-        """Load a model, and with a base (`name-base[:QUANT]`) the adapters of all tasks: see `for_task`.
+        """Load a model. A base (`name-base[:QUANT]`) is loaded with the LoRA adapters of all tasks: see `for_task`.
 
         Args:
-            reference: a path to a GGUF file, `name-task[:QUANT]` or a pulled `org/repo[:QUANT]`.
+            reference: a path to a GGUF file, `name-task[:QUANT]`, or a pulled `org/repo[:QUANT]`.
             engine: `auto`, `openvino`, `llamacpp`, `torch` or `reference`.
-            device: `cuda[:N]`, `xpu[:N]`, `mps` or `cpu`; by default a GPU for torch, the processor for the others.
-            threads: how many compute; all usable processors by default.
-            spec: what a file is for that neither says so itself nor is a known published one (see `read_spec`).
-            profile: the OpenVINO and torch engines count where their time goes (`engine.profile()`).
-            exact_images: the vision tower, which is loaded with the first image, computes in float32.
+            device: `cuda[:N]`, `xpu[:N]`, `mps` or `cpu`; by default a GPU for torch, the CPU for the other engines.
+            threads: compute threads; all usable processors by default.
+            spec: the specification of a file that has none and is not a known published one (see `read_spec`).
+            profile: let the OpenVINO and torch engines record where time goes (`engine.profile()`).
+            exact_images: compute the vision tower, which is loaded with the first image, in float32.
+
+        Returns:
+            The loaded model; free it with `close`.
 
         Raises:
-            ModelNotFoundError: The reference leads to no file.
-            GGUFError: The file is not sound.
-            FileFormatError: Its bytes are not those of its card or of the hub.
+            UsageError: An unknown engine or device, or a reference to several tasks.
+            ModelNotFoundError: No file on this machine belongs to the reference.
+            GGUFError: The file is damaged or not a supported model.
+            FileFormatError: The file's hash is not that of its card or of the hub.
 
         Example:
             model = nestling.Embedder.load("starter-retrieval:Q8_0")
@@ -93,8 +100,15 @@ class Embedder(ItemEmbedder):
         Args:
             task: `retrieval`, `text-matching` or `code`.
 
+        Returns:
+            An `Embedder` with the same weights and engine.
+
         Raises:
-            UsageError: The model is not for this task; only a base with adapters has more than one.
+            UsageError: The model is not for this task; only a base with LoRA adapters has more than one.
+
+        Example:
+            base = nestling.Embedder.load("starter-base")
+            vectors = base.for_task("code").encode_query(["open a file"])
         """
         wanted = Task.parse(task)
         if wanted is self.spec.task:
@@ -108,100 +122,47 @@ class Embedder(ItemEmbedder):
             )
         return self._of_other_tasks[wanted]
 
-    def encode(
-        self,
-        texts: Sequence[str],
-        *,
-        prompt_name: str = "query",
-        truncate_dim: int | None = None,
-        truncate: bool = False,
-    ) -> Floats:
-        """Embed texts.
-
-        Args:
-            texts: B texts.
-            prompt_name: the role that chooses the prefix: `query`, `passage` (or `document`) or `raw` for none.
-            truncate_dim: one of the trained sizes, in numbers; the full width by default.
-            truncate: cut a text of more than `spec.max_tokens` tokens on the right.
-
-        Returns:
-            (B, dim) float32, unit rows in the order of `texts`; (0, dim) for no texts.
-
-        Raises:
-            UsageError: A size that was not trained, or an unknown role.
-            TextError: A text is empty, or too long and not to be cut; `index` says which.
-
-        Example:
-            vectors = model.encode(["ls lists files."], prompt_name="passage", truncate_dim=128)
-        """
-        dimension = self.spec.dimension(truncate_dim)
-        return self.embed_ids(self.tokenize(texts, prompt_name=prompt_name, truncate=truncate), dimension=dimension)
-
-    def encode_query(self, texts: Sequence[str], *, truncate_dim: int | None = None, truncate: bool = False) -> Floats:
-        """Embed what is searched with: `encode` with the role `query`."""
-        return self.encode(texts, prompt_name=Role.QUERY, truncate_dim=truncate_dim, truncate=truncate)
-
-    def encode_document(
-        self, texts: Sequence[str], *, truncate_dim: int | None = None, truncate: bool = False
-    ) -> Floats:
-        """Embed what is searched in: `encode` with the role `passage`."""
-        return self.encode(texts, prompt_name=Role.PASSAGE, truncate_dim=truncate_dim, truncate=truncate)
-
-    def tokenize(self, texts: Sequence[str], *, prompt_name: str = "query", truncate: bool = False) -> list[TokenIds]:
-        """Prefix and tokenize: B texts -> B arrays of ids, each of 1 to `spec.max_tokens`."""
-        prefix = self.spec.prefix(Role.parse(prompt_name))
-        rows = listed(texts, "texts", "a list of strings")
-        for index, text in enumerate(rows):
-            check_document(text, index)
-        ids = self.tokenizer.encode([prefix + text for text in rows])
-        return [self._fitted(self.tokenizer.close(one), index, truncate=truncate) for index, one in enumerate(ids)]
-
-    def embed_ids(self, ids: Sequence[TokenIds], *, dimension: int | None = None) -> Floats:
-        """Embed token ids as they are, prefix and all: -> (B, dimension) float32, unit rows.
-
-        No ids, more than `spec.max_tokens` or ids outside the vocabulary are a TextError.
-        """
-        return self.embed(plain(self._checked_ids(ids)), dimension=dimension)
-
-    def encode_tokens(
-        self, texts: Sequence[str], *, prompt_name: str = "query", truncate: bool = False
-    ) -> list[Floats]:
-        """Multi-vectors of texts, a vector for every token, those of the prefix among them, as in the original.
-
-        Parameters and errors are those of `encode`; a model without a multi-vector head is a UsageError.
-
-        Returns:
-            B arrays of (tokens, width) float32, unit rows.
-        """
-        return self.embed_tokens(self.tokenize(texts, prompt_name=prompt_name, truncate=truncate))
-
-    def embed_tokens(self, ids: Sequence[TokenIds]) -> list[Floats]:
-        """Multi-vectors of token ids as they are: -> B arrays of (T, width) float32, unit rows. Errors: `embed_ids`."""
-        return self.multivectors(plain(self._checked_ids(ids)))
-
     def encode_image(
         self, images: Sequence[ImageLike], *, truncate_dim: int | None = None, max_pixels: int | None = None
     ) -> Floats:
         """Embed images; their vectors are comparable with those of texts.
 
         Args:
-            images: B of these: a path, a file's bytes, a data URI, a PIL image or a uint8 array.
+            images: B images, each a path, a file's bytes, a data URI, a PIL image or a uint8 array.
             truncate_dim: as in `encode`.
-            max_pixels: how many pixels of each are looked at, 602,112 by default.
+            max_pixels: images are resized to at most so many pixels; 602,112 by default.
 
         Returns:
             (B, dim) float32, unit rows in the order of `images`.
 
         Raises:
-            ImageError: What is no image, is damaged or over a limit; `index` says which.
+            ImageError: An image is damaged, over a limit or not an image; `index` is its index.
             UsageError: The model has no vision tower.
+
+        Example:
+            scores = model.encode_query(["a beach"]) @ model.encode_image([Path("beach.jpg")]).T
         """
         size = self.spec.dimension(truncate_dim)
         groups = [self.embed(items, dimension=size) for items in self._image_items(images, max_pixels)]
         return np.concatenate([np.empty((0, size), np.float32), *groups])
 
     def encode_image_tokens(self, images: Sequence[ImageLike], *, max_pixels: int | None = None) -> list[Floats]:
-        """Multi-vectors of images: -> B arrays of (tokens, width) float32, unit rows; the prompt's are among them."""
+        """Multi-vectors of images: a vector for every token, including those of the prompt around the image.
+
+        Args:
+            images: as in `encode_image`.
+            max_pixels: as in `encode_image`.
+
+        Returns:
+            B arrays of (T, width) float32, unit rows.
+
+        Raises:
+            ImageError: As in `encode_image`.
+            UsageError: The model has no vision tower or no multi-vector head.
+
+        Example:
+            tokens = model.encode_image_tokens([Path("page.png")])[0]
+        """
         return [rows for items in self._image_items(images, max_pixels) for rows in self.multivectors(items)]
 
     def _image_items(self, images: Sequence[ImageLike], max_pixels: int | None) -> Iterator[list[Item]]:
@@ -209,47 +170,26 @@ class Embedder(ItemEmbedder):
         return self.vision.grouped(values, max_pixels=max_pixels)
 
     def items(self, inputs: Sequence[object], *, prompt_name: str = "query", truncate: bool = False) -> list[Item]:
-        """Texts and images, mixed, as items for `embed`: a str is a text, a Path, bytes and so on an image as above."""
+        """Convert texts and images, mixed, to items for `embed`.
+
+        Args:
+            inputs: B inputs; a str is a text, anything else an image as in `encode_image`.
+            prompt_name: the role of the texts, as in `encode`.
+            truncate: as in `encode`.
+
+        Returns:
+            B items in the order of `inputs`.
+
+        Raises:
+            UsageError: An unknown role, or an image for a model without a vision tower.
+            InputError: A text or image that cannot be embedded; `index` is its index.
+
+        Example:
+            vectors = model.embed(model.items(["a beach", Path("beach.jpg")]))
+        """
         values = listed(inputs, "inputs", "a list of texts and images")
         tokenize = partial(self.tokenize, prompt_name=prompt_name, truncate=truncate)
         return mixed(values, tokenize=tokenize, vision=lambda: self.vision)
-
-    def encode_chunks(
-        self,
-        document: str,
-        *,
-        spans: Sequence[Span] | None = None,
-        chunk_tokens: int | None = None,
-        overlap: int = 0,
-        prompt_name: str = "passage",
-        truncate_dim: int | None = None,
-    ) -> Chunks:
-        """Late chunking: a vector for each chunk of a document, pooled from its tokens' states in the whole of it.
-
-        Args:
-            document: one text of at most `spec.max_tokens` tokens; it is never cut.
-            spans: the chunks, [start, end) in characters and in order; or else
-            chunk_tokens: cut where sentences end, into at most so many tokens each (the extra `chunks`).
-            overlap: how many tokens neighbours may share.
-            prompt_name: as in `encode`.
-            truncate_dim: as in `encode`.
-
-        Returns:
-            `Chunks`; a chunk that covers everything has the vector of `encode`.
-
-        Raises:
-            UsageError: Spans that are not such, or both ways of cutting.
-            TextError: The document is empty or too long.
-        """
-        size = self.spec.dimension(truncate_dim)
-        found = self.chunk(document, Cut(spans, chunk_tokens, overlap), prompt_name=prompt_name)
-        return Chunks(found.spans, found.counts, self.finish(self.pool_chunks(found.ids, found.places), size))
-
-    def chunk(self, document: str, cut: Cut, *, prompt_name: str = "passage") -> ChunkedIds:
-        """The tokens of a document, prefix and all, and which of them each chunk pools; errors as `encode_chunks`."""
-        check_document(document, 0)
-        prefix = self.spec.prefix(Role.parse(prompt_name))
-        return late_chunking.chunk(document, cut, tokenizer=self.tokenizer, prefix=prefix, limit=self.spec.max_tokens)
 
     def rerank(
         self,
@@ -260,21 +200,21 @@ class Embedder(ItemEmbedder):
         scoring: str = Scoring.MAXSIM,
         truncate: bool = False,
     ) -> list[Ranked]:
-        """Order texts and images by nearness to a query. A str is a text; `items` says what images are.
+        """Rank texts and images by their similarity to a query. A str is a text; for images see `encode_image`.
 
         Args:
             query: a text, which gets the prefix of a query, or an image.
             documents: the candidates; texts get the prefix of a passage.
-            top_n: how many to answer with, all by default.
-            scoring: `maxsim`, a token's best match averaged over the query's, or `cosine` of one vector each.
+            top_n: how many candidates to return; all by default.
+            scoring: `maxsim`, the mean over query tokens of the best match, or `cosine` of one vector per input.
             truncate: as in `encode`.
 
         Returns:
-            The best `top_n`, best first, with their places in `documents`.
+            The best `top_n` as `Ranked` (index in `documents`, score), best first.
 
         Raises:
-            UsageError: The query is empty, or `maxsim` without a multi-vector head.
-            InputError: A document that `encode` or `encode_image` would refuse.
+            UsageError: The query is empty, or the model has no multi-vector head for `maxsim`.
+            InputError: A document that cannot be embedded; `index` is its index.
 
         Example:
             best = model.rerank("How do I open a socket?", ["ls lists files.", "socket(2)"], top_n=1)[0].index
@@ -293,9 +233,3 @@ class Embedder(ItemEmbedder):
             groups = (items[start : start + RERANKED_TEXTS] for start in range(0, len(items), RERANKED_TEXTS))
             scores = np.concatenate([np.empty(0), *(token_scores(wanted, self.multivectors(one)) for one in groups)])
         return ranked(scores, most)
-
-    def _checked_ids(self, ids: Sequence[TokenIds]) -> list[TokenIds]:
-        rows = [whole_numbers(one, index) for index, one in enumerate(listed(ids, "ids", "a list of token ids"))]
-        for index, one in enumerate(rows):
-            self._check_ids(one, index)
-        return [one.astype(np.int32, copy=False) for one in rows]

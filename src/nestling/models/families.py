@@ -1,9 +1,9 @@
-"""What a GGUF file is for when it does not say so: published files, known by architecture, shape and name.
+"""Specifications of GGUF files without nestling metadata: published files, recognised by architecture, shape and name.
 
-The published jina-embeddings-v4 collection carries neither a pooling type nor a `nestling.spec`. Its repositories,
-file names and sizes are those of the publisher's model cards. What no family claims is refused with the reason; a
-specification in a file of its own opens the door to other decoders of Qwen2's architecture, causal ones with mean or
-last pooling. Knows neither the hub nor engines.
+The files of the published jina-embeddings-v4 collection have neither a pooling type nor `nestling.spec`. The names and
+sizes below are those of the publisher's model cards. An unrecognised file is refused with the reason; a specification
+in a JSON file makes other causal decoders of Qwen2's architecture with mean or last-token pooling usable. Does not know
+the hub or engines.
 """
 
 import json
@@ -36,10 +36,10 @@ _TASKS = {task.stem: task for task in Task} | {task.value: task for task in Task
 
 @dataclass(frozen=True, slots=True)
 class KnownFamily:
-    """Models that were published under names of their own.
+    """A family of models that others have published as GGUF files.
 
-    `published` is what their files' names begin with; `shape` holds hyperparameters as the files have them, without
-    the architecture in front; `repository` is where a task's files lie (`{stem}` is the task's word).
+    `published` is the beginning of their file names; `shape` maps hyperparameter keys (without the architecture in
+    front) to values; `repository` is the hub repository of a task's files, with `{stem}` for the task's name.
     """
 
     family: str
@@ -54,7 +54,7 @@ class KnownFamily:
         return self.repository.format(stem=task.stem)
 
     def task_in(self, name: str) -> Task | None:
-        """The task that a name speaks of, if it is one of this family's: words in any case, however separated."""
+        """The task in a name that belongs to this family, in any case and with any separators; else None."""
         words = re.sub(r"[^a-z0-9]+", "-", name.lower())
         tasks = "|".join(sorted(_TASKS, key=len, reverse=True))
         found = re.search(rf"(?:^|-){re.escape(self.published)}-(?:text-)?({tasks})(?:-|$)", words)
@@ -76,42 +76,40 @@ FAMILIES = (JINA_V4,)
 
 
 def recognise(file: GGUFFile) -> ModelSpec:
-    """The specification of a published file; FileFormatError, with each family's reason, when no family claims it."""
+    """The specification of a published file; FileFormatError with the reasons when it belongs to no known family."""
     reasons = [_refusal(file, family) for family in FAMILIES]
     for family, reason in zip(FAMILIES, reasons, strict=True):
         if not reason:
             return _spec(file, family)
     raise FileFormatError(
-        f"{file.path}: no nestling.spec in it, and not a published embedding model that is known here "
-        f"({'; '.join(reasons)}); if it is one, describe it in a JSON file and give --spec FILE"
+        f"{file.path}: no nestling.spec in it, and not a known published embedding model "
+        f"({'; '.join(reasons)}); describe it in a JSON file and give --spec FILE"
     )
 
 
 def with_spec(file: GGUFFile, spec: ModelSpec) -> ModelSpec:
-    """The same specification, checked against the file that it is given for.
+    """The given specification, checked against its file.
 
-    UsageError when the file carries one itself, FileFormatError when they contradict each other or the architecture
-    cannot be run here.
+    UsageError when the file has a specification itself, FileFormatError when the two contradict each other or the
+    architecture is not supported.
     """
     if "nestling.spec" in file.metadata:
-        raise UsageError(
-            f"{file.path}: it carries a nestling.spec of its own, which --spec cannot replace", param="spec"
-        )
+        raise UsageError(f"{file.path}: --spec: this file has a nestling.spec, which cannot be replaced", param="spec")
     return checked(file, spec)
 
 
 def checked(file: GGUFFile, spec: ModelSpec) -> ModelSpec:
-    """The same specification; FileFormatError when the file cannot be run as it says."""
+    """The given specification; FileFormatError when it does not fit the file."""
     if fault := _unfit(file, spec):
         raise FileFormatError(f"{file.path}: {fault}")
     return spec
 
 
 def family_of(checkpoint: Checkpoint, given: str | None) -> str:
-    """The family name of a checkpoint's files: as `given`, else a known family's own checkpoint or its repository.
+    """The family name of a checkpoint's files: `given`, else the known family of its repository, else the repository.
 
-    A fine-tune has the shape of what it was made from, so that only the repository tells them apart. UsageError for a
-    folder of one's own without a name.
+    A fine-tune has the same shape as its base, so only the repository tells them apart. UsageError for a plain folder
+    without `given`.
     """
     if given is not None:
         return checked_family(given)
@@ -129,19 +127,33 @@ def family_of(checkpoint: Checkpoint, given: str | None) -> str:
 
 
 def read_spec(path: Path) -> ModelSpec:
-    """Read a specification as JSON: the fields of `ModelSpec`, of which `source` may be left out."""
+    """Read the specification of a GGUF file without nestling metadata from a JSON file, for `Embedder.load`.
+
+    Args:
+        path: a JSON object with the fields of `ModelSpec`; `source` is optional.
+
+    Returns:
+        The checked specification.
+
+    Raises:
+        UsageError: The file cannot be read.
+        FileFormatError: Not JSON, or a field is missing, unknown or invalid.
+
+    Example:
+        model = nestling.Embedder.load("other.gguf", spec=nestling.read_spec(Path("spec.json")))
+    """
     known = {field.name for field in fields(ModelSpec)}
     try:
         if path.stat().st_size > MAX_SPEC_LENGTH:
-            raise FileFormatError(f"{path}: larger than {MAX_SPEC_LENGTH} bytes; a specification is a few lines")
+            raise FileFormatError(f"{path}: larger than {MAX_SPEC_LENGTH} bytes: expected a few lines of JSON")
         raw = json.loads(read_text(path))
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror or error}", param="spec") from None
     except (ValueError, RecursionError) as error:
-        raise FileFormatError(f"{path}: not sound JSON ({error})") from None
+        raise FileFormatError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(raw, dict) or not raw.keys() <= known:
         surplus = ", ".join(sorted(map(repr, raw.keys() - known))) if isinstance(raw, dict) else "no object"
-        raise FileFormatError(f"{path}: {surplus}: the fields are {', '.join(sorted(known))}")
+        raise FileFormatError(f"{path}: {surplus}: expected the fields {', '.join(sorted(known))}")
     try:
         return ModelSpec.from_json(json.dumps({"source": ""} | raw))
     except FileFormatError as error:
@@ -149,12 +161,12 @@ def read_spec(path: Path) -> ModelSpec:
 
 
 def published_name(family: KnownFamily, task: Task, quant: str) -> str:
-    """The name of a file in a family's own repositories."""
+    """The name of a file in the repositories of a known family."""
     return f"{family.published}-text-{task.stem}-{quant}.gguf"
 
 
 def by_file_name(name: str) -> tuple[str, Task, str] | None:
-    """Family, task and file type of `{family}-text-{task}-{QUANT}.gguf`; a known family goes by its name here."""
+    """Family, task and file type of `{family}-text-{task}-{QUANT}.gguf`; published names map to the family's name."""
     stems = "|".join(task.stem for task in Task)
     found = re.fullmatch(rf"(.+)-text-({stems})-([A-Z0-9_]+)\.gguf", name)
     if found is None or found[3] not in FILE_TYPES:
@@ -164,12 +176,12 @@ def by_file_name(name: str) -> tuple[str, Task, str] | None:
 
 
 def known_family(name: str) -> KnownFamily | None:
-    """The known family of this name (`jina-v4`)."""
+    """The known family of a name (`jina-v4`); None for others."""
     return next((family for family in FAMILIES if family.family == name), None)
 
 
 def _refusal(file: GGUFFile, family: KnownFamily) -> str:
-    """Why the file is not of this family; empty when it is."""
+    """Why a file does not belong to a family; empty if it does."""
     architecture = _architecture(file)
     if architecture not in ARCHITECTURES:
         return f"architecture {architecture!r}, {family.family} has {' or '.join(ARCHITECTURES)}"
@@ -199,12 +211,12 @@ def _spec(file: GGUFFile, family: KnownFamily) -> ModelSpec:
 
 
 def _unfit(file: GGUFFile, spec: ModelSpec) -> str:
-    """What keeps the file from being run as `spec` says; empty when nothing does."""
+    """Why a file does not fit its specification; empty if it does."""
     architecture = _architecture(file)
     if architecture not in ARCHITECTURES:
-        return f"architecture {architecture!r}: only {' and '.join(ARCHITECTURES)} decoders can be run"
+        return f"architecture {architecture!r}: expected one of {', '.join(ARCHITECTURES)}"
     if _value(file, f"{architecture}.attention.causal") is False:
-        return f"{architecture}.attention.causal=False: only causal decoders can be run"
+        return f"{architecture}.attention.causal=False: expected a causal decoder"
     width, context = (_value(file, f"{architecture}.{key}") for key in ("embedding_length", "context_length"))
     if spec.dimensions[-1] != width:
         return f"the specification says {spec.dimensions[-1]} dimensions, the weights {width}"
@@ -226,7 +238,7 @@ def _value(file: GGUFFile, key: str) -> object:
 
 
 def _names(file: GGUFFile) -> list[str]:
-    """What the file calls itself, and what others call it: its file name and, in the hub's cache, its repository."""
+    """The names of a file: those in its metadata, its file name and, in the hub's cache, its repository."""
     inside = [str(value) for key in _NAME_FIELDS if (value := _value(file, key))]
     folders = [part.removeprefix("models--") for part in file.path.parts if part.startswith("models--")]
     return [file.path.name, *inside, *folders[-1:]]

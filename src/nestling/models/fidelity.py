@@ -1,6 +1,6 @@
-"""Fidelity: how near files come to the one that they were made from, by their vectors of calibration texts.
+"""Fidelity of quantized files: cosine of their vectors of calibration texts to those of the float file.
 
-Results are cached beside the files, by the files' hashes: a build that is run again measures only what is new.
+Results are cached in the files' folder, keyed by the files' hashes: a rerun of a build measures only new files.
 """
 
 import json
@@ -21,14 +21,14 @@ from nestling.models.embedder import Embedder
 from nestling.pipeline.quantization.calibration import Calibration, default_text
 from nestling.vectors import paired_cosine
 
-RECORD = "nearness.json"
+RECORD = "fidelity.json"
 TEXTS, LONGEST = 32, 128
-"""Paragraphs of the package's calibration text, and the tokens they are cut at."""
+"""How many paragraphs of the shipped calibration text are embedded, and how many tokens of each."""
 
 
 @dataclass(frozen=True, slots=True)
-class Nearness:
-    """Cosine to the other file's vectors: mean and lowest over the texts."""
+class Fidelity:
+    """Cosine to the float file's vectors: mean and lowest over the texts."""
 
     mean: float
     lowest: float
@@ -36,35 +36,35 @@ class Nearness:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What is known of a folder's files: `nearness.json`, nearness by the hashes of file and base."""
+    """The cached results of a folder, `fidelity.json`: fidelity by the hashes of the file and its float file."""
 
     folder: Path
-    known: dict[str, Nearness]
+    known: dict[str, Fidelity]
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """Read it; a record that is missing, spoilt or another version's is an empty one."""
-        known: dict[str, Nearness] = {}
+        """Read the record; one that is missing, damaged or of another version counts as empty."""
+        known: dict[str, Fidelity] = {}
         with suppress(FileFormatError, ValueError, TypeError, KeyError, AttributeError):
             raw = json.loads(read_text(folder / RECORD))
             if raw["made_by"] == __version__:
-                known = {key: Nearness(float(one["mean"]), float(one["lowest"])) for key, one in raw["files"].items()}
+                known = {key: Fidelity(float(one["mean"]), float(one["lowest"])) for key, one in raw["files"].items()}
         return cls(folder, known)
 
     def complete(
         self, cards: Sequence[Card], base: Card, *, threads: int | None = None, progress: Progress = no_progress
-    ) -> dict[Path, Nearness]:
-        """The nearness of every file to `base`; what is not known is measured and written down."""
+    ) -> dict[Path, Fidelity]:
+        """The fidelity of every file to `base`; what is not cached is measured and saved."""
         keys = {self.folder / card.file: f"{card.sha256} {base.sha256}" for card in cards}
         missing = [path for path, key in keys.items() if key not in self.known]
         if missing:
-            found = nearness(missing, self.folder / base.file, threads=threads, progress=progress)
+            found = measure_fidelity(missing, self.folder / base.file, threads=threads, progress=progress)
             self._add({keys[path]: one for path, one in found.items()})
         progress(1, 1)
         return {path: self.known[key] for path, key in keys.items()}
 
-    def _add(self, found: dict[str, Nearness]) -> None:
-        """Merge the new results into the record, which another run may have changed meanwhile."""
+    def _add(self, found: dict[str, Fidelity]) -> None:
+        """Merge new results into the record, which another process may have changed in the meantime."""
         with lock(self.folder / ".lock", what=str(self.folder)):
             self.known.update(self.read(self.folder).known | found)
             files = {key: asdict(one) for key, one in sorted(self.known.items())}
@@ -72,20 +72,20 @@ class Record:
                 file.write((json.dumps({"made_by": __version__, "files": files}, indent=1) + "\n").encode())
 
 
-def nearness(
+def measure_fidelity(
     files: Sequence[Path], base: Path, *, threads: int | None = None, progress: Progress = no_progress
-) -> Mapping[Path, Nearness]:
-    """Compare the vectors of files with those of `base`, all of one task model that says what it is for.
+) -> Mapping[Path, Fidelity]:
+    """Compare the vectors of files with those of `base`, all of one task model with nestling metadata.
 
-    Bases are compared with the first of their adapters.
+    Bases with LoRA adapters are compared with their first adapter.
     """
     with closing(Embedder.load(base, threads=threads)) as embedder:
         texts = Calibration(embedder.spec, embedder.tokenizer, default_text()).texts(TEXTS, longest=LONGEST)
         wanted = embedder.pool(plain(texts))
-    found: dict[Path, Nearness] = {}
+    found: dict[Path, Fidelity] = {}
     for path in files:
         with closing(Embedder.load(path, threads=threads)) as embedder:
             cosines = paired_cosine(embedder.pool(plain(texts)), wanted)
-        found[path] = Nearness(float(cosines.mean()), float(cosines.min()))
+        found[path] = Fidelity(float(cosines.mean()), float(cosines.min()))
         progress(len(found), len(files))
     return found

@@ -1,7 +1,4 @@
-"""What a model file is for: its task, prefixes, dimensions. As it says itself, as the caller says, or as it is known.
-
-Knows the files, not how they are run.
-"""
+"""The specification of a model file: from its metadata, from the caller, or of a known published family."""
 
 from nestling.engine.lora import load_adapters
 from nestling.errors import FileFormatError
@@ -13,7 +10,7 @@ from nestling.spec import BASE_FIELD, ModelSpec
 
 
 def specs_of(file: GGUFFile, given: ModelSpec | None = None) -> list[ModelSpec]:
-    """As `spec_of`; of a base, what each of its adapters beside it is for."""
+    """`spec_of` a file; for a base, the specifications of the LoRA adapters next to it."""
     if given is None and BASE_FIELD in file.metadata:
         return [one.spec for one in load_adapters(file)]
     return [spec_of(file, given)]
@@ -24,23 +21,23 @@ def _text(file: GGUFFile, key: str) -> str:
 
 
 def spec_of(file: GGUFFile, given: ModelSpec | None = None) -> ModelSpec:
-    """What the file is for: as it says itself, as `given`, or as its published name, shape and architecture tell.
+    """The specification of a file: its `nestling.spec`, else `given`, else that of a known published file.
 
-    A file that says nothing and is not a known one is a FileFormatError with the reason.
+    FileFormatError with the reason for any other file.
     """
     if BASE_FIELD in file.metadata:
         raise FileFormatError(
-            f"{file.path}: the base of all tasks, for none of them by itself: it runs with its adapters beside it"
-            " (nestling embed, nestling serve), and takes no --spec"
+            f"{file.path}: a base, which needs the LoRA adapters next to it and takes no --spec; "
+            "use it with nestling embed or nestling serve"
         )
     if _text(file, "general.type") == "adapter":
         raise FileFormatError(
-            f"{file.path}: an adapter, not a model: name the base beside it, whose name has -text-base-"
+            f"{file.path}: a LoRA adapter, not a model; name its base, a file with -text-base- in its name"
         )
     if is_head(file):
-        raise FileFormatError(f"{file.path}: a multi-vector head, which goes beside a model; name the model's file")
+        raise FileFormatError(f"{file.path}: a multi-vector head, not a model; name the model's file")
     if is_tower(file):
-        raise FileFormatError(f"{file.path}: a vision tower, which goes beside a model; name the model's file")
+        raise FileFormatError(f"{file.path}: a vision tower, not a model; name the model's file")
     if given is not None:
         return families.with_spec(file, given)
     if "nestling.spec" not in file.metadata:

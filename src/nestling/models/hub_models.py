@@ -1,7 +1,7 @@
-"""Models of the hub: which file of a repository is meant, bringing it here, and finding it again without the network.
+"""Models on the hub: choose a file of a repository, download it, find it in the cache without the network.
 
-A known published family (`jina-v4-code:Q4_K_M`) is looked for in its own repositories. Knows nothing of engines and of
-the files that `nestling build` makes.
+A known published family (`jina-v4-code:Q4_K_M`) maps to its own repositories. Does not know engines or files that
+`nestling build` makes.
 """
 
 import re
@@ -21,7 +21,7 @@ _NOT_MODELS = re.compile(
     r"(?:^|/)(?:mmproj|imatrix|adapter)|multivector|-text-base-\w+\.gguf$|-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE
 )
 TOWER_NAME = re.compile(r"(?:^|/)mmproj-.*BF16\.gguf$", re.IGNORECASE)
-"""Vision towers; their F16 form can answer with NaN in other programs and is left where it is."""
+"""Vision towers. F16 ones are not used: activations can overflow F16 to NaN."""
 _PIECE = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 _QUANT = re.compile(r"[-._]((?:[A-Za-z]{2}-)?(?:[IT]?Q\d\w*|B?F16|F32))\.gguf$", re.IGNORECASE)
 _CHECKPOINT_FOLDERS = ("", "adapters")
@@ -31,7 +31,7 @@ Name = tuple[str, Task, str]
 
 @dataclass(frozen=True, slots=True)
 class PulledModel:
-    """A model file in the hub's cache; `name` is set when it belongs to a published family that is known here."""
+    """A model file in the hub's cache; `name` is set for files of a known published family."""
 
     reference: HubReference
     path: Path
@@ -39,20 +39,20 @@ class PulledModel:
 
 
 def reference_of(text: str) -> HubReference | None:
-    """The repository and file type that a text names, in the hub's way; None for a path, a name, anything else."""
+    """Parse `org/repo[:QUANT]`; None for a path, a model name or anything else."""
     return None if text.startswith((".", "/", "~")) else HubReference.parse(text)
 
 
 def published(family: str, task: Task, quant: str | None) -> HubReference | None:
-    """Where a family's file is published; None for a family that is not known to be."""
+    """The repository of a family's published file; None for an unknown family."""
     known = known_family(family)
     return HubReference(known.repository_of(task), quant) if known else None
 
 
 def choose(names: Iterable[str], wanted: HubReference) -> str:
-    """The one model file that is meant: the file type named, or Q8_0, or the only one there is.
+    """The model file for a reference: the named file type, else Q8_0, else the only model file.
 
-    ModelNotFoundError names the file types that are there.
+    ModelNotFoundError listing the available file types if there is none, or several.
     """
     every = list(names)
     models = [name for name in every if is_model(name)]
@@ -61,28 +61,28 @@ def choose(names: Iterable[str], wanted: HubReference) -> str:
     if len(fitting) == 1:
         return fitting[0]
     if fitting and quant_of(fitting[0]) == quant:
-        raise ModelNotFoundError(f"{wanted}: several files are {quant}: {', '.join(fitting)}; a path names one")
+        raise ModelNotFoundError(f"{wanted}: several files are {quant}: {', '.join(fitting)}; give the path of one")
     have = ", ".join(sorted(map(quant_of, models))) or "no GGUF model"
     if pieces := sorted(name for name in every if _PIECE.search(name)):
-        have += f"; {pieces[0]} and {len(pieces) - 1} more are pieces of split models, which are not read: "
+        have += f"; {pieces[0]} and {len(pieces) - 1} more are pieces of split models, which are not supported: "
         have += "download them and merge them with `llama-gguf-split --merge`"
     raise ModelNotFoundError(f"{wanted}: no {quant} in it; it has {have}")
 
 
 def is_model(name: str) -> bool:
-    """True for a GGUF file that may be a model: no projector, base, adapter or matrix, no piece of a split file."""
+    """True for a GGUF file that may be a model: not a head, tower, base, adapter or matrix, nor a piece of a model."""
     return name.endswith(".gguf") and not _NOT_MODELS.search(name)
 
 
 def quant_of(name: str) -> str:
-    """The file type in a file's name, or else its folder's, in capitals; the whole name when neither says one."""
+    """The file type in a file's name, else in its folder's, in capitals; the whole name if neither has one."""
     folder = name.rpartition("/")[0].rpartition("/")[2]
     found = _QUANT.search(name) or _QUANT.search(f"-{folder}.gguf")
     return found[1].upper() if found else name
 
 
 def find(wanted: HubReference) -> Path | None:
-    """The file in the hub's cache; None when it is not there."""
+    """The file of a reference in the hub's cache; None if it is missing."""
     snapshot = hub.snapshot_of(wanted.repository)
     if snapshot is None:
         return None
@@ -93,10 +93,10 @@ def find(wanted: HubReference) -> Path | None:
 
 
 def remove(wanted: HubReference) -> tuple[list[str], int]:
-    """Delete the file that is meant, or without a file type the whole repository: -> what went, and bytes freed."""
+    """Delete the file of a reference, or all of a repository without a file type: -> (deleted names, bytes freed)."""
     snapshot = hub.snapshot_of(wanted.repository)
     if snapshot is None:
-        raise ModelNotFoundError(f"{wanted}: not in the hub's cache; `nestling list` shows what is")
+        raise ModelNotFoundError(f"{wanted}: not in the hub's cache; `nestling list` shows all models")
     names = hub.names_in(snapshot)
     if wanted.quant:
         names = _with_card(choose(names, wanted), names)
@@ -104,7 +104,7 @@ def remove(wanted: HubReference) -> tuple[list[str], int]:
 
 
 def remove_file(path: Path) -> tuple[list[str], int]:
-    """Delete a model file of the hub's cache, and its card: -> what went, and bytes freed."""
+    """Delete a model file of the hub's cache, with its card: -> (deleted names, bytes freed)."""
     snapshot = next(folder for folder in path.parents if folder.parent.name == "snapshots")
     names = _with_card(str(path.relative_to(snapshot)), hub.names_in(snapshot))
     return [str(snapshot / name) for name in names], hub.remove(snapshot, names)
@@ -116,18 +116,18 @@ def _with_card(model: str, names: Iterable[str]) -> list[str]:
 
 
 def _with_head(model: str, names: Iterable[str]) -> list[str]:
-    """A model, its card, and the multi-vector head that it shares with the other file types of its task."""
+    """A model, its card, and its multi-vector head, which is shared by all file types of its task."""
     head = _QUANT.sub("-multivector.gguf", model)
     return _with_card(model, names) + (_with_card(head, names) if head in names and head != model else [])
 
 
 def models() -> list[PulledModel]:
-    """Every model file of every repository in the hub's cache, by its name alone: no file is opened."""
+    """Every model file in the hub's cache, by its name; no file is opened."""
     return [model for repository in hub.cached_repositories() for model in _in_repository(repository)]
 
 
 def published_models() -> list[tuple[Name, Path]]:
-    """Those of the published families' own repositories, under their names here."""
+    """The cached files of known published families, by family, task and file type."""
     repositories = [family.repository_of(task) for family in FAMILIES for task in Task]
     every = (model for repository in repositories for model in _in_repository(repository))
     return [(model.name, model.path) for model in every if model.name]
@@ -150,10 +150,10 @@ def _published_name(repository: str, name: str) -> Name | None:
 
 
 def pull(wanted: HubReference, *, images: bool = False, steps: Steps = silent) -> list[Path]:
-    """Bring a model here, or a checkpoint, whichever the repository holds; -> its files, or the checkpoint's folder.
+    """Download a model or a checkpoint, whichever the repository holds; returns its files, or the checkpoint's folder.
 
-    With `images` the repository's vision tower comes too; ModelNotFoundError when it has none. Without the network,
-    what is already here is the answer. Raises what `hub.listing` and `hub.fetch` raise.
+    With `images` the repository's vision tower is included; ModelNotFoundError when it has none. Without the network
+    cached files are used. Other errors are those of `hub.listing` and `hub.fetch`.
     """
     try:
         listed = hub.listing(wanted.repository)
@@ -181,9 +181,11 @@ def _tower_in(names: Iterable[str], wanted: HubReference) -> str:
 
 
 def _check_plain(wanted: HubReference, odd: Sequence[str]) -> None:
-    """FileFormatError for a wanted file whose name is odd."""
+    """FileFormatError if the file of the reference has an unsafe name."""
     if odd:
-        raise FileFormatError(f"{wanted}: the hub lists {odd[0][:120]!r}, which is no plain name of a file inside it")
+        raise FileFormatError(
+            f"{wanted}: the hub lists {odd[0][:120]!r}: expected the plain name of a file in the repository"
+        )
 
 
 def _is_checkpoint(names: Iterable[str]) -> bool:
@@ -196,7 +198,7 @@ def _offline_hint(wanted: HubReference) -> str:
 
 
 def references(text: str) -> Sequence[HubReference]:
-    """What `nestling pull` was asked for: a hub reference, or a published family's name for one task or all three."""
+    """The hub references of an argument of `nestling pull`: one, or the task models of a published family."""
     if found := reference_of(text):
         return [found]
     for family in FAMILIES:

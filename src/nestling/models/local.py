@@ -1,9 +1,9 @@
-"""Model references to files on this machine; the starter's files are built when they are first asked for.
+"""From model references to files on this machine; the starter's files are built on first use.
 
 A reference is a path to a GGUF file, `name[-task][:QUANT]` (`starter-retrieval:Q4_K_M`, `jina-v4-code`; `starter-base`
-is the base of all tasks, with their adapters beside it) or a hub repository `org/repo[:QUANT]`. Named models lie in
-`<cache>/models/<family>/` under their published names, where `nestling build` puts them; those that were pulled lie in
-the hub's cache (`pulled`). Nothing here asks the network. Knows nothing of engines.
+is the base model with the LoRA adapters of all tasks) or a hub repository `org/repo[:QUANT]`. Named models are in
+`<cache>/models/<family>/`, where `nestling build` writes them; pulled models are in the hub's cache (`hub_models`).
+Makes no network requests. Does not know engines.
 """
 
 import errno
@@ -41,9 +41,9 @@ _REFERENCE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class ModelReference:
-    """A named model: a family, one of its tasks (None for all three) and a file type (None for the default).
+    """A named model: a family, a task (None for all three) and a file type (None for the default).
 
-    `base`: all three from one file, the base with its adapters.
+    `base`: the base model with the LoRA adapters of all tasks.
     """
 
     family: str
@@ -53,7 +53,7 @@ class ModelReference:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read `name[-task][:QUANT]`; anything else is a UsageError."""
+        """Parse `name[-task][:QUANT]`; UsageError for anything else."""
         found = _REFERENCE.fullmatch(text)
         if found is None:
             raise UsageError(f"model={text!r}: expected a path to a .gguf file or name[-task][:QUANT]", param="model")
@@ -63,30 +63,30 @@ class ModelReference:
         return cls(family, task, parse_file_type(quant) if quant else None, base)
 
     def __str__(self) -> str:
-        """The reference as `parse` reads it."""
+        """The form that `parse` reads."""
         word = BASE_STEM if self.base else self.task
         return self.family + (f"-{word}" if word else "") + (f":{self.quant}" if self.quant else "")
 
 
 def starter_checkpoint() -> Path:
-    """The checkpoint that comes with nestling-data."""
+    """The checkpoint in nestling-data."""
     return data_folder("starter", wanted_for="the starter") / "checkpoint"
 
 
 def family_folder(family: str) -> Path:
-    """Where a family's files lie."""
+    """The folder of a family's files."""
     return cache_folder() / "models" / checked_family(family)
 
 
 def projector_of(model: Path, spec: ModelSpec) -> Path:
-    """Where the multi-vector head of a model file lies: beside it, or in its family's folder; else UsageError."""
+    """The multi-vector head of a model file: in its folder or in its family's folder; UsageError if there is none."""
     places = [projector_path(model.parent, family=spec.family, task=spec.task)]
     if not places[0].is_file():
         places.append(projector_path(family_folder(spec.family), family=spec.family, task=spec.task))
     found = next((path for path in places if path.is_file()), None)
     if found is None:
         raise UsageError(
-            f"{model.name}: no multi-vector head for it ({places[0].name}); make one from the model's checkpoint with "
+            f"{model.name}: no multi-vector head ({places[0].name}); make one from the model's checkpoint with "
             f"`nestling multivector CHECKPOINT --task {spec.task} --family {spec.family}`",
             param="return_multivector",
         )
@@ -94,12 +94,12 @@ def projector_of(model: Path, spec: ModelSpec) -> Path:
 
 
 def looks_like_path(reference: str | Path) -> bool:
-    """True for what is meant as a file rather than as a name."""
+    """True for a reference that is a path rather than a name."""
     return isinstance(reference, Path) or reference.endswith(".gguf") or "/" in reference
 
 
 def resolve(reference: str | Path, *, steps: Steps = silent) -> Path:
-    """The file that a reference means. The starter's is built if need be (`steps` is told); else ModelNotFoundError."""
+    """The file of a reference; the starter's is built if missing, others are a ModelNotFoundError."""
     if not isinstance(reference, str | Path):
         kind = type(reference).__name__
         raise UsageError(f"model: expected a model reference or a path, not {kind}", param="model")
@@ -110,7 +110,8 @@ def resolve(reference: str | Path, *, steps: Steps = silent) -> Path:
     if model.task is None and not model.base:
         names = ", ".join([*(str(replace(model, task=task)) for task in Task), str(replace(model, base=True))])
         raise UsageError(
-            f"model={reference!r} is a family of three; name one: {names}{_meant(model.family)}", param="model"
+            f"model={reference!r} is a family of three models: expected one of {names}{_meant(model.family)}",
+            param="model",
         )
     return _named(model.family, model.task, model.quant or DEFAULT_QUANT, steps)
 
@@ -118,11 +119,11 @@ def resolve(reference: str | Path, *, steps: Steps = silent) -> Path:
 def _from_hub(reference: str) -> Path:
     wanted = hub_models.reference_of(reference)
     if wanted is None:
-        raise ModelNotFoundError(f"{reference}: no such file; `nestling list` shows the models that are here")
+        raise ModelNotFoundError(f"{reference}: no such file; `nestling list` shows all models")
     found = hub_models.find(wanted)
     if found is None:
         raise ModelNotFoundError(
-            f"{reference}: no such file, nor in the hub's cache; fetch it with `nestling pull {wanted}`"
+            f"{reference}: no such file, and not in the hub's cache; download it with `nestling pull {wanted}`"
         )
     return found
 
@@ -141,7 +142,7 @@ def _named(family: str, task: Task | None, quant: str, steps: Steps) -> Path:
 
 
 def _meant(family: str) -> str:
-    """What a family that is not known here may have been meant to be."""
+    """A suggestion for a misspelt family."""
     known = {STARTER, *(one.family for one in FAMILIES), *(one.family for one in available())}
     return "" if family in known else nearest(family, [*known, *(f"{one}-{task}" for one in known for task in Task)])
 
@@ -150,17 +151,17 @@ def _hint(family: str, task: Task | None, quant: str) -> str:
     have = [str(found.reference) for found in available() if found.family == family]
     if task is None:
         make = f"make it with `nestling build CHECKPOINT --family {family} --keep-adapters`"
-        return (f"here are {', '.join(have)}; " if have else "") + make
+        return (f"available: {', '.join(have)}; " if have else "") + make
     fetch = (
-        f"fetch it with `nestling pull {family}-{task}:{quant}`" if hub_models.published(family, task, quant) else ""
+        f"download it with `nestling pull {family}-{task}:{quant}`" if hub_models.published(family, task, quant) else ""
     )
     if have:
-        return f"here are {', '.join(have)}" + (f"; {fetch}" if fetch else "")
+        return f"available: {', '.join(have)}" + (f"; {fetch}" if fetch else "")
     return f"make it with `nestling build CHECKPOINT --family {family}`" + (f" or {fetch}" if fetch else "")
 
 
 def _starter(task: Task | None, quant: str, steps: Steps) -> Path:
-    """The starter's file: as it is where it is whole, which takes no right to write; else built."""
+    """The starter's file: built if missing or damaged; a complete one is used without write access."""
     folder = family_folder(STARTER)
     path = model_path(folder, family=STARTER, task=task, file_type=quant)
     if all(map(is_whole, [path, *_companions(folder, task)])):
@@ -172,19 +173,19 @@ def _starter(task: Task | None, quant: str, steps: Steps) -> Path:
             raise
         raise BuildError(
             f"{path.name}: {'changed since it was built' if path.is_file() else 'not built yet'}, and {folder} cannot "
-            f"be written: {error.strerror}; build it as a user who may write there, or set {CACHE_VARIABLE} to another "
+            f"be written: {error.strerror}; build it as a user who can write there, or set {CACHE_VARIABLE} to another "
             "folder"
         ) from None
 
 
 def _companions(folder: Path, task: Task | None) -> list[Path]:
-    """What belongs to a model file: the vision tower, its tasks' multi-vector heads, and of a base the adapters."""
+    """The files that belong to a model: vision tower, multi-vector heads of its tasks, and a base's LoRA adapters."""
     heads = [projector_path(folder, family=STARTER, task=one) for one in ([task] if task else Task)]
     return [tower_path(folder, STARTER), *heads, *([] if task else [adapter_path(folder, one) for one in Task])]
 
 
 def is_whole(path: Path) -> bool:
-    """True for a file of this version's with the bytes that its card says."""
+    """True for a file of this version with the hash on its card."""
     try:
         card = Card.read(path) if path.is_file() else None
     except FileFormatError:
@@ -205,10 +206,9 @@ def _build_starter(task: Task | None, quant: str, steps: Steps) -> Path:
 
 
 def with_task(reference: str, task: str | None, *, default: Task) -> str:
-    """A reference that names a task: `task`, or `default` for a bare family.
+    """Add a task to a reference without one: `task`, or `default` if that is None.
 
-    A task that contradicts the reference is a UsageError. A path stays as it is: its file says what it is for. So
-    does a base, which has them all.
+    UsageError for a task that contradicts the reference. Paths and bases are returned unchanged.
     """
     if looks_like_path(reference) or (model := ModelReference.parse(reference)).base:
         return reference
@@ -220,7 +220,7 @@ def with_task(reference: str, task: str | None, *, default: Task) -> str:
 
 @dataclass(frozen=True, slots=True)
 class StoredModel:
-    """A named model that is here, or (with `path` None) that would be built on first use; a base has no task."""
+    """A named model on this machine, or with `path` None one that is built on first use; a base has no task."""
 
     family: str
     task: Task | None
@@ -234,7 +234,7 @@ class StoredModel:
 
 
 def available() -> list[StoredModel]:
-    """Every named model: files in the cache, pulled ones of published families, the starter's default files."""
+    """All named models: files in the cache, pulled files of published families, the starter's default files."""
     found = [model for folder in sorted((cache_folder() / "models").glob("*/")) for model in _in_folder(folder)]
     built = {(model.family, model.task, model.quant) for model in found}
     found += [StoredModel(*name, path) for name, path in hub_models.published_models() if name not in built]

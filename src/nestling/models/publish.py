@@ -1,8 +1,8 @@
-"""A folder of built files as a hub repository: its card, its files, and nothing sent unless it is asked for.
+"""Publish a folder of built files as a hub repository with a model card.
 
-`plan` reads the folder and writes the card; it needs no network. `send` uploads a plan. Files without a card of
-their own, with other bytes than their card says, without a licence, or of several tasks are refused: a repository is
-one task's ladder, as the published collection has it.
+`plan` checks the folder and writes the model card, without the network; `send` uploads a plan. Files are refused if
+they have no card, another hash than on their card, no licence, or different tasks: as in the published collection, a
+repository holds the file types of one task.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ _LICENCE_FIELDS = {"license_name": "general.license.name", "license_link": "gene
 
 @dataclass(frozen=True, slots=True)
 class Publication:
-    """What would be sent: the card, and every file (a path, or its bytes) by its name in the repository."""
+    """The upload: the model card, and every file (a path, or its bytes) by its name in the repository."""
 
     repository: str
     readme: str
@@ -57,11 +57,11 @@ def plan(
     scores: str = "",
     progress: Progress = no_progress,
 ) -> Publication:
-    """Check a folder's files and write their card; nothing is sent.
+    """Check a folder's files and write the model card; nothing is uploaded.
 
-    `base_model` is the repository that the weights come from, where the files' own cards name only a hash; `scores`
-    is Markdown that goes under the ladder. `progress` is told bytes hashed. UsageError for a folder without files, or
-    of several tasks when none is named; FileFormatError for files that are not what their cards say.
+    `base_model` is the source repository of the weights, needed if the cards have only a hash. `scores` is Markdown to
+    put below the table of files. `progress` counts hashed bytes. UsageError for a folder without files, or with files
+    of several tasks and no `task`; FileFormatError for files that differ from their cards.
     """
     if hub.HubReference.parse(repository) != hub.HubReference(repository):
         raise UsageError(f"repository={repository!r}: expected org/name", param="repository")
@@ -80,7 +80,7 @@ def plan(
 
 
 def send(publication: Publication, *, private: bool = False) -> str:
-    """Upload a plan as one commit, the repository made if need be; -> the commit's address."""
+    """Upload a plan as one commit, creating the repository if needed; returns the commit's URL."""
     message = "Files built with nestling"
     return hub.upload(publication.repository, publication.files, message=message, private=private)
 
@@ -89,18 +89,16 @@ def _models(folder: Path, task: Task | None, progress: Progress) -> list[_Model]
     named = {path: by_file_name(path.name) for path in sorted(folder.glob("*.gguf"))}
     tasks = {name[1] for name in named.values() if name}
     if task is None and len(tasks) > 1:
-        raise UsageError(
-            f"{folder}: it has files for {', '.join(sorted(tasks))}; a repository is for one: --task", param="task"
-        )
+        raise UsageError(f"{folder}: it has files for {', '.join(sorted(tasks))}; choose one with --task", param="task")
     paths = [path for path, name in named.items() if name and task in (None, name[1])]
     if not paths:
         if list(folder.glob("*-text-base-*.gguf")):
             raise UsageError(
-                f"{folder}: a base with adapters; only merged models are published: build without --keep-adapters",
+                f"{folder}: a base with LoRA adapters; expected merged models, built without --keep-adapters",
                 param="folder",
             )
         wanted = f"{{family}}-text-{task.stem if task else '{task}'}-{{QUANT}}.gguf"
-        raise UsageError(f"{folder}: no file called {wanted}, as `nestling build` makes them", param="folder")
+        raise UsageError(f"{folder}: no file {wanted}, as `nestling build` names them", param="folder")
     total, done, models = sum(path.stat().st_size for path in paths), 0, []
     for path in paths:
         models.append(_model(path))
@@ -113,12 +111,12 @@ def _models(folder: Path, task: Task | None, progress: Progress) -> list[_Model]
 def _model(path: Path) -> _Model:
     card = Card.read(path)
     if card is None:
-        raise FileFormatError(f"{path}: no card beside it; `nestling build` makes files with cards")
+        raise FileFormatError(f"{path}: no card next to it; `nestling build` makes files with cards")
     if card.file != path.name or sha256_file(path) != card.sha256:
-        raise FileFormatError(f"{path}: not the file that its card is for (sha256 {card.sha256}); build it again")
+        raise FileFormatError(f"{path}: its card is for another file (sha256 {card.sha256}); build it again")
     if not card.licence:
         raise FileFormatError(
-            f"{path}: no licence in it: the checkpoint's README.md has none; nothing without one is published"
+            f"{path}: no licence, since the checkpoint's README.md has none; it is needed for publishing"
         )
     file = GGUFFile.open(path)
     values = {name: file.metadata.get(key) for name, key in _LICENCE_FIELDS.items()}
@@ -126,7 +124,7 @@ def _model(path: Path) -> _Model:
 
 
 def _head_card(folder: Path, model: _Model) -> Card | None:
-    """The card of the models' multi-vector head; None when there is none, FileFormatError when it is not theirs."""
+    """The card of the multi-vector head; None if there is none, FileFormatError if it is another model's."""
     path = projector_path(folder, family=model.spec.family, task=model.spec.task)
     if not path.is_file():
         return None
@@ -135,7 +133,7 @@ def _head_card(folder: Path, model: _Model) -> Card | None:
 
 
 def _tower_card(folder: Path, model: _Model) -> Card | None:
-    """The card of the models' vision tower; None when there is none, FileFormatError when it is not theirs."""
+    """The card of the vision tower; None if there is none, FileFormatError if it is another model's."""
     path = tower_path(folder, model.spec.family)
     if not path.is_file():
         return None
@@ -146,7 +144,7 @@ def _tower_card(folder: Path, model: _Model) -> Card | None:
 def _own_card(path: Path) -> Card:
     card = Card.read(path)
     if card is None or sha256_file(path) != card.sha256:
-        raise FileFormatError(f"{path}: not the file that its card is for; `nestling build` makes it again")
+        raise FileFormatError(f"{path}: no card for this file; `nestling build` builds it again")
     return card
 
 
@@ -159,11 +157,11 @@ def _check_alike(folder: Path, models: Sequence[_Model]) -> None:
     }
     for what, found in values.items():
         if len(set(found)) > 1:
-            raise FileFormatError(f"{folder}: its files have different {what}; one checkpoint's belong in a repository")
+            raise FileFormatError(f"{folder}: its files have different {what}; a repository is for one checkpoint")
 
 
 def _licence(folder: Path, model: _Model) -> dict[str, Path | bytes]:
-    """The file that the licence's link leads to, where it is no address: the folder's own, or a note in its place."""
+    """The file that `license_link` names, if it is not a URL: the folder's, or a note with the source's licence."""
     link = model.licence.get("license_link")
     if link is None or hub.is_url(link):
         return {}
@@ -173,7 +171,7 @@ def _licence(folder: Path, model: _Model) -> dict[str, Path | bytes]:
     name, source = model.licence.get("license_name", model.card.licence), model.card.source
     note = f"""# {name}
 
-These files were made from `{source}`. Its licence holds for them too: `{name}`, as it stands in `{link}` there.
+These files were made from `{source}`. Its licence applies to them too: `{name}`, see `{link}` there.
 """
     return {LICENCE: note.encode()}
 
@@ -191,23 +189,23 @@ def _head(models: Sequence[_Model], base_model: str | None, licence: Mapping[str
     return hub.front_matter(fields)
 
 
-def _body(models: Sequence[_Model], repository: str, scores: str, beside: tuple[Card | None, Card | None]) -> str:
-    head, tower = beside
+def _body(models: Sequence[_Model], repository: str, scores: str, extras: tuple[Card | None, Card | None]) -> str:
+    head, tower = extras
     spec, quant = models[0].spec, _usual(models)
     parts = [
         f"# {repository.rpartition('/')[2]}",
         f"Text embeddings for {spec.task}: GGUF files of {models[0].card.parameters:,} parameters, "
         f"{spec.dimensions[-1]} dimensions, {spec.pooling} pooling, up to {spec.max_tokens:,} tokens.",
-        "## Prefixes\n\nThe text is not complete without them. nestling puts them in front; other programs must.",
+        "## Prefixes\n\nEvery text needs its prefix. nestling adds it; with other programs, add it yourself.",
         table(
-            ["role", "put in front of the text"],
+            ["role", "prefix"],
             [[role, f"`{spec.prefix(role)}`"] for role in (Role.QUERY, Role.PASSAGE)],
         ),
-        f"Vectors may be cut to {', '.join(map(str, spec.dimensions))} dimensions and normalised again.",
+        f"Vectors may be truncated to {', '.join(map(str, spec.dimensions))} dimensions and normalised again.",
         "## Files",
         table(["file", "bits per weight", "MiB", "sha256"], [_row(model.card) for model in models]),
-        *([f"`{head.file}` makes multi-vectors of them, one vector a token; nestling reads it."] if head else []),
-        *([f"`{tower.file}` lets them take images; nestling and llama.cpp read it."] if tower else []),
+        *([f"`{head.file}` is for multi-vectors, one vector per token, with nestling."] if head else []),
+        *([f"`{tower.file}` is for images, with nestling or llama.cpp."] if tower else []),
         *([scores.strip()] if scores.strip() else []),
         _usage(spec, repository, quant),
         _origin(models[0].card),
@@ -247,17 +245,17 @@ llama-server -hf {repository}:{quant} --embedding --pooling {spec.pooling} -ub 8
 curl http://127.0.0.1:8080/v1/embeddings -d '{{"input": ["{query}A beautiful sunset over the beach"]}}'
 ```
 
-The prefix is yours to write there. A text must fit one micro-batch (`-ub`), or its vector is wrong."""
+Add the prefix yourself there. A text must fit into one micro-batch (`-ub`), otherwise its vector is wrong."""
 
 
 def _origin(card: Card) -> str:
     return f"""## Origin
 
-Made by {card.made_by} from `{card.source}`, whose licence (`{card.licence}`) is theirs too. Every file has a card
+Made by {card.made_by} from `{card.source}`, whose licence (`{card.licence}`) applies to these files. Each has a card
 (`.json`) with its tensor types and the hash of the file that it was quantized from; `SHA256SUMS` has the hashes."""
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
+    """A Markdown table."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

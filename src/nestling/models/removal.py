@@ -1,4 +1,4 @@
-"""Deleting models: what a reference means goes, with its cards and whatever nothing else uses then."""
+"""Deletion of models, with their cards and the files that no other model uses."""
 
 from pathlib import Path
 
@@ -13,10 +13,10 @@ from nestling.spec import Task
 
 
 def remove(reference: str) -> tuple[list[str], int]:
-    """Delete what a name or a hub reference means, with its cards: -> what went, and the bytes freed.
+    """Delete the models of a name or a hub reference, with their cards: -> (deleted names, bytes freed).
 
-    Without a task or a file type, all of them go. Paths are refused: a user's own file is not ours to delete. Expanded
-    weights that no other file uses go too.
+    Without a task or a file type, all of them are deleted. Paths are refused: nestling does not delete a user's own
+    files. Dequantized weights in the weight cache that no other file uses are deleted too.
     """
     gone, freed = _remove(reference)
     expanded = weight_files.remove_of(Path(name) for name in gone if name.endswith(".gguf"))
@@ -31,7 +31,7 @@ def _remove(reference: str) -> tuple[list[str], int]:
     wanted = local.ModelReference.parse(reference)
     every = [model for model in local.available() if model.path and _means(wanted, model)]
     if not every:
-        raise ModelNotFoundError(f"{reference}: not on this machine; `nestling list` shows what is")
+        raise ModelNotFoundError(f"{reference}: not on this machine; `nestling list` shows all models")
     gone: list[str] = []
     freed = 0
     for model in every:
@@ -47,7 +47,7 @@ def _remove(reference: str) -> tuple[list[str], int]:
 
 
 def _lonely(family: str, tasks: set[Task]) -> list[Path]:
-    """Heads of these tasks when no model of theirs is left (a base is of every task); the tower when none is at all."""
+    """Heads of tasks without a remaining model (a base counts for every task); the tower if no model is left."""
     folder, left = (
         local.family_folder(family),
         {one.task for one in local.available() if one.family == family and one.path},

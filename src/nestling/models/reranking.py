@@ -1,6 +1,6 @@
-"""Candidates in the order of their nearness to a query: how scores are made of vectors, and the best of them.
+"""Scoring and ranking of candidates for a query.
 
-A score is from -1 to 1 in both ways of scoring, and compares candidates of one query. Knows nothing of models.
+Both scorings give scores from -1 to 1, comparable between the candidates of one query only. Does not know models.
 """
 
 from collections.abc import Sequence
@@ -17,14 +17,14 @@ from nestling.vectors import Floats, cosine, maxsim
 
 
 class Scoring(StrEnum):
-    """`maxsim` compares the vectors of all tokens, `cosine` one vector a text."""
+    """How a candidate is scored: `maxsim` by the vectors of all tokens, `cosine` by one vector per text."""
 
     MAXSIM = "maxsim"
     COSINE = "cosine"
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read its name."""
+        """The scoring of a name; UsageError for an unknown one."""
         try:
             return cls(text)
         except ValueError:
@@ -33,14 +33,22 @@ class Scoring(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """A candidate: its place in the list that was given, and its score."""
+    """A ranked candidate, as `Embedder.rerank` returns it.
+
+    Args:
+        index: its index in the list of candidates.
+        score: from -1 to 1, larger for more similar candidates.
+
+    Example:
+        texts = [documents[one.index] for one in model.rerank("files", documents, top_n=3)]
+    """
 
     index: int
     score: float
 
 
 def token_scores(query: Floats, documents: Sequence[Floats]) -> NDArray[np.float64]:
-    """MaxSim a token of the query: (Tq, P), B arrays of (Td, P), unit rows -> (B,)."""
+    """MaxSim, averaged over the query's tokens: (Tq, P), B arrays of (Td, P), unit rows -> (B,)."""
     return maxsim(query, documents) / len(query)
 
 
@@ -50,11 +58,11 @@ def vector_scores(query: Floats, documents: Floats) -> NDArray[np.float64]:
 
 
 def check_top_n(top_n: int | None) -> int | None:
-    """The same; UsageError for what is no whole number from 1."""
+    """The value unchanged; UsageError unless it is None or a positive integer."""
     return None if top_n is None else whole_number(top_n, param="top_n")
 
 
 def ranked(scores: NDArray[np.float64], top_n: int | None = None) -> list[Ranked]:
-    """The best `top_n` (all by default), best first, equal ones in the order that they had."""
+    """The best `top_n` (all by default), best first; equal scores keep their order."""
     order = np.argsort(-scores, kind="stable")[: check_top_n(top_n)]
     return [Ranked(index, float(scores[index])) for index in order.tolist()]

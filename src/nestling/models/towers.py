@@ -1,6 +1,6 @@
-"""Which vision tower goes with a model file: beside it, in its family's folder, or pulled from the family's hub.
+"""Find the vision tower of a model file: in its folder, in its family's folder, or in the hub's cache.
 
-Names only; whether the file is sound and fits the model says `formats.mmproj`. Nothing here asks the network.
+Goes by names; `formats.mmproj` checks whether the file fits the model. Makes no network requests.
 """
 
 from collections.abc import Iterator
@@ -17,13 +17,13 @@ from nestling.spec import ModelSpec, Task
 
 
 def tower_of(model: Path, spec: ModelSpec) -> Path:
-    """Where the vision tower of a model file lies; UsageError saying how to make it where there is none."""
+    """The path of a model file's vision tower; UsageError with advice if there is none."""
     own = tower_path(model.parent, spec.family)
     found = next((path for path in (own, tower_path(family_folder(spec.family), spec.family)) if path.is_file()), None)
     found = found or next(_published(model.parent, spec.family), None)
     if found is None:
         raise UsageError(
-            f"{model.name}: no vision tower for it ({own.name}), so it takes no images; make one from the model's "
+            f"{model.name}: no vision tower ({own.name}), so this model takes no images; make one from the model's "
             f"checkpoint with `nestling vision CHECKPOINT --family {spec.family}`" + _or_pull(spec),
             param="image",
         )
@@ -31,19 +31,19 @@ def tower_of(model: Path, spec: ModelSpec) -> Path:
 
 
 def stored_towers() -> list[Path]:
-    """Every vision tower in the families' folders and in the hub's cache."""
+    """All vision towers in the families' folders and in the hub's cache."""
     built = sorted((cache_folder() / "models").glob("*/mmproj-*.gguf"))
     return built + [path for repository in hub.cached_repositories() for path in _in_repository(repository)]
 
 
-def _published(beside: Path, family: str) -> Iterator[Path]:
-    """Towers under a published name: beside the model, and in the repositories of a known family."""
+def _published(folder: Path, family: str) -> Iterator[Path]:
+    """Towers with published names: in the model's folder, and in the cached repositories of a known family."""
     known = known_family(family)
     if known is None:
         return
     prefix = f"mmproj-{known.published}-"
     for path in (
-        *sorted(beside.glob("*.gguf")),
+        *sorted(folder.glob("*.gguf")),
         *(one for task in Task for one in _in_repository(known.repository_of(task))),
     ):
         if path.name.startswith(prefix) and TOWER_NAME.search(path.name):
@@ -57,4 +57,4 @@ def _in_repository(repository: str) -> list[Path]:
 
 def _or_pull(spec: ModelSpec) -> str:
     published = spec.family in {family.family for family in FAMILIES}
-    return f", or fetch it with `nestling pull {spec.family}-{Task.RETRIEVAL} --images`" if published else ""
+    return f", or download it with `nestling pull {spec.family}-{Task.RETRIEVAL} --images`" if published else ""

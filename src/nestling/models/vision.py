@@ -1,7 +1,7 @@
-"""The images' way into a text model: the vision tower beside it, and images to items for its engine.
+"""Images for a text model: load its vision tower, and convert images to items for its engine.
 
-A tower belongs to a checkpoint, not to a task: models of all tasks share one in memory. Knows where the file lies and
-what the model's tokenizer makes of the prompt around an image; not how images are decoded, nor how engines run.
+A tower belongs to a checkpoint, not to a task, so models of all tasks share one in memory. Knows where the file is and
+the token ids of the prompt around an image; does not know how images are decoded or how engines run.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,12 +27,12 @@ from nestling.models.towers import tower_of
 from nestling.spec import ModelSpec
 
 TOGETHER = 3072
-"""Patches of images that go through the tower at once: one image of the largest size."""
+"""The most patches in one run of the tower: one image of the largest size."""
 
 
 @dataclass(frozen=True, slots=True)
 class TowerOptions:
-    """How a tower is loaded: with so many threads (all usable processors by default), in float32 if `exact`."""
+    """How a tower is loaded: compute threads (all usable processors by default), in float32 if `exact`."""
 
     threads: int | None = None
     exact: bool = False
@@ -40,15 +40,15 @@ class TowerOptions:
 
 @dataclass(frozen=True, slots=True)
 class Vision:
-    """A vision tower for one text model; `spec` has the prompt in that model's ids, `limit` its most tokens."""
+    """A vision tower for one text model: `spec` has the prompt in that model's ids, `limit` is its `max_tokens`."""
 
     tower: VisionEngine
     spec: ImageSpec
     limit: int
 
     @classmethod
-    def beside(cls, model: Path, spec: ModelSpec, tokenizer: Tokenizer, *, engine: str, options: TowerOptions) -> Self:
-        """The tower that lies beside a model's file, or in its family's folder.
+    def load(cls, model: Path, spec: ModelSpec, tokenizer: Tokenizer, *, engine: str, options: TowerOptions) -> Self:
+        """Load the vision tower of a model's file: from the file's folder, or from its family's folder.
 
         UsageError when there is none or the engine has no vision, FileFormatError when it is of another checkpoint.
         """
@@ -61,20 +61,20 @@ class Vision:
         return cls(tower, filled, spec.max_tokens)
 
     def read(self, values: Iterable[object], *, max_pixels: int | None = None) -> Iterator[Image]:
-        """Decode and resize what a caller gave, one after another; ImageError naming the place in the list.
+        """Decode and resize images, one after another; an ImageError carries the index of its image.
 
-        `max_pixels` None or 0 is the checkpoint's own.
+        `max_pixels` None or 0 means the checkpoint's limit.
         """
         least = FACTOR**2
         if max_pixels is not None and (type(max_pixels) is not int or 0 < max_pixels < least or max_pixels < 0):
-            raise UsageError(f"max_pixels={max_pixels!r}: expected a whole number from {least}", param="max_pixels")
+            raise UsageError(f"max_pixels={max_pixels!r}: expected an integer from {least}", param="max_pixels")
         for index, image in enumerate(read_all(values, self.spec, max_pixels=max_pixels)):
             if (count := self.tokens(image)) > self.limit:
                 raise ImageError(f"{count} tokens, this model takes {self.limit}; lower max_pixels", index=index)
             yield image
 
     def grouped(self, values: Iterable[object], *, max_pixels: int | None = None) -> Iterator[list[Item]]:
-        """Images of any number as items, a few at a time, so that the pixels of all are never held."""
+        """Convert any number of images to items, in groups, so that only a few images are in memory."""
         group, patches = list[Image](), 0
         for image in self.read(values, max_pixels=max_pixels):
             group.append(image)
@@ -86,7 +86,7 @@ class Vision:
             yield self.items(group)
 
     def items(self, images: Sequence[Image]) -> list[Item]:
-        """Images as the model's input: prompt, M-RoPE positions, which tokens are pooled; the tower runs later."""
+        """Convert images to items: prompt ids, M-RoPE positions, pooled tokens; the tower runs later."""
         return [self._item(image) for image in images]
 
     def _item(self, image: Image) -> "ImageItem":
@@ -95,7 +95,7 @@ class Vision:
         return ImageItem(place.ids, place.positions, none_yet, image.key, place.pooled, image, self)
 
     def completed(self, items: Sequence["ImageItem"]) -> list[Item]:
-        """The same with the tower's rows in the places of the image, all images in one run."""
+        """Run the tower over all images at once and put its rows into the items."""
         images = [item.image for item in items if item.image]
         found = self.tower.rows([one.patches(self.spec) for one in images], [one.grid for one in images])
         assert len(found) == len(items)
@@ -106,25 +106,25 @@ class Vision:
         ]
 
     def tokens(self, image: Image) -> int:
-        """Tokens of an image's item."""
+        """The number of tokens of an image's item."""
         return image.tokens + len(self.spec.prompt) - 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageItem(Item):
-    """An image that waits for its turn: small, since its rows are computed then; no engine takes it before."""
+    """An image before its vision tower has run, so that it needs little memory in a queue; see `completed`."""
 
     image: Image | None = None
     vision: Vision | None = None
 
     @property
     def work(self) -> int:
-        """What it takes in tokens of text: the tower's part is about that of as many tokens as it has rows."""
+        """Estimated cost in text tokens: the tower costs about as much as one token per row."""
         return len(self) + (self.image.tokens if self.image else 0)
 
 
 def completed(items: Sequence[Item]) -> list[Item]:
-    """Items that an engine takes: images of one tower go through it together."""
+    """Items ready for an engine: the images of each tower are run together."""
     towers = {id(item.vision): item.vision for item in items if isinstance(item, ImageItem) and item.vision}
     found = list(items)
     for tower in towers.values():
@@ -136,20 +136,20 @@ def completed(items: Sequence[Item]) -> list[Item]:
 
 
 def _with_prompt(spec: ImageSpec, tokenizer: Tokenizer, path: Path) -> ImageSpec:
-    """The spec with the ids of its prompt, which a published file does not say; FileFormatError for another's ids."""
+    """The spec with the prompt's ids, which published files lack; FileFormatError if they differ from the model's."""
     [found], [token] = tokenizer.encode([PROMPT]), tokenizer.encode([IMAGE_TOKEN])
     prompt, image_token = tuple(found.tolist()), int(token[0])
     if len(token) != 1 or prompt.count(image_token) != 1:
-        raise FileFormatError(f"{path}: the text model beside it has no token {IMAGE_TOKEN}")
+        raise FileFormatError(f"{path}: the text model has no token {IMAGE_TOKEN}")
     if spec.prompt and (spec.prompt, spec.image_token) != (prompt, image_token):
-        raise FileFormatError(f"{path}: nestling.vision.prompt: not the ids that the text model's tokenizer gives")
+        raise FileFormatError(f"{path}: nestling.vision.prompt: expected the ids of the text model's tokenizer")
     return replace(spec, prompt=prompt, image_token=image_token)
 
 
 def mixed(
     values: Sequence[object], *, tokenize: Callable[[list[str]], list[TokenIds]], vision: Callable[[], Vision]
 ) -> list[Item]:
-    """Images (but no str) and texts (everything else) as items in their order; an InputError names the place."""
+    """Convert images and texts (every str, and values that are not images) to items; an InputError has the index."""
     images = {place: value for place, value in enumerate(values) if is_image(value)}
     texts: dict[int, Any] = {place: value for place, value in enumerate(values) if place not in images}
     try:

@@ -1,1 +1,1 @@
-"""From a checkpoint to quantized GGUF files, each with a card: conversion, quantization, proof."""
+"""From a checkpoint to quantized GGUF files, each with a card: conversion, quantization, self-test vectors."""

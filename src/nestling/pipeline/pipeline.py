@@ -1,8 +1,8 @@
-"""A checkpoint to a folder of files: every task in every file type, and its multi-vector head, each with its card.
+"""Build a folder of files from a checkpoint: every task in every file type, multi-vector heads, each with a card.
 
-A rerun resumes: a file whose card matches the checkpoint and whose bytes match its card is kept. The F16 file is always
-made: every quantized file is made from it and measured against it. File types that an importance matrix improves use
-one, collected once per task by a callable that the caller passes in.
+A rerun resumes: a file is kept if its card matches the checkpoint and its bytes match the card. The F16 file is always
+built, since every quantized file is made from it and compared with it. File types that an importance matrix improves
+use one, which is collected once per task by a callable that the caller passes.
 """
 
 from collections import Counter
@@ -12,7 +12,7 @@ from math import prod
 from pathlib import Path
 
 from nestling._util.files import lock, sha256_file
-from nestling._util.progress import Steps, Whole, silent
+from nestling._util.progress import Steps, TotalProgress, silent
 from nestling._util.version import __version__
 from nestling.errors import FileFormatError
 from nestling.formats.card import Card, write_sums
@@ -38,12 +38,12 @@ from nestling.spec import BASE_STEM, Task, adapter_path, checked_family, stem_of
 
 BASE = "F16"
 TOGETHER = 4
-"""Files that are quantized in one pass over the source: more would save little reading and lose more to a kill."""
+"""How many files are quantized in one pass over the source: more would save little reading and lose more if killed."""
 
 
 @dataclass(frozen=True, slots=True)
 class BuiltFile:
-    """One file of a build; `fresh` is False when an earlier run had made it."""
+    """One file of a build; `fresh` is False for a file kept from an earlier run."""
 
     path: Path
     card: Card
@@ -51,15 +51,16 @@ class BuiltFile:
 
 
 def model_path(folder: Path, *, family: str, task: Task | None, file_type: str) -> Path:
-    """The published name of a file: `{family}-text-{task}-{QUANT}.gguf`, with `base` in the task's place for None."""
+    """The published name of a file: `{family}-text-{task}-{QUANT}.gguf`, with `base` for no task."""
     return folder / f"{checked_family(family)}-text-{stem_of(task)}-{file_type}.gguf"
 
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """Builds files of one checkpoint into one folder under one family name; `whole` is told of all steps together.
+    """Builds files of one checkpoint into one folder under one family name.
 
-    `prove` makes what a task model's card keeps of its vectors (`Card.proof`).
+    `total` is the progress over all steps. `prove` computes the self-test vectors that a task model's card keeps
+    (`Card.proof`).
     """
 
     checkpoint: Checkpoint
@@ -68,15 +69,16 @@ class Pipeline:
     threads: int
     steps: Steps = silent
     collect: CollectMatrix | None = None
-    whole: Whole = field(default_factory=Whole)
+    total: TotalProgress = field(default_factory=TotalProgress)
     prove: Callable[[Path], dict[str, str]] | None = None
 
     def build(self, tasks: Sequence[Task], file_types: Sequence[str]) -> list[BuiltFile]:
-        """Make every file of every task, F16 first; CheckpointError and BuildError say why it cannot.
+        """Build every file type of every task, F16 first.
 
-        Without `collect` the quantized files are made without a matrix.
+        Without `collect` the files are quantized without an importance matrix. CheckpointError for an invalid
+        checkpoint, BuildError for a file that cannot be made or written.
         """
-        self.whole.expect(dict(self._efforts(tasks, file_types)))
+        self.total.expect(dict(self._efforts(tasks, file_types)))
         with lock(self.folder / ".lock", what=str(self.folder)):
             self._tower_if_any()
             built = [file for task in tasks for file in self._task(task, list(dict.fromkeys((BASE, *file_types))))]
@@ -84,11 +86,11 @@ class Pipeline:
         return built
 
     def build_base(self, file_types: Sequence[str]) -> list[BuiltFile]:
-        """Make the base, no adapter merged, in every file type, and the adapter of every task; errors as `build`.
+        """Build the base (no adapter merged) in every file type, and the LoRA adapter of every task; errors as `build`.
 
-        The base's importance matrix is that of all three tasks, each with its own adapter, in turn.
+        The base's importance matrix is collected over all three tasks, each with its own adapter.
         """
-        self.whole.expect(dict(self._efforts([None], file_types)))
+        self.total.expect(dict(self._efforts([None], file_types)))
         with lock(self.folder / ".lock", what=str(self.folder)):
             self._tower_if_any()
             adapters = [self._adapter(task) for task in Task]
@@ -98,11 +100,11 @@ class Pipeline:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The tensors that every file will hold."""
+        """The tensors of every model file: name -> shape."""
         return {tensor.name: tensor.shape for tensor in text_tensors(self.checkpoint.config)}
 
     def _efforts(self, tasks: Sequence[Task | None], file_types: Sequence[str]) -> Iterator[tuple[str, float]]:
-        """What each file takes, by its name."""
+        """(name, estimated seconds) of every file."""
         config, shapes = self.checkpoint.config, self.shapes
         for file_type in {BASE, *file_types}:
             heads, kv_heads = config.heads, config.kv_heads
@@ -116,7 +118,7 @@ class Pipeline:
             yield name, CONVERT * weights(tower_shape(self.checkpoint).tensors())
 
     def tower(self, out: Path | None = None) -> BuiltFile:
-        """Make the vision tower alone, one for all tasks, under its published name or another; errors as `build`."""
+        """Build only the vision tower, one for all tasks, under its published name or as `out`; errors as `build`."""
         if out:
             return self._tower(out)
         with lock(self.folder / ".lock", what=str(self.folder)):
@@ -130,21 +132,21 @@ class Pipeline:
 
     def _tower(self, path: Path) -> BuiltFile:
         if (card := self._kept(path, made_from="", imatrix="")) and card.family == self.family:
-            self.whole.skip(path.name)
+            self.total.skip(path.name)
             return BuiltFile(path, card, fresh=False)
-        progress = self.whole.part(path.name, progress=self.steps(path.name))
+        progress = self.total.part(path.name, progress=self.steps(path.name))
         sha256 = write_tower(self.checkpoint, out=path, family=self.family, progress=progress)
         return self._finished(replace(self._card(path, None, TOWER_KIND.name, sha256), task=TOWER_STEM))
 
     def projectors(self, tasks: Sequence[Task]) -> list[BuiltFile]:
-        """Make the tasks' multi-vector heads alone; errors as `build`."""
+        """Build only the tasks' multi-vector heads; errors as `build`."""
         with lock(self.folder / ".lock", what=str(self.folder)):
             built = [self._projector(task) for task in tasks]
             write_sums(self.folder)
         return built
 
     def _projector(self, task: Task) -> BuiltFile:
-        """A task's multi-vector head: made, or kept when it is there."""
+        """A task's multi-vector head: built, or kept from an earlier run."""
         path = projector_path(self.folder, family=self.family, task=task)
         if card := self._kept(path, made_from="", imatrix=""):
             return BuiltFile(path, card, fresh=False)
@@ -174,9 +176,9 @@ class Pipeline:
     def _converted(self, task: Task | None, file_type: str) -> BuiltFile:
         path = self._path(task, file_type)
         if card := self._kept(path, made_from="", imatrix=""):
-            self.whole.skip(path.name)
+            self.total.skip(path.name)
             return BuiltFile(path, card, fresh=False)
-        progress = self.whole.part(path.name, progress=self.steps(path.name))
+        progress = self.total.part(path.name, progress=self.steps(path.name))
         report = convert(
             self.checkpoint, task=task, out=path, family=self.family, file_type=file_type, progress=progress
         )
@@ -190,13 +192,13 @@ class Pipeline:
         cards = {kind: self._kept(path, made_from=base.card.sha256, imatrix=imatrix) for kind, path in paths.items()}
         built = {kind: BuiltFile(paths[kind], card, fresh=False) for kind, card in cards.items() if card}
         for file in built.values():
-            self.whole.skip(file.path.name)
+            self.total.skip(file.path.name)
         missing = [kind for kind in file_types if kind not in built]
         for start in range(0, len(missing), TOGETHER):
             kinds = missing[start : start + TOGETHER]
             mixes = {paths[kind]: Mix(kind, imatrix=made.matrix if made else None) for kind in kinds}
             step = self.steps(paths[kinds[0]].name if len(kinds) == 1 else f"{stem_of(task)}: {', '.join(kinds)}")
-            progress = self.whole.part(*(path.name for path in mixes), progress=step)
+            progress = self.total.part(*(path.name for path in mixes), progress=step)
             reports = quantize_many(base.path, mixes, threads=self.threads, progress=progress)
             for kind, report in zip(kinds, reports, strict=True):
                 worst, error = report.worst
@@ -211,16 +213,16 @@ class Pipeline:
         assert self.collect
         origin = f"{base.card.sha256} {self.collect.calibration} {made_by()}"
         if found := kept(path, origin):
-            self.whole.skip(path.name)
+            self.total.skip(path.name)
             return found
-        progress = self.whole.part(path.name, progress=self.steps(path.name))
+        progress = self.total.part(path.name, progress=self.steps(path.name))
         return keep(path, self.collect.run(base.path, progress), origin)
 
     def _path(self, task: Task | None, file_type: str) -> Path:
         return model_path(self.folder, family=self.family, task=task, file_type=file_type)
 
     def _proved(self, card: Card, task: Task | None) -> Card:
-        """The card with the file's proof, where proofs are made; a base has none, having no task of its own."""
+        """The card with the self-test vectors of its file; a base has none, since it belongs to no single task."""
         return card if self.prove is None or task is None else replace(card, proof=self.prove(self.folder / card.file))
 
     def _finished(self, card: Card) -> BuiltFile:
@@ -228,10 +230,10 @@ class Pipeline:
         return BuiltFile(self.folder / card.file, card, fresh=True)
 
     def _kept(self, path: Path, *, made_from: str, imatrix: str) -> Card | None:
-        """The card of a file that an earlier run finished from the same checkpoint with this version; else None."""
+        """The card of a file that an earlier run of this version made from the same checkpoint; else None."""
         try:
             card = Card.read(path) if path.exists() else None
-        except FileFormatError:  # another version's, or spoilt: the file is made again
+        except FileFormatError:  # of another version, or damaged: the file is built again
             return None
         if card is None:
             return None
@@ -262,5 +264,5 @@ class Pipeline:
 
 
 def made_by() -> str:
-    """What a card says of the version that made its file; another version's files are made again."""
+    """The version on a card; files of another version are built again."""
     return f"nestling {__version__}"

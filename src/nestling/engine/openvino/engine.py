@@ -21,7 +21,7 @@ from nestling.engine import rotary
 from nestling.engine.batching import TOKEN_BUDGET
 from nestling.engine.hyperparameters import Hyperparameters
 from nestling.engine.lora import Adapter
-from nestling.engine.lora_lanes import SideBySide
+from nestling.engine.lora_lanes import StackedAdapters
 from nestling.engine.openvino import int8_groups, packing, text_graph, weight_cache
 from nestling.engine.openvino.runtime import ov
 from nestling.engine.protocol import Item, Positions, plain, pool_states
@@ -77,7 +77,7 @@ class OpenVINOEngine:
         self._seconds: dict[str, float] = defaultdict(float)
         self._profiled = profile
         self._pooling, self._adapted = pooling, bool(adapters)
-        lanes = SideBySide(adapters).width if adapters else 0
+        lanes = StackedAdapters(adapters).width if adapters else 0
         between = _between(file)
         self._kept = ov.Type.bf16 if between == "bf16" else ov.Type.f32
         self._nothing = [self._past(np.zeros(0, self._kept.to_dtype()))] * (2 * self._shape.layers)

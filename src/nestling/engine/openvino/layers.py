@@ -12,7 +12,7 @@ from itertools import pairwise
 import numpy as np
 
 from nestling.engine.hyperparameters import Hyperparameters
-from nestling.engine.lora_lanes import SideBySide
+from nestling.engine.lora_lanes import StackedAdapters
 from nestling.engine.openvino import int8_groups, weight_cache
 from nestling.engine.openvino.runtime import Node, op
 from nestling.engine.weights import tensor
@@ -32,7 +32,7 @@ class Products:
     shape: Hyperparameters
     threads: int
     squares: dict[tuple[str, ...], Node] | None = None
-    adapters: SideBySide | None = None
+    adapters: StackedAdapters | None = None
     store: weight_cache.Store = field(default_factory=weight_cache.InMemory)
     gates: Mapping[int, Node] = field(default_factory=dict)
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from nestling.engine.hyperparameters import Hyperparameters
 from nestling.engine.lora import Adapter
-from nestling.engine.lora_lanes import SideBySide
+from nestling.engine.lora_lanes import StackedAdapters
 from nestling.engine.openvino import weight_cache
 from nestling.engine.openvino.layers import Products, integer, ints
 from nestling.engine.openvino.runtime import Node, op, ov
@@ -103,7 +103,7 @@ class _Share:
         cos, sin = op.split(op.unsqueeze(self._cut(self.inputs.cos_sin), integer(1)), integer(2), 2).outputs()
         return cos, sin
 
-    def gates(self, adapters: SideBySide) -> dict[int, Node]:
+    def gates(self, adapters: StackedAdapters) -> dict[int, Node]:
         """LoRA gates of every row, by the number of stacked matrices: (N, matrices * width)."""
         assert self.inputs.adapter is not None
         table, chosen = adapters.gates(), self._cut(self.inputs.adapter)
@@ -154,7 +154,7 @@ def build(
     Outputs for N tokens: hidden states (N, D), after the final norm if the last group is active; then each layer's new
     keys and values in type `kept`, (N, kv heads, d) each, empty for an inactive layer.
     """
-    side = SideBySide(adapters) if adapters else None
+    side = StackedAdapters(adapters) if adapters else None
     products = Products(file, Hyperparameters.of(file), threads, adapters=side, store=store or weight_cache.InMemory())
     return _tower(products, groups, kept)
 
@@ -167,7 +167,7 @@ def build_observed(
     Also returns the names of the matrices that share each of those outputs, in output order.
     """
     squares: dict[tuple[str, ...], Node] = {}
-    shape, side = Hyperparameters.of(file), SideBySide(adapters) if adapters else None
+    shape, side = Hyperparameters.of(file), StackedAdapters(adapters) if adapters else None
     model = _tower(Products(file, shape, threads, squares, side), [range(shape.layers)], ov.Type.f32)
     model.add_outputs([node.output(0) for node in squares.values()])
     return model, list(squares)

@@ -29,7 +29,7 @@ from nestling.engine.torch.devices import Placement, first_line
 from nestling.engine.torch.loading import Loader
 from nestling.engine.torch.pooling import pooled
 from nestling.engine.torch.rotation import misfit
-from nestling.engine.torch.text import Batch, Squares, Tower
+from nestling.engine.torch.text import Batch, Squares, TextModel
 from nestling.errors import EngineError
 from nestling.formats.gguf import GGUFFile
 from nestling.spec import Pooling
@@ -75,7 +75,7 @@ class TorchEngine:
         with torch.inference_mode(), self._device_errors("loading"):
             chosen = choose(file, on) if arithmetic is None else _forced(arithmetic, self._shape, on)
             loader = Loader(file, on, chosen.arithmetic, adapters)
-            self._tower: Tower | None = loader.tower(self._stage)
+            self._model: TextModel | None = loader.text_model(self._stage)
             self._gates = loader.gates()
         self.arithmetic = chosen.arithmetic.name
         self.reason = f"on {on.device} in {self.arithmetic}: {chosen.reason}"
@@ -108,55 +108,55 @@ class TorchEngine:
     def close(self) -> None:
         """Free the weights."""
         with self._lock:
-            self._tower = self._gates = None
+            self._model = self._gates = None
             self._on.free_unused()
 
     def steps(self, item: Item, *, adapters: Sequence[int] = ()) -> Generator[float, None, Floats]:
         """One item, a layer at a time: T tokens -> (T, D). The generator holds its rows; see `Resumable`."""
         asked = _Asked([item], adapters, lambda states: states)
-        with self._working() as tower:
-            x, batch = self._entering(tower, asked.items), self._batch(asked)
-        for layer in tower.layers:
-            with self._working() as tower:
-                tower.run(x, layer, batch, self.token_budget)
+        with self._working() as model:
+            x, batch = self._entering(model, asked.items), self._batch(asked)
+        for layer in model.layers:
+            with self._working() as model:
+                model.run(x, layer, batch, self.token_budget)
                 self._on.wait()
-            yield len(item) / len(tower.layers)
-        with self._working() as tower:
-            found: Floats = tower.finished(tower.normed(x)).cpu().numpy()
+            yield len(item) / len(model.layers)
+        with self._working() as model:
+            found: Floats = model.finished(model.normed(x)).cpu().numpy()
         return found
 
     def _answer(self, asked: _Asked) -> Floats:
         """Run a batch; a second try with half the budget where memory is short."""
-        with self._working() as tower:
+        with self._working() as model:
             try:
-                return self._run(tower, asked)
+                return self._run(model, asked)
             except torch.OutOfMemoryError:
                 if self._halved:
                     raise
             self._halved, self.token_budget = True, self.token_budget // 2
             self._on.free_unused()
-            return self._run(tower, asked)
+            return self._run(model, asked)
 
-    def _run(self, tower: Tower, asked: _Asked) -> Floats:
+    def _run(self, model: TextModel, asked: _Asked) -> Floats:
         with self._stage("embedding rows"):
-            x = self._entering(tower, asked.items)
+            x = self._entering(model, asked.items)
         batch = self._batch(asked)
-        for layer in tower.layers:
-            tower.run(x, layer, batch, self.token_budget)
+        for layer in model.layers:
+            model.run(x, layer, batch, self.token_budget)
         with self._stage("pool"):
-            found: Floats = tower.finished(asked.last(tower.normed(x))).cpu().numpy()
+            found: Floats = model.finished(asked.last(model.normed(x))).cpu().numpy()
         return found
 
-    def _entering(self, tower: Tower, items: Sequence[Item]) -> Tensor:
+    def _entering(self, model: TextModel, items: Sequence[Item]) -> Tensor:
         """Embedding rows, or the rows that replace them: (N, D) float32."""
         ids = np.concatenate([item.ids for item in items]).astype(np.int64)
-        x = tower.embedded(self._up(ids))
+        x = model.embedded(self._up(ids))
         start = 0
         for item in items:
             if item.rows is not None:
                 self._check_width(item.rows.values)
                 places = start + np.arange(len(item))[item.rows.places]
-                x[self._up(places)] = tower.into_basis(self._up(item.rows.values))
+                x[self._up(places)] = model.into_basis(self._up(item.rows.values))
             start += len(item)
         return x
 
@@ -189,12 +189,12 @@ class TorchEngine:
         self._seconds[name] += time.perf_counter() - began
 
     @contextmanager
-    def _working(self) -> Iterator[Tower]:
-        """The tower, for one thread at a time; EngineError if it is closed, or in one line for what the device says."""
+    def _working(self) -> Iterator[TextModel]:
+        """The model, for one thread at a time; EngineError if it is closed, or in one line for what the device says."""
         with self._lock, torch.inference_mode(), self._device_errors("computing"):
-            if self._tower is None:
+            if self._model is None:
                 raise EngineError("the engine is closed")
-            yield self._tower
+            yield self._model
 
     @contextmanager
     def _device_errors(self, doing: str) -> Iterator[None]:

@@ -156,7 +156,7 @@ class KernelProducts:
         rows, width = both.shape[0], both.shape[1] // 2
         assert both.is_contiguous(), "the kernel reads rows one after another"
         assert width % INNER == 0, f"{width} is not a multiple of {INNER}"
-        made = _room(both, rows, width)
+        made = _empty_quantized(both, rows, width)
         grid = (triton.cdiv(rows, BLOCK_ROWS),)
         gate[grid](both, *made, rows, width, N=BLOCK_ROWS, STEPS=LEVELS, num_warps=4)
         return made
@@ -179,13 +179,13 @@ class KernelProducts:
 
 def _quantized(x: Tensor, eps: float, *, norm: bool) -> Quantized:
     assert x.is_contiguous(), "the kernel reads rows one after another"
-    made, block = _room(x, *x.shape), triton.next_power_of_2(x.shape[1])
+    made, block = _empty_quantized(x, *x.shape), triton.next_power_of_2(x.shape[1])
     quantize[(x.shape[0],)](
         x, *made, x.shape[1], eps, NORM=norm, W=block, STEPS=LEVELS, num_warps=4 if block <= WIDE else 8
     )
     return made
 
 
-def _room(like: Tensor, rows: int, width: int) -> Quantized:
+def _empty_quantized(like: Tensor, rows: int, width: int) -> Quantized:
     values = torch.empty(rows, width, dtype=torch.int8, device=like.device)
     return Quantized(values, torch.empty(rows, dtype=torch.float32, device=like.device))

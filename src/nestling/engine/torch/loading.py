@@ -9,10 +9,10 @@ from torch import Tensor
 
 from nestling.engine.hyperparameters import Hyperparameters
 from nestling.engine.lora import Adapter
-from nestling.engine.lora_lanes import SideBySide
+from nestling.engine.lora_lanes import StackedAdapters
 from nestling.engine.torch.arithmetic import Arithmetic
 from nestling.engine.torch.devices import Placement
-from nestling.engine.torch.text import Layer, Linear, Stage, Tower
+from nestling.engine.torch.text import Layer, Linear, Stage, TextModel
 from nestling.engine.weights import tensor
 from nestling.formats.gguf import GGUFFile
 from nestling.vectors import Floats
@@ -20,20 +20,20 @@ from nestling.vectors import Floats
 
 @dataclass(frozen=True)
 class Loader:
-    """Makes the tower of a file (with its adapters) on a device, in an arithmetic."""
+    """Builds the text model of a file (with its LoRA adapters) on a device, in one arithmetic."""
 
     file: GGUFFile
     on: Placement
     arithmetic: Arithmetic
     adapters: Sequence[Adapter] = ()
 
-    def tower(self, stage: Stage) -> Tower:
+    def text_model(self, stage: Stage) -> TextModel:
         """Expand, rotate and pack everything."""
         shape = Hyperparameters.of(self.file)
         table = self._read("token_embd.weight")
         if self.arithmetic.rotation is not None:
             table = self.arithmetic.rotation.into_residual(table)
-        return Tower(
+        return TextModel(
             shape=shape,
             arithmetic=self.arithmetic,
             table=table.to(self.arithmetic.dtype),
@@ -44,7 +44,7 @@ class Loader:
 
     def gates(self) -> Tensor | None:
         """Row i is the gate of an item that takes adapter i: (adapters, lanes) float32; None without adapters."""
-        return self._up(SideBySide(self.adapters).gates()) if self.adapters else None
+        return self._up(StackedAdapters(self.adapters).gates()) if self.adapters else None
 
     def _layer(self, at: str) -> Layer:
         norms = {name: self._read(f"{at}{name}.weight") for name in ("attn_norm", "ffn_norm")}
@@ -62,7 +62,7 @@ class Loader:
         parts = [self._folded(kind, self._read(name), norms) for kind, name in zip(kinds, names, strict=True)]
         sizes, columns = [len(part) for part in parts], None
         if self.adapters:
-            lanes = SideBySide(self.adapters)
+            lanes = StackedAdapters(self.adapters)
             parts.append(self._inputs(kinds[0], self._up(lanes.rows(names)), norms))
             columns = self._outputs(kinds, self._up(lanes.columns(names)), sizes).to(self.arithmetic.dtype)
         added = self._bias(at, kinds, sizes, sum(map(len, parts))) if bias else None

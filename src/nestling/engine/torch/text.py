@@ -1,4 +1,4 @@
-"""The text tower of a GGUF file in torch: packed rows in, final-norm hidden states out.
+"""The text model of a GGUF file in torch: packed rows in, final-norm hidden states out.
 
 Items stand one after another without padding: products and norms see real tokens alone, and attention keeps items
 apart. What is wide (the feed-forward part) goes in pieces of at most `most_rows` rows, so that a long item needs
@@ -63,7 +63,7 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
-class Tower:
+class TextModel:
     """All weights on one device. `table`: embedding rows, (V, D) in floats."""
 
     shape: Hyperparameters

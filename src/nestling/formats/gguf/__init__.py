@@ -1,4 +1,4 @@
-"""GGUF files: a reader that trusts nothing, a writer whose bytes are a function of its input."""
+"""GGUF files: a reader that checks everything, and a deterministic writer."""
 
 from nestling.formats.gguf.fields import Field, ValueKind
 from nestling.formats.gguf.reader import GGUFFile, TensorInfo

@@ -1,4 +1,4 @@
-"""Typed metadata values of GGUF (version 3), as the format's specification numbers them."""
+"""Typed metadata values of GGUF (version 3), with the numbers of the format's specification."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,10 +48,7 @@ _DTYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One metadata value with its type; `item` is the kind of an array's items.
-
-    `value` is an int, float, bool, str, or for arrays a tuple of them.
-    """
+    """One metadata value with its type: an int, float, bool, str, or a tuple of those with `item` as their type."""
 
     kind: ValueKind
     value: Any
@@ -59,30 +56,30 @@ class Field:
 
     @classmethod
     def string(cls, value: str) -> Self:
-        """A text."""
+        """A string."""
         return cls(ValueKind.STRING, value)
 
     @classmethod
     def uint32(cls, value: int) -> Self:
-        """A count, as llama.cpp stores hyperparameters."""
+        """An unsigned 32-bit integer, the type of most hyperparameters in llama.cpp."""
         return cls(ValueKind.UINT32, value)
 
     @classmethod
     def float32(cls, value: float) -> Self:
-        """A real number."""
+        """A 32-bit float."""
         return cls(ValueKind.FLOAT32, value)
 
     @classmethod
     def boolean(cls, value: bool) -> Self:  # noqa: FBT001 - the value is the only argument
-        """A flag."""
+        """A boolean."""
         return cls(ValueKind.BOOL, value)
 
     @classmethod
     def strings(cls, values: Sequence[str]) -> Self:
-        """An array of texts."""
+        """An array of strings."""
         return cls(ValueKind.ARRAY, tuple(values), ValueKind.STRING)
 
     @classmethod
     def int32s(cls, values: Sequence[int]) -> Self:
-        """An array of signed 32-bit numbers."""
+        """An array of signed 32-bit integers."""
         return cls(ValueKind.ARRAY, tuple(values), ValueKind.INT32)

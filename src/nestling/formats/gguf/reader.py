@@ -1,7 +1,7 @@
 """Read a GGUF file (versions 2 and 3, little-endian), checking every length before it is used.
 
-Tensor bytes stay in the memory-mapped file. Does not know what a model is: see `engine` for that.
-A file that lies about a length, an offset or a count is a GGUFError naming the field and the byte offset.
+Tensor bytes stay in the memory-mapped file. A wrong length, offset or count is a GGUFError naming the field and the
+byte offset. Does not know what a model is.
 """
 
 import mmap
@@ -33,7 +33,7 @@ MAX_ALIGNMENT = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """A tensor's place: `shape` in numpy order (rows, width), `offset` in bytes from the start of the file."""
+    """Where a tensor is: `shape` in numpy order (rows, width), `offset` in bytes from the start of the file."""
 
     name: str
     shape: tuple[int, ...]
@@ -57,9 +57,9 @@ class GGUFFile:
 
     @classmethod
     def open(cls, path: Path, *, pieces: bool = False) -> Self:
-        """Map the file and read its header; GGUFError when it is not a sound GGUF file.
+        """Map the file and read its header; GGUFError when it is not a valid GGUF file.
 
-        One of several that a model was split into is refused too, unless `pieces` are wanted.
+        A piece of a split model is refused too, unless `pieces` is true.
         """
         try:
             if not path.is_file():
@@ -82,7 +82,7 @@ class GGUFFile:
 
     @property
     def piece(self) -> str:
-        """`piece 1 of 2` for one of several files that llama-gguf-split made of a model; empty for a whole one."""
+        """`piece 1 of 2` for a file that llama-gguf-split made; empty for a complete model."""
         number, count = (self.metadata.get(f"split.{key}") for key in ("no", "count"))
         if count is None or count.value in (0, 1):
             return ""
@@ -120,7 +120,7 @@ class _Cursor:
 
     @property
     def end(self) -> int:
-        """Where the header ends at the latest."""
+        """The offset at which the header must end."""
         return min(self.data.size, MAX_HEADER_BYTES)
 
     def fail(self, message: str) -> GGUFError:
@@ -128,7 +128,7 @@ class _Cursor:
 
     def take(self, count: int, what: str) -> NDArray[np.uint8]:
         if count > self.end - self.at:
-            whose = "file" if self.end == self.data.size else f"header, of at most {MAX_HEADER_BYTES} bytes,"
+            whose = "file" if self.end == self.data.size else f"header (at most {MAX_HEADER_BYTES} bytes)"
             raise self.fail(f"{what} needs {count} bytes, the {whose} has {self.end - self.at} left")
         piece = self.data[self.at : self.at + count]
         self.at += count
@@ -140,7 +140,7 @@ class _Cursor:
     def count(self, limit: int, what: str) -> int:
         value: int = self.number(ValueKind.UINT64, what)
         if value > limit:
-            raise self.fail(f"{what} is {value}, more than {limit}")
+            raise self.fail(f"{what} is {value}: expected at most {limit}")
         return value
 
     def string(self, what: str, limit: int = MAX_STRING_BYTES) -> str:
@@ -151,14 +151,14 @@ class _Cursor:
             raise self.fail(f"{what} is not UTF-8") from None
 
     def strings(self, count: int, what: str) -> tuple[str, ...]:
-        """`count` strings at once: the vocabulary is long, so the loop is kept bare."""
+        """`count` strings; an inlined loop, since vocabularies are long."""
         buffer, at, end, found = self.data.data, self.at, self.end, []
         for _ in range(count):
             if at + 8 > end:
                 raise self.fail(f"{what} ends early")
             length: int = struct.unpack_from("<Q", buffer, at)[0]
             if length > MAX_STRING_BYTES or length > end - at - 8:
-                raise self.fail(f"{what}: a string of {length} bytes does not fit")
+                raise self.fail(f"{what}: a string of {length} bytes, longer than the rest of the header")
             found.append(bytes(buffer[at + 8 : at + 8 + length]))
             at += 8 + length
         self.at = at
@@ -233,12 +233,12 @@ def _tensor_infos(cursor: _Cursor, count: int) -> dict[str, TensorInfo]:
 def _tensor_info(cursor: _Cursor, name: str) -> TensorInfo:
     rank = cursor.number(ValueKind.UINT32, f"rank of {name}")
     if not 1 <= rank <= MAX_DIMENSIONS:
-        raise cursor.fail(f"{name} has {rank} dimensions; 1 to {MAX_DIMENSIONS} are possible")
+        raise cursor.fail(f"{name} has {rank} dimensions: expected 1 to {MAX_DIMENSIONS}")
     sizes = [cursor.count(cursor.data.size * 8, f"a dimension of {name}") for _ in range(rank)]
     number = cursor.number(ValueKind.UINT32, f"type of {name}")
     kind = QuantType.from_ggml_id(number)
     if kind is None:
-        raise cursor.fail(f"{name} has the tensor type {number}, which is not known here")
+        raise cursor.fail(f"{name} has the unknown tensor type {number}")
     if min(sizes) < 1:
         raise cursor.fail(f"{name} has a dimension of 0")
     if sizes[0] % kind.block:
@@ -255,7 +255,7 @@ def _alignment(cursor: _Cursor, metadata: dict[str, Field]) -> int:
 
 
 def _placed(cursor: _Cursor, tensors: dict[str, TensorInfo], alignment: int) -> dict[str, TensorInfo]:
-    """The same tensors with offsets counted from the start of the file, checked to lie in it and apart."""
+    """The tensors with offsets from the start of the file; GGUFError if they overlap or reach past its end."""
     start = -(-cursor.at // alignment) * alignment
     placed = {}
     for name, info in tensors.items():

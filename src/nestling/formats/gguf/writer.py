@@ -1,6 +1,6 @@
-"""Write a GGUF file (version 3, little-endian): equal input gives equal bytes, and no half file has the final name.
+"""Write GGUF files (version 3, little-endian), deterministically and atomically.
 
-Tensors are streamed a piece at a time and none is kept: `write_gguf` pulls pieces, `open_writer` takes them pushed.
+Tensors are streamed piece by piece: `write_gguf` pulls the pieces, with `open_writer` the caller pushes them.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ Piece = bytes | NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class TensorHead:
-    """A tensor as the header describes it: `shape` in numpy order (rows, width)."""
+    """A tensor's entry in the header: `shape` in numpy order (rows, width)."""
 
     name: str
     shape: tuple[int, ...]
@@ -33,19 +33,19 @@ class TensorHead:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes that the tensor will take, padding apart."""
+        """Bytes of the tensor, without padding."""
         return self.kind.size_bytes(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
 class TensorPlan(TensorHead):
-    """A tensor to be written, with a callable that yields its bytes in pieces."""
+    """A tensor to write, with a callable that yields its bytes in pieces."""
 
     pieces: Callable[[], Iterable[Piece]]
 
 
 class GGUFWriter:
-    """Takes the tensors' bytes in the order of their heads, a piece at a time; counts and hashes what it writes."""
+    """Takes the tensors' bytes in the order of the header, piece by piece; counts and hashes what it writes."""
 
     def __init__(self, path: Path, file: BinaryIO, tensors: Sequence[TensorHead]) -> None:
         self._path, self._file, self._hash = path, file, hashlib.sha256()
@@ -54,7 +54,7 @@ class GGUFWriter:
         self._missing = self.size_bytes = 0
 
     def write(self, piece: Piece) -> None:
-        """Append a piece of the current tensor; the piece that completes it is followed by padding."""
+        """Append a piece of the current tensor; a completed tensor is padded."""
         if self._missing == 0:
             self._head = next(self._heads, None)
             assert self._head is not None, "a piece after the last tensor"
@@ -67,18 +67,18 @@ class GGUFWriter:
             self._pad()
 
     def put_header(self, header: bytes) -> None:
-        """Write what stands before the tensors."""
+        """Write the header, padded."""
         self._put(memoryview(header))
         self._pad()
 
     def finish(self) -> None:
-        """Check that every tensor is there."""
+        """Check that every tensor was written completely."""
         assert self._missing == 0, f"{self._head}: {self._missing} bytes are missing"
         assert next(self._heads, None) is None, "tensors are missing"
 
     @property
     def sha256(self) -> str:
-        """The SHA-256 of what was written so far, in hex."""
+        """The SHA-256 of the bytes written so far, in hex."""
         return self._hash.hexdigest()
 
     def _put(self, view: memoryview) -> None:
@@ -95,7 +95,7 @@ class GGUFWriter:
 
 @contextmanager
 def open_writer(path: Path, metadata: Mapping[str, Field], tensors: Sequence[TensorHead]) -> Iterator[GGUFWriter]:
-    """Write the file whole or not at all: the block hands the writer every tensor. A full disk is a BuildError."""
+    """Write a file atomically: the `with` block writes every tensor. A full disk is a BuildError."""
     try:
         with atomic_write(path) as file:
             writer = GGUFWriter(path, file, tensors)
@@ -107,7 +107,7 @@ def open_writer(path: Path, metadata: Mapping[str, Field], tensors: Sequence[Ten
 
 
 def write_gguf(path: Path, metadata: Mapping[str, Field], tensors: Sequence[TensorPlan]) -> str:
-    """Write the file whole or not at all; returns its SHA-256 in hex. A full disk is a BuildError."""
+    """Write a file atomically; returns its SHA-256 in hex. A full disk is a BuildError."""
     with open_writer(path, metadata, tensors) as writer:
         for tensor in tensors:
             for piece in tensor.pieces():

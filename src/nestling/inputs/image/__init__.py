@@ -1,10 +1,10 @@
-"""Images: from what a caller gives to resized pixels, patches and places among tokens, as the original's processor.
+"""Images: decode, resize, cut into patches, place among tokens; the same results as the original model's processor.
 
     image = read("page.png", spec)      # Image: resized pixels, grid, tokens
-    image.patches(spec)                 # what the vision tower takes
+    image.patches(spec)                 # input of the vision tower
     placed(image.grid, spec)            # ids and M-RoPE positions
 
-Importing it does not import Pillow, which decodes and nothing else.
+Importing this package does not import Pillow, which only decodes.
 """
 
 from collections.abc import Iterable, Iterator
@@ -46,11 +46,11 @@ __all__ = [
     "smart_size",
 ]
 PUBLISHED = ImageSpec()
-"""That of jina-embeddings-v4, without the ids of its prompt."""
+"""The specification of jina-embeddings-v4, without the token ids of its prompt."""
 
 
 def decode(source: Source, spec: ImageSpec = PUBLISHED, *, max_pixels: int | None = None) -> Image:
-    """Decode and resize to at most `max_pixels`, the spec's by default.
+    """Decode and resize to at most `max_pixels` (default: the specification's).
 
     ImageError for damaged pixels, or for one side more than 200 times the other.
     """
@@ -62,14 +62,14 @@ def decode(source: Source, spec: ImageSpec = PUBLISHED, *, max_pixels: int | Non
 def read(
     value: object, spec: ImageSpec = PUBLISHED, *, limits: Limits = LIMITS, max_pixels: int | None = None
 ) -> Image:
-    """A path, a file's bytes, a data URI, a PIL image or an array of bytes -> an Image; else ImageError."""
+    """Read a path, a file's bytes, a data URI, a PIL image or a uint8 array; ImageError for anything else."""
     return decode(open_any(value, limits=limits), spec, max_pixels=max_pixels)
 
 
 def read_all(
     values: Iterable[object], spec: ImageSpec = PUBLISHED, *, limits: Limits = LIMITS, max_pixels: int | None = None
 ) -> Iterator[Image]:
-    """`read` one after another; the ImageError of one names its place."""
+    """`read` each in turn; an ImageError carries the index of its image."""
     for index, value in enumerate(values):
         try:
             yield read(value, spec, limits=limits, max_pixels=max_pixels)

@@ -1,8 +1,8 @@
-"""An image behind a URL, fetched so that nobody is reached whom the URL's author could not reach.
+"""Download of an image by URL, protected against server-side request forgery (SSRF).
 
-Scheme, host and port are held against a list; every address of the host must be a public one, and the connection goes
-to the address that was checked, so that a name cannot answer twice differently. Redirects go the same way. Time and
-bytes are bounded while they arrive. No proxy, no cookie, no password. What was fetched is bytes, judged as any others.
+Scheme, host and port must be on an allow-list, every address of the host must be public, and the connection goes to
+the address that was checked, so that DNS rebinding has no effect. Redirects are checked the same way. Time and bytes
+are limited during the download. No proxy, cookie or password is used. The bytes are then treated like any upload.
 """
 
 import http.client
@@ -26,18 +26,18 @@ PORTS: Final = {"http": 80, "https": 443}
 MOST_REDIRECTS = 3
 MOST_URL_CHARACTERS = 2048
 TIMEOUT_S = 10.0
-"""For an answer, from its request to its last byte; each redirect has its own."""
+"""For one response, from the request to its last byte; a redirect starts a new count."""
 CONNECT_S = 5.0
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _EMBEDDING = tuple(map(ipaddress.IPv6Network, ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32")))
-"""IPv6 networks whose addresses stand for IPv4 ones: NAT64, 6to4, Teredo."""
+"""IPv6 networks whose addresses embed an IPv4 address: NAT64, 6to4, Teredo."""
 _URL = re.compile(r"[!#-;=?-\[\]_a-z~%]+", re.IGNORECASE)
-"""Characters of RFC 3986: no blank, no backslash, nothing beyond ASCII."""
+"""The characters of RFC 3986: no spaces, no backslashes, ASCII only."""
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def is_public(address: Address) -> bool:
-    """True for an address of the open internet that stands for itself."""
+    """True for a global address that does not embed another one."""
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped or any(address in network for network in _EMBEDDING):
             return False
@@ -48,14 +48,14 @@ def is_public(address: Address) -> bool:
 
 
 def resolved(host: str, port: int) -> list[Address]:
-    """Every address of a name, or of what the system reads as one."""
+    """All addresses of a host name or a literal address."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
 
 
 @dataclass(frozen=True, slots=True)
 class Downloads:
-    """Which URLs may be fetched: of `hosts`, `HOST` (ports 80 and 443) or `HOST:PORT`; `*` is every public host."""
+    """Downloads from allowed `hosts`: `HOST` (ports 80 and 443), `HOST:PORT`, or `*` for every public host."""
 
     hosts: Sequence[str] = ()
     most_bytes: int = LIMITS.file_bytes
@@ -64,7 +64,7 @@ class Downloads:
     allows: Callable[[Address], bool] = is_public
 
     def fetch(self, url: str) -> bytes:
-        """The bytes behind a URL. ImageError, before anything is sent, for one that is not allowed."""
+        """Download a URL. One that is not allowed is an ImageError, before anything is sent."""
         for _ in range(1 + MOST_REDIRECTS):
             target = self._checked(url)
             found = self._asked(target)
@@ -75,7 +75,7 @@ class Downloads:
 
     def _checked(self, url: str) -> SplitResult:
         if len(url) > MOST_URL_CHARACTERS or not _URL.fullmatch(url):
-            raise _refused(f"expected a URL of at most {MOST_URL_CHARACTERS} characters, without blanks or backslashes")
+            raise _refused(f"expected a URL of at most {MOST_URL_CHARACTERS} characters, without spaces or backslashes")
         try:
             parts = urlsplit(url)
             port, host = parts.port, (parts.hostname or "").rstrip(".")
@@ -84,7 +84,7 @@ class Downloads:
         if parts.scheme not in PORTS or "@" in parts.netloc or not host:
             raise _refused("expected https://HOST/PATH, without a user name")
         if not self._listed(host, port or PORTS[parts.scheme]):
-            raise _refused("its host is not one of those that images are fetched from")
+            raise _refused("its host is not allowed for downloads")
         return parts
 
     def _listed(self, host: str, port: int) -> bool:
@@ -92,7 +92,7 @@ class Downloads:
         return any(one.lower() in (f"{host}:{port}", *([host, ANY_HOST] if usual else [])) for one in self.hosts)
 
     def _asked(self, target: SplitResult) -> bytes | str:
-        """The body of one answer, or where it redirects to."""
+        """The body of one response, or the URL that it redirects to."""
         connection, late = self._connected(target), threading.Event()
         stopper = threading.Timer(self.timeout_s, _shut, (connection.sock, late))
         stopper.daemon = True
@@ -105,13 +105,13 @@ class Downloads:
             if not late.is_set():
                 return found
         stopper.cancel()
-        raise _refused(f"no whole answer within {self.timeout_s:.0f} s")
+        raise _refused(f"no complete response within {self.timeout_s:.0f} s")
 
     def _read(self, answer: http.client.HTTPResponse) -> bytes | str:
         if answer.status in _REDIRECTS and (to := answer.getheader("location")):
             return to
         if answer.status != http.client.OK or answer.getheader("content-encoding", "identity") != "identity":
-            raise _refused(f"the answer is {answer.status}, not an image as it is")
+            raise _refused(f"expected status 200 without content encoding, found status {answer.status}")
         data = answer.read(self.most_bytes + 1)
         if len(data) > self.most_bytes:
             raise ImageSizeError(f"url: more than {self.most_bytes} bytes", index=0)
@@ -139,7 +139,7 @@ class Downloads:
         except (OSError, ValueError, UnicodeError):
             found = []
         if not found or not all(map(self.allows, found)):
-            raise _refused("its host has no public address, or one that is not")
+            raise _refused("its host has no address or one that is not public")
         return found
 
 

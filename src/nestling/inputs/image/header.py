@@ -1,7 +1,7 @@
-"""What an image file says of itself before a pixel is decoded: format and size, for PNG, JPEG, WebP, GIF and BMP.
+"""Format and size of an image file, read from its header: PNG, JPEG, WebP, GIF and BMP.
 
-Reads bytes by the formats' specifications, without Pillow, so that a file is refused for its size before a decoder
-sees it. Goes by the bytes alone: names and declared types say nothing. Whether the pixels are sound it does not know.
+Parsed by the formats' specifications, without Pillow, so that a file over a limit is refused before a decoder sees it.
+Only the bytes count: file names and declared types are ignored. Does not check the pixel data.
 """
 
 import struct
@@ -13,11 +13,11 @@ from nestling.errors import ImageError
 from nestling.inputs.image import jpeg, png
 
 MOST_BLOCKS = 100_000
-"""Blocks that a GIF's first picture is looked for behind."""
+"""How many blocks of a GIF are searched for its first frame."""
 
 
 class Format(StrEnum):
-    """The formats that are opened, by Pillow's names."""
+    """The supported formats, by Pillow's names."""
 
     PNG = "PNG"
     JPEG = "JPEG"
@@ -28,7 +28,7 @@ class Format(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A file's format and size in pixels; `pixel_bytes` is what a decoder holds for each at its peak."""
+    """A file's format and size in pixels; `pixel_bytes` is a decoder's peak memory per pixel."""
 
     format: Format
     width: int
@@ -37,7 +37,7 @@ class Header:
 
 
 def read_header(data: bytes) -> Header:
-    """The header of an image file; ImageError for what is none of the five formats, is cut off or has no pixels."""
+    """The header of an image file; ImageError for another format, a truncated file or a size of 0."""
     kind = next((kind for kind, is_it in _SIGNATURES.items() if is_it(data)), None)
     if kind is None:
         raise ImageError(f"{_looks_like(data)}; expected one of {', '.join(Format)}", index=0)
@@ -51,8 +51,8 @@ def read_header(data: bytes) -> Header:
 
 
 def unreadable(kind: Format) -> ImageError:
-    """What is said of a file whose pixels cannot be decoded; never a library's own words."""
-    return ImageError(f"cannot be read as an image: the {kind} is damaged or cut off", index=0)
+    """The error for a file whose pixels cannot be decoded; the decoder's own message is never shown."""
+    return ImageError(f"cannot be read as an image: the {kind} is damaged or truncated", index=0)
 
 
 def _looks_like(data: bytes) -> str:
@@ -104,7 +104,7 @@ def _jpeg(data: bytes) -> Header:
 
 
 def _webp(data: bytes) -> Header:
-    """WebP (RFC 9649): lossy, lossless or extended, each with its size in a place of its own."""
+    """WebP (RFC 9649): the size is in another place for lossy, lossless and extended files."""
     kind = data[12:16]
     if kind == b"VP8X":
         width, height = (int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27))
@@ -119,11 +119,11 @@ def _webp(data: bytes) -> Header:
 
 
 def _gif(data: bytes) -> Header:
-    """GIF89a: the screen, enlarged by a first picture that sticks out of it, as decoders do."""
+    """GIF89a: the logical screen, extended if the first frame reaches beyond it, as decoders do."""
     width, height, flags = struct.unpack_from("<HHB", data, 6)
     at = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
     for _ in range(MOST_BLOCKS):
-        if data[at] == 0x2C:  # noqa: PLR2004 - a picture
+        if data[at] == 0x2C:  # noqa: PLR2004 - an image descriptor
             left, top, wide, high = struct.unpack_from("<HHHH", data, at + 1)
             return Header(Format.GIF, max(width, left + wide), max(height, top + high))
         if data[at] != 0x21:  # noqa: PLR2004 - an extension
@@ -141,7 +141,7 @@ def _after_blocks(data: bytes, at: int) -> int:
 
 
 def _bmp(data: bytes) -> Header:
-    """Windows bitmaps: a header of 12 bytes or one of the longer ones; a negative height is a picture from the top."""
+    """Windows bitmaps, with a header of 12 bytes or a longer one; a negative height means top-down rows."""
     if struct.unpack_from("<I", data, 14)[0] == 12:  # noqa: PLR2004 - OS/2's header
         return Header(Format.BMP, *struct.unpack_from("<HH", data, 18))
     width, height = struct.unpack_from("<ii", data, 18)

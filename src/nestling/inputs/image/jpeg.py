@@ -1,8 +1,9 @@
-"""What of a JPEG has to be known before Pillow decodes it: its frame, and where its pixels end.
+"""Checks of a JPEG before Pillow decodes it: its frame header, and where its pixel data ends.
 
-libjpeg fills up with grey what is missing before the end marker, and Pillow does not hear of it; without the marker it
-waits for the rest, and Pillow says that the file is cut. That works for the usual JPEG of one scan; a progressive one
-that was cut and closed again is shown as it is. Segments by ITU-T T.81; anything wrong is a ValueError without words.
+libjpeg fills data that is missing before the end marker with grey, without an error that Pillow could see. Without the
+marker it asks for more data, and Pillow reports a truncated file. So the marker is removed from JPEGs of one scan, the
+usual kind; a progressive one that was truncated and then closed with a marker is not detected. Segments as in ITU-T
+T.81; anything invalid is a ValueError.
 """
 
 import re
@@ -11,12 +12,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 MOST_SEGMENTS = 100_000
-"""Segments that the frame is looked for behind."""
+"""How many segments are searched for the frame header."""
 PADDING = b"\xff\x00" * 8
-"""Ones, which no Huffman code is all of: what libjpeg wants to see behind the last code to decode it."""
+"""Bits of 1, which are no Huffman code: libjpeg needs bits after the last code to decode it."""
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 _ALONE = frozenset({0x00, 0x01, *range(0xD0, 0xD9)})
-"""Markers without a segment behind them, and 0, which is no marker."""
+"""Markers without a segment, and 0, which is not a marker."""
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _ONE_SCAN = frozenset({0xC0, 0xC1})
 _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
@@ -25,7 +26,7 @@ _SCAN_ENDS = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """The frame header: its marker, size in pixels, and how often each component is sampled in a unit of the frame."""
+    """The frame header: its marker, size in pixels, and each component's sampling factors, multiplied."""
 
     marker: int
     width: int
@@ -34,14 +35,14 @@ class Frame:
 
     @property
     def held_bytes(self) -> int:
-        """Bytes a pixel of coefficients that a decoder holds for the whole picture: none of a sequential one."""
+        """Bytes of coefficients per pixel that a decoder holds for the whole image: 0 for a sequential JPEG."""
         if self.marker not in _PROGRESSIVE:
             return 0
         return -(-2 * sum(self.samples) // max(1, *self.samples))
 
 
 def read_frame(data: bytes) -> Frame:
-    """The one frame header before the first scan."""
+    """The frame header before the first scan; ValueError unless there is exactly one."""
     frames = [(marker, at) for marker, at in _segments(data) if marker in _FRAMES]
     if len(frames) != 1:
         raise ValueError
@@ -55,7 +56,7 @@ def read_frame(data: bytes) -> Frame:
 
 
 def open_ended(data: bytes) -> bytes:
-    """A file of one scan without its end marker; others as they are."""
+    """Remove the end marker of a JPEG of one scan; others are returned unchanged."""
     frame, (marker, start) = read_frame(data), list(_segments(data))[-1]
     one_scan = frame.marker in _ONE_SCAN and marker == _START_OF_SCAN and data[start + 2] == len(frame.samples)
     ends = _SCAN_ENDS.search(data, start) if one_scan else None
@@ -65,7 +66,7 @@ def open_ended(data: bytes) -> bytes:
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int]]:
-    """Marker and place of the length behind it, the first scan's last; ValueError when the file ends before."""
+    """(marker, offset of its length) of each segment up to the first scan; ValueError for a truncated file."""
     at = 2
     try:
         for _ in range(MOST_SEGMENTS):
@@ -83,7 +84,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _marker(data: bytes, at: int) -> int:
-    """Where the next marker's second byte is; bytes in between belong to nothing, and decoders skip them."""
+    """The offset of the next marker's second byte; bytes before it are skipped, as decoders do."""
     found = data.find(b"\xff", at)
     at = found if found >= 0 else len(data)
     while data[at] == 0xFF:  # noqa: PLR2004 - fill bytes

@@ -1,7 +1,7 @@
-"""A resized image, its patches as the vision tower takes them, and its place among the tokens of a text.
+"""A resized image, its patches for the vision tower, and its placeholder tokens in the prompt.
 
-Pure arithmetic, after jina-embeddings-v4's processor (Qwen2-VL's): the order of patches, the prompt around an image,
-M-RoPE positions. Knows neither files of images nor models.
+Arithmetic only, as in jina-embeddings-v4's processor (Qwen2-VL's): order of patches, prompt around an image, M-RoPE
+positions. Does not know image files or models.
 """
 
 import hashlib
@@ -21,31 +21,31 @@ PATCH = FACTOR // MERGE
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Image:
-    """One image, resized: (h, w, 3) bytes, both sides multiples of 28. `key` tells it from every other image."""
+    """A resized image: (h, w, 3) uint8, both sides multiples of 28. `key` is a hash of its pixels, for caches."""
 
     pixels: Pixels
     key: bytes
 
     @classmethod
     def of(cls, pixels: Pixels) -> "Image":
-        """The image of these resized pixels."""
+        """Make an image of resized pixels."""
         shape = np.array(pixels.shape, "<u4").tobytes()
         return cls(pixels, hashlib.sha256(shape + np.ascontiguousarray(pixels).tobytes()).digest())
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches."""
+        """(rows, columns) of patches."""
         return self.pixels.shape[0] // PATCH, self.pixels.shape[1] // PATCH
 
     @property
     def tokens(self) -> int:
-        """Placeholder tokens that its rows replace."""
+        """How many placeholder tokens its embeddings replace."""
         return int(self.pixels.shape[0] * self.pixels.shape[1]) // FACTOR**2
 
     def patches(self, spec: ImageSpec) -> Floats:
         """Normalised patches: -> (rows * columns, 1176) float32, each channel, frame, y, x; both frames are equal.
 
-        Tokens row by row, the four patches of a token together: (0, 0) (0, 1) (1, 0) (1, 1).
+        Row by row of tokens, with the four patches of a token together: (0, 0) (0, 1) (1, 0) (1, 1).
         """
         rows, columns = (side // MERGE for side in self.grid)
         table = _normalised(spec.mean, spec.std)
@@ -57,7 +57,7 @@ class Image:
 
 @cache
 def _normalised(mean: tuple[float, ...], std: tuple[float, ...]) -> Floats:
-    """What each byte of each channel becomes, (3, 256): (x - 255 mean) / (255 std), step by step in float32."""
+    """Lookup table (3, 256) of normalised values: (x - 255 mean) / (255 std), each step rounded to float32."""
     whole = np.float32(1 / (1 / 255))
     centre, spread = (np.array(one, np.float32)[:, None] * whole for one in (mean, std))
     table: Floats = (np.arange(256, dtype=np.float32) - centre) / spread
@@ -68,8 +68,8 @@ def _normalised(mean: tuple[float, ...], std: tuple[float, ...]) -> Floats:
 class Placed:
     """An image in its prompt, T tokens: `ids` (T,), M-RoPE `positions` (3, T) of time, row and column.
 
-    Its rows replace the embeddings of `image`; the mean of the states of `pooled`, which has the tokens that mark its
-    start and end besides, is its vector.
+    The vision tower's rows replace the token embeddings of the slice `image`. The image's vector is the mean of the
+    hidden states of the slice `pooled`: `image` with the start and end tokens around it.
     """
 
     ids: NDArray[np.int32]
@@ -79,9 +79,9 @@ class Placed:
 
 
 def placed(grid: tuple[int, int], spec: ImageSpec) -> Placed:
-    """An image of so many rows and columns of patches, in place of the one image token of the spec's prompt."""
+    """Ids and positions of the specification's prompt, for an image of `grid` (rows, columns) of patches."""
     prompt, image_token = spec.prompt, spec.image_token
-    assert image_token is not None, "whoever has a published file fills in the prompt"
+    assert image_token is not None, "the prompt of a published file must be filled in first"
     rows, columns = (side // MERGE for side in grid)
     start = prompt.index(image_token)
     stop = start + rows * columns

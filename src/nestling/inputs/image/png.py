@@ -1,7 +1,7 @@
-"""What of a PNG Pillow does not check: the checksum of every chunk, and that the rows are all there.
+"""Checks of a PNG that Pillow does not make: the checksum of every chunk, and that no row is missing.
 
-Without it a file that was cut between two rows is filled up with black. Reads bytes by ISO/IEC 15948; anything wrong is
-a ValueError without words.
+Pillow would fill a file that was truncated between two rows with black. Parsed by ISO/IEC 15948; anything invalid is a
+ValueError.
 """
 
 import struct
@@ -11,17 +11,17 @@ from collections.abc import Iterator
 MOST_CHUNKS = 100_000
 """A file of 60 MB has some 8,000."""
 DEFLATE_RATIO = 1032
-"""Bytes that one compressed byte of zlib becomes at most (zlib.net, "Maximum Compression Factor")."""
+"""The largest compression factor of zlib (zlib.net, "Maximum Compression Factor")."""
 INFLATED_BYTES = 1 << 20
-"""Bytes that are inflated at once."""
+"""Bytes that are decompressed at a time."""
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
-"""Adam7: where each pass begins and how far its pixels are apart, in x, y, x, y."""
+"""Adam7 passes: first x, first y, distance in x, distance in y."""
 Chunk = tuple[bytes, memoryview]
 
 
 def read_size(data: bytes) -> tuple[int, int]:
-    """Width and height of a file whose chunks are whole, IHDR first and IEND last, and could hold all rows."""
+    """Width and height; ValueError unless all chunks are valid, IHDR first, IEND last, with data for all rows."""
     found = list(_chunks(data))
     kinds = [kind for kind, _ in found]
     if kinds[0] != b"IHDR" or kinds.count(b"IHDR") > 1:
@@ -33,7 +33,7 @@ def read_size(data: bytes) -> tuple[int, int]:
 
 
 def check_rows(data: bytes) -> None:
-    """ValueError unless the compressed data hold every row; inflates them, and keeps none."""
+    """ValueError unless the compressed data hold every row; decompresses without keeping the rows."""
     found = list(_chunks(data))
     left, stream = sum(_row_bytes(found[0][1])), zlib.decompressobj()
     try:
@@ -71,7 +71,7 @@ def _image_data(found: list[Chunk]) -> Iterator[memoryview]:
 
 
 def _row_bytes(header: memoryview) -> Iterator[int]:
-    """Bytes of each pass's rows, a filter's byte in front of each: one pass, or Adam7's seven."""
+    """Bytes of each pass's rows with their filter bytes: one pass, or Adam7's seven."""
     try:
         width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", header)
         bits = depth * _CHANNELS[colour]

@@ -1,8 +1,8 @@
-"""The resize of the original's image processor: torchvision's bicubic antialias kernel on bytes, byte for byte.
+"""The resize of the original model's image processor: torchvision's antialiased bicubic on uint8, byte for byte.
 
-Pure numpy: pixels in, pixels out. Does not know where pixels come from. The kernel is Pillow's algorithm with weights
-of 16 bits (torchvision 0.29, `upsample_bicubic2d_aa` on uint8): width first, then height, rounded to bytes after each.
-Pillow's own resize is not used: its weights have 22 bits and the order of its passes depends on its version.
+Pure numpy: pixels in, pixels out. The kernel is Pillow's algorithm with 16-bit weights (torchvision 0.29,
+`upsample_bicubic2d_aa` on uint8): width first, then height, each rounded to bytes. Pillow's own resize cannot be used:
+its weights have 22 bits and the order of its passes depends on its version.
 """
 
 import math
@@ -17,19 +17,19 @@ from nestling.formats.tower_shape import MAX_PIXELS, MIN_PIXELS
 
 Pixels = NDArray[np.uint8]
 FACTOR = 28
-"""Both sides are multiples of it: a patch of 14 pixels, two patches a token."""
+"""Both sides are multiples of it: patches of 14 pixels, 2x2 patches per token."""
 MOST_ELONGATED = 200
-"""How many times the shorter side the longer one may be."""
+"""The largest aspect ratio."""
 BLOCK = 16
-"""Output columns or rows that one matrix product makes: their inputs overlap, so a few more numbers than needed."""
+"""Output columns or rows per matrix product; their inputs overlap, so some weights are zero."""
 ONE_THREAD = 1 << 18
-"""Multiplications up to which OpenBLAS starts no other threads. They would wait, spinning, for processors that others
-use: on a busy machine a large image took 20 s, not one."""
+"""The most multiplications of a product that OpenBLAS computes in one thread. Its other threads would spin while they
+wait for busy processors: on a loaded machine a large image took 20 s instead of 1 s."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """Outputs [start, stop) as a product with inputs [first, last): weights (stop - start, last - first)."""
+    """Outputs [start, stop) as a product of inputs [first, last) with weights (stop - start, last - first)."""
 
     start: int
     stop: int
@@ -41,10 +41,10 @@ class _Block:
 def smart_size(
     height: int, width: int, *, min_pixels: int = MIN_PIXELS, max_pixels: int = MAX_PIXELS
 ) -> tuple[int, int]:
-    """The size that an image is resized to: (h, w) -> (h, w), multiples of 28, `max_pixels` at most, or 28x28.
+    """The size to resize to: (h, w) -> (h, w), multiples of 28, at most `max_pixels` or else 28x28.
 
-    Qwen2-VL's `smart_resize`, in float64 with Python's round (half to even). ImageError for a side of 0, or one more
-    than 200 times the other.
+    Qwen2-VL's `smart_resize`, in float64 with Python's round (half to even). ImageError for a side of 0, or for one
+    side more than 200 times the other.
     """
     if min(height, width) < 1:
         raise ImageError(f"{width}x{height} pixels: expected at least 1x1", index=0)
@@ -61,9 +61,9 @@ def smart_size(
 
 
 def resized(strips: Iterable[Pixels], size: tuple[int, int], to: tuple[int, int]) -> Pixels:
-    """Resize an image that comes in strips of rows: (h, W, 3) each, `size` (H, W) in all -> `to` and 3.
+    """Resize an image from strips of rows, (h, W, 3) each: from `size` (H, W) to `to` (h, w) -> (h, w, 3) uint8.
 
-    A strip is done with before the next is asked for, so an image is never held whole.
+    One strip is held at a time, never the full-size image.
     """
     columns = list(_blocks(size[1], to[1]))
     narrow = np.empty((size[0], to[1], 3), np.uint8)
@@ -71,12 +71,12 @@ def resized(strips: Iterable[Pixels], size: tuple[int, int], to: tuple[int, int]
     for strip in strips:
         narrow[done : done + len(strip)] = _across(strip, columns) if size[1] != to[1] else strip
         done += len(strip)
-    assert done == size[0], "the strips are the image"
+    assert done == size[0], "the strips add up to the image"
     return _down(narrow, to[0]) if size[0] != to[0] else narrow
 
 
 def _across(strip: Pixels, columns: list[_Block]) -> Pixels:
-    """Each row by itself: (H, W, 3) -> (H, w, 3)."""
+    """Resize rows horizontally: (H, W, 3) -> (H, w, 3)."""
     out = np.empty((len(strip), columns[-1].stop, 3), np.uint8)
     for one in columns:
         slab = strip[:, one.first : one.last].transpose(0, 2, 1).astype(np.float64)
@@ -86,7 +86,7 @@ def _across(strip: Pixels, columns: list[_Block]) -> Pixels:
 
 
 def _down(image: Pixels, height: int) -> Pixels:
-    """Each column by itself: (H, w, 3) -> (h, w, 3)."""
+    """Resize columns vertically: (H, w, 3) -> (h, w, 3)."""
     flat, out = image.reshape(len(image), -1), np.empty((height, image.shape[1] * 3), np.uint8)
     for one in _blocks(len(image), height):
         slab = flat[one.first : one.last].T.astype(np.float64)
@@ -95,7 +95,7 @@ def _down(image: Pixels, height: int) -> Pixels:
 
 
 def _product(left: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(M, K) @ (K, N), in pieces that a BLAS computes in the calling thread."""
+    """(M, K) @ (K, N), in pieces small enough for BLAS to stay in the calling thread."""
     out, step = np.empty((len(left), right.shape[1])), max(1, ONE_THREAD // right.size)
     whole = len(left) // step * step
     np.matmul(left[:whole].reshape(-1, step, left.shape[1]), right, out=out[:whole].reshape(-1, step, right.shape[1]))
@@ -104,7 +104,7 @@ def _product(left: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[n
 
 
 def _bytes(sums: NDArray[np.float64]) -> Pixels:
-    """Rounded half up and clipped, in place; the sums are exact, since every weight is a multiple of 2 ** -22."""
+    """Round half up and clip, in place; the sums are exact, since every weight is a multiple of 2 ** -22."""
     sums += 0.5
     return np.clip(sums, 0, 255, out=sums).astype(np.uint8)
 
@@ -124,10 +124,10 @@ def _blocks(inputs: int, outputs: int) -> Iterator[_Block]:
 
 
 def _weights(inputs: int, outputs: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Where each output's inputs begin, (N,), and their weights, (N, taps): whole numbers over a power of two.
+    """The first input of each output, (N,), and the weights, (N, taps): integers divided by a power of two.
 
-    Keys' cubic with a = -0.5, widened by the scale when it shrinks. The power is the largest, up to 2 ** 22, for which
-    the largest weight still fits 16 bits with a sign.
+    Keys' cubic kernel with a = -0.5, widened when shrinking. The power of two is the largest, up to 2 ** 22, for which
+    the largest weight fits a signed 16-bit integer.
     """
     scale = inputs / outputs
     wide = max(scale, 1.0)

@@ -1,7 +1,7 @@
-"""An image as a caller gives it to strips of RGB bytes: path, file's bytes, data URI, PIL image, numpy array.
+"""From a caller's image to strips of RGB rows: path, file's bytes, data URI, PIL image, numpy array.
 
-The size is read from the header and held against the limits before a pixel is decoded. Errors are in our words, never
-a library's, and of index 0. Knows nothing of models, and opens no connection: a URL is an error that says so.
+The size in the header is checked against the limits before a pixel is decoded. Errors never show a library's message
+and have index 0. Does not know models. Opens no connection: a URL is an error that says so.
 """
 
 import base64
@@ -32,7 +32,7 @@ _BLANKS = str.maketrans("", "", "\r\n")
 
 @runtime_checkable
 class _PillowImage(Protocol):
-    """What a PIL image has; named so that its type needs no Pillow."""
+    """The part of a PIL image's interface that is used; a protocol, so that typing does not import Pillow."""
 
     @property
     def mode(self) -> str:
@@ -45,12 +45,12 @@ class _PillowImage(Protocol):
 
 
 ImageLike = str | Path | bytes | bytearray | memoryview | NDArray[np.uint8] | _PillowImage
-"""What an image may be given as; a str is a path or a data URI."""
+"""The accepted forms of an image; a str is a path or a data URI."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What an image may take: bytes of its file, pixels, and bytes of memory at the peak of decoding."""
+    """Limits of an image: bytes of its file, pixels, and peak memory of decoding in bytes."""
 
     file_bytes: int = 64 * MIB
     pixels: int = 50_000_000
@@ -62,7 +62,7 @@ LIMITS = Limits()
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """An image within its limits, not yet decoded: size in pixels, memory that decoding takes, and the way to it."""
+    """An image within the limits, not yet decoded: its size, the memory that decoding takes, and how to decode it."""
 
     height: int
     width: int
@@ -71,7 +71,7 @@ class Source:
 
 
 def is_image(value: object) -> bool:
-    """True for what can only be meant as an image: any of `ImageLike` but a str."""
+    """True for any `ImageLike` other than a str."""
     return isinstance(value, bytes | bytearray | memoryview | Path | np.ndarray | _PillowImage)
 
 
@@ -81,7 +81,7 @@ def is_path(text: str) -> bool:
 
 
 def open_any(value: object, *, limits: Limits = LIMITS) -> Source:
-    """Whatever Python and the command line take: path, data URI, bytes, PIL image, array. ImageError for the rest."""
+    """Open a path, data URI, bytes, PIL image or array; ImageError for anything else."""
     if isinstance(value, (bytes, bytearray, memoryview)):
         return open_bytes(bytes(value), limits=limits)
     if isinstance(value, np.ndarray):
@@ -94,17 +94,17 @@ def open_any(value: object, *, limits: Limits = LIMITS) -> Source:
 
 
 def open_bytes(data: bytes, *, limits: Limits = LIMITS) -> Source:
-    """A file's bytes; ImageError for what is no image, ImageSizeError beyond the limits."""
+    """Open a file's bytes; ImageError if they are not an image, ImageSizeError beyond a limit."""
     if len(data) > limits.file_bytes:
-        raise ImageSizeError(f"{len(data)} bytes: at most {limits.file_bytes} are read", index=0)
+        raise ImageSizeError(f"{len(data)} bytes: expected at most {limits.file_bytes}", index=0)
     header = read_header(data)
     check_size(header, limits)
     pillow = _pillow()
     image = pillow.opened(data, header.format)
     found = replace(header, width=image.size[0], height=image.size[1])
-    check_size(found, limits)  # of a header that says two things
+    check_size(found, limits)  # again, since a decoder may read another size from the header
     if image.mode not in pillow.MODES:
-        raise ImageError("16 or 32 bits a channel: convert it to 8 bits", index=0)
+        raise ImageError("16 or 32 bits per channel: convert it to 8 bits", index=0)
     return Source(
         found.height,
         found.width,
@@ -114,25 +114,23 @@ def open_bytes(data: bytes, *, limits: Limits = LIMITS) -> Source:
 
 
 def open_base64(text: str, *, limits: Limits = LIMITS) -> Source:
-    """A file in base64, with line breaks in it or not, or a data URI. ImageError for anything else."""
+    """Open base64 (line breaks allowed) or a data URI; ImageError for anything else."""
     return open_bytes(decoded_base64(text, limits=limits), limits=limits)
 
 
 def decoded_base64(text: str, *, limits: Limits = LIMITS) -> bytes:
-    """The bytes of a data URI or of bare base64; its declared type is only asked to be an image's."""
+    """The bytes of a data URI or of bare base64; a declared type must be an image type and is otherwise ignored."""
     if match := _DATA_URI.match(text):
         kind, options = match[1].lower(), match[2].lower()
         if not kind.startswith("image/") or kind == "image/svg+xml":
-            raise ImageError(
-                f"data URI of {kind[:40] or 'no type'}: expected image/png, image/jpeg or the like", index=0
-            )
+            raise ImageError(f"data URI of {kind[:40] or 'no type'}: expected an image type such as image/png", index=0)
         if not options.endswith(";base64"):
             raise ImageError("data URI: expected ;base64 before the comma", index=0)
         text = text[match.end() :]
     elif text[:5].lower() == "data:":
-        raise ImageError("data URI: expected data:image/png;base64, and base64", index=0)
+        raise ImageError("data URI: expected data:image/png;base64,... with base64 after the comma", index=0)
     if len(text) * 3 // 4 > limits.file_bytes + len(text) // 32:
-        raise ImageSizeError(f"{len(text) * 3 // 4} bytes: at most {limits.file_bytes} are read", index=0)
+        raise ImageSizeError(f"{len(text) * 3 // 4} bytes: expected at most {limits.file_bytes}", index=0)
     text = text.translate(_BLANKS)
     with suppress(ValueError, binascii.Error):
         if len(text) % 4 == 0:
@@ -141,7 +139,7 @@ def decoded_base64(text: str, *, limits: Limits = LIMITS) -> bytes:
 
 
 def open_array(array: NDArray[Any], *, limits: Limits = LIMITS) -> Source:
-    """An array of bytes: (H, W) grey, (H, W, 3) RGB or (H, W, 4), whose alpha is dropped."""
+    """Open a uint8 array: (H, W) grey, (H, W, 3) RGB or (H, W, 4) RGBA, whose alpha is dropped."""
     if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))):  # noqa: PLR2004 - axes and channels
         raise ImageError(
             f"array of {array.dtype} and shape {array.shape}: expected uint8 and (H, W), (H, W, 3) or (H, W, 4)",
@@ -154,19 +152,19 @@ def open_array(array: NDArray[Any], *, limits: Limits = LIMITS) -> Source:
 
 
 def check_size(header: Header, limits: Limits) -> None:
-    """ImageSizeError for more pixels than the limit, or for pixels that take more memory to decode."""
+    """ImageSizeError for too many pixels, or for pixels that take too much memory to decode."""
     _check_sides(header.height, header.width, limits)
     if (wanted := header.width * header.height * header.pixel_bytes) > limits.memory_bytes:
         raise ImageSizeError(
             f"{header.width}x{header.height} pixels take {wanted // MIB} MiB to decode as this {header.format}; at"
-            f" most {limits.memory_bytes // MIB} MiB are given: make it smaller",
+            f" most {limits.memory_bytes // MIB} MiB are allowed; make it smaller",
             index=0,
         )
 
 
 def _check_sides(height: int, width: int, limits: Limits) -> None:
     if width * height > limits.pixels:
-        raise ImageSizeError(f"{width}x{height} pixels: at most {limits.pixels} are decoded; make it smaller", index=0)
+        raise ImageSizeError(f"{width}x{height} pixels: expected at most {limits.pixels}; make it smaller", index=0)
 
 
 def _open_named(name: str | Path, *, limits: Limits) -> Source:
@@ -174,12 +172,12 @@ def _open_named(name: str | Path, *, limits: Limits) -> Source:
     if isinstance(name, str) and text[:5].lower() == "data:":
         return open_base64(text, limits=limits)
     if isinstance(name, str) and not is_path(text):
-        raise ImageError("a URL is not fetched here: download it and give the path or the bytes", index=0)
+        raise ImageError("URLs are not downloaded here: give the path or the bytes of the image", index=0)
     return open_bytes(read_file(Path(name), limits=limits), limits=limits)
 
 
 def read_file(path: Path, *, limits: Limits = LIMITS) -> bytes:
-    """A regular file's bytes; ImageError naming the path for what is missing, a folder, a pipe or a device."""
+    """A regular file's bytes; ImageError naming the path if it is missing, a folder, a pipe or a device."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
@@ -192,7 +190,7 @@ def read_file(path: Path, *, limits: Limits = LIMITS) -> bytes:
     with os.fdopen(handle, "rb") as file:
         data = file.read(limits.file_bytes + 1)
     if len(data) > limits.file_bytes:
-        raise ImageSizeError(f"{path}: {found.st_size} bytes; at most {limits.file_bytes} are read", index=0)
+        raise ImageSizeError(f"{path}: {found.st_size} bytes; expected at most {limits.file_bytes}", index=0)
     return data
 
 

@@ -1,8 +1,8 @@
-"""The hub: what its repositories hold, and files of theirs in huggingface_hub's own cache, whole and verified.
+"""The Hugging Face hub: list repositories, download files into huggingface_hub's cache, verify, upload.
 
-The only package that imports huggingface_hub, whose variables (`HF_HOME`, `HF_HUB_CACHE`, `HF_HUB_OFFLINE`,
-`HF_TOKEN`, `HF_ENDPOINT`) mean here what they mean there. `cache` is what lies on this machine, `client` what comes
-over the network, `metadata` the head of a card. Knows no model.
+The only package that imports huggingface_hub; its environment variables (`HF_HOME`, `HF_HUB_CACHE`, `HF_HUB_OFFLINE`,
+`HF_TOKEN`, `HF_ENDPOINT`) apply. `cache` works on local files, `client` over the network, `metadata` on the front
+matter of model cards. Does not know models.
 """
 
 from nestling.models.hub.cache import (

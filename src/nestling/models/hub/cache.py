@@ -1,9 +1,9 @@
-"""The hub's cache on this machine, in the layout that huggingface_hub documents; no network.
+"""The local cache of the hub, in the layout that huggingface_hub documents; no network.
 
     models--org--name/blobs/<oid>                  a file's bytes, named by their hash
     models--org--name/snapshots/<commit>/<name>    a link into blobs
     models--org--name/refs/main                    the commit
-    blobs/<2 digits>/<hash>                        bytes that several repositories share; theirs are links to it
+    blobs/<2 digits>/<hash>                        bytes shared by several repositories, which link to them
 
 A large file's oid is its SHA-256, a small one's is git's SHA-1 of it.
 """
@@ -22,7 +22,7 @@ from huggingface_hub import constants
 
 SUFFIXES = (".safetensors", ".json", ".gguf")
 TEXT_FILES = ("merges.txt", "vocab.txt", "README.md")
-"""Text of a tokenizer, and the card, of which only the licence is read."""
+"""Text files of tokenizers, and the model card, from which only the licence is read."""
 OID = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _SHA256_DIGITS = 64
 _PIECE_BYTES = 1 << 20
@@ -31,14 +31,14 @@ _REFERENCE = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?::([A-Za-z0-9
 
 @dataclass(frozen=True, slots=True)
 class HubReference:
-    """`org/repo`, and the file type that is wanted of it (None for the default)."""
+    """A repository `org/repo` and a file type in it (None for the default)."""
 
     repository: str
     quant: str | None = None
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
-        """Read `[hf.co/]org/repo[:QUANT]`, with or without `https://`; None for what is not of this form."""
+        """Parse `[hf.co/]org/repo[:QUANT]`, with or without `https://`; None for anything else."""
         bare = re.sub(r"^(?:https?|hf)://", "", text)
         host, _, rest = bare.partition("/")
         found = _REFERENCE.fullmatch(rest if host in _hosts() else bare)
@@ -47,27 +47,27 @@ class HubReference:
         return cls(found[1], found[2])
 
     def __str__(self) -> str:
-        """The reference as `parse` reads it."""
+        """The form that `parse` reads."""
         return self.repository + (f":{self.quant}" if self.quant else "")
 
 
 def _hosts() -> set[str]:
-    """What may stand in front of a repository: the hub's names, and the one of `HF_ENDPOINT`."""
+    """Host names that may precede a repository: the hub's, and that of `HF_ENDPOINT`."""
     return {"hf.co", *(urlsplit(url).netloc for url in (constants.HUGGINGFACE_CO_URL_HOME, constants.ENDPOINT))}
 
 
 def is_readable(name: str) -> bool:
-    """True for the kinds of file that are ever downloaded: weights without code, JSON, a tokenizer's text, the card."""
+    """True for the kinds of files that are downloaded: weights without code, JSON, tokenizer texts, the model card."""
     return name.endswith(SUFFIXES) or name.rpartition("/")[2] in TEXT_FILES
 
 
 def repository_folder(repository: str) -> Path:
-    """Where the cache keeps a repository."""
+    """The cache folder of a repository."""
     return Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
 
 
 def snapshot_of(repository: str) -> Path | None:
-    """The snapshot of `main` (or the only one) of a repository in the cache; None when there is none."""
+    """A repository's cached snapshot of `main`, or its only snapshot; None when there is none."""
     folder = repository_folder(repository)
     ref = folder / "refs" / "main"
     if ref.is_file() and OID.fullmatch(commit := ref.read_text("utf-8", errors="replace").strip()):
@@ -78,7 +78,7 @@ def snapshot_of(repository: str) -> Path | None:
 
 
 def names_in(snapshot: Path) -> list[str]:
-    """The files of a snapshot that are there and lie in its repository's folder or among the shared bytes."""
+    """The existing files of a snapshot, without links that leave the repository's folder and the shared blobs."""
     repository = snapshot.parent.parent.resolve()
     homes = (repository, repository.parent / "blobs")
     found = ((path, path.resolve()) for path in sorted(snapshot.rglob("*")) if path.is_file())
@@ -93,9 +93,9 @@ def cached_repositories() -> list[str]:
 
 
 def remove(snapshot: Path, names: Sequence[str]) -> int:
-    """Take files out of a snapshot, and their bytes with them unless another name has them; -> bytes freed.
+    """Delete files of a snapshot, and their blobs unless another link uses them; returns the bytes freed.
 
-    A repository of which nothing is left goes whole.
+    A repository without remaining files is deleted entirely.
     """
     folder, freed = snapshot.parent.parent, 0
     for name in names:
@@ -109,12 +109,12 @@ def remove(snapshot: Path, names: Sequence[str]) -> int:
 
 
 def _target(path: Path) -> Path:
-    """Where a link leads, one step and no further; a file that is none is itself."""
+    """The target of a link (one step); a path that is not a link is its own target."""
     return Path(os.path.normpath(path.parent / path.readlink())) if path.is_symlink() else path
 
 
 def _remove_blob(blob: Path) -> int:
-    """Delete a blob, and the shared bytes behind it that no other repository has; -> bytes freed."""
+    """Delete a blob, and the shared blob it links to unless another repository uses it; returns the bytes freed."""
     if not blob.exists():
         return 0
     shared, size = _target(blob), blob.stat().st_size
@@ -131,7 +131,7 @@ def _remove_blob(blob: Path) -> int:
 
 
 def hash_of(path: Path, *, like: str) -> str:
-    """The hash of a file's bytes in hex, SHA-256 or git's SHA-1, whichever has as many digits as `like`."""
+    """The hash of a file in hex: SHA-256 or git's SHA-1, whichever has as many digits as `like`."""
     with path.open("rb") as source:
         if len(like) == _SHA256_DIGITS:
             return hashlib.file_digest(source, "sha256").hexdigest()
@@ -142,7 +142,7 @@ def hash_of(path: Path, *, like: str) -> str:
 
 
 def known_hash(path: Path) -> str | None:
-    """The hash that the hub gave for a file of its cache (its blob's name); None for any other file."""
+    """The hub's hash of a cached file, which is the name of its blob; None for any other file."""
     target = _target(path)
     in_cache = target.parent.name == "blobs" and target.parent.parent.name.startswith("models--")
     return target.name if in_cache and OID.fullmatch(target.name) else None

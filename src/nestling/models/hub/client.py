@@ -1,8 +1,8 @@
-"""The hub over the network: what a repository holds, its files brought into the cache, a folder sent to it.
+"""The hub over the network: list a repository, download its files into the cache, upload a folder.
 
-huggingface_hub's own download starts again when its process was killed, and does not check what came. So the bytes are
-fetched here, into `blobs/<oid>.incomplete`, from which a rerun resumes, and get their final name when the hub's hash of
-them is right. Nothing of a repository is executed or unpickled: only names that `is_readable` allows are asked for.
+huggingface_hub's own download does not resume after a killed process and does not verify hashes. So files are
+downloaded here to `blobs/<oid>.incomplete`, from which a rerun resumes, and renamed when their hash is the hub's.
+Nothing of a repository is executed or unpickled: only files that `is_readable` allows are requested.
 """
 
 import os
@@ -25,12 +25,12 @@ from nestling.models.hub.cache import OID, hash_of, is_readable, repository_fold
 from nestling.models.hub.failures import UnreachableError, check_token, one_line
 
 ATTEMPTS = 5
-"""In a row that bring nothing, before a download is given up."""
+"""Consecutive attempts without a byte before a download fails."""
 WAIT_S = 1.0
-"""Before an attempt that follows one which brought nothing."""
+"""Wait after an attempt without a byte."""
 TIMEOUT_S = 30.0
 SPARE_BYTES = 64 << 20
-"""Free space that a download leaves over."""
+"""Disk space that a download leaves free."""
 _FILE_NAME = re.compile(r"(?:[\w][\w.+-]*/)*[\w][\w.+-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _PARTIAL, _RANGE_REFUSED = 206, 416
@@ -47,42 +47,42 @@ class HubFile:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What a repository held at one commit: the readable files, by name."""
+    """The readable files of a repository at one commit, by name."""
 
     repository: str
     commit: str
     files: dict[str, HubFile]
     odd: tuple[str, ...] = ()
-    """Readable files whose names are inside the repository, but not fit for every shell and file system."""
+    """Readable files with names that are not safe in every shell and file system."""
 
     @property
     def snapshot(self) -> Path:
-        """Where the files of this commit lie in the cache."""
+        """The cache folder of this commit."""
         return repository_folder(self.repository) / "snapshots" / self.commit
 
 
 def _api() -> huggingface_hub.HfApi:
-    """The library's client, which is kept from telling the hub what else is installed and which program calls it."""
+    """huggingface_hub's client, with telemetry and user-agent details switched off."""
     constants.HF_HUB_DISABLE_TELEMETRY = True
     return huggingface_hub.HfApi(library_name="nestling", library_version=__version__)
 
 
 def listing(repository: str) -> Listing:
-    """Ask the hub what a repository holds on its main branch.
+    """List a repository's main branch.
 
-    ModelNotFoundError when it cannot be reached, does not exist or is closed to this token; FileFormatError when the
-    answer names a file outside the repository, or has no sound hash, size or commit.
+    ModelNotFoundError when it cannot be reached, does not exist or does not accept the token; FileFormatError when the
+    response names a file outside the repository, or has an invalid hash, size or commit.
     """
     check_token()
     try:
         with one_line(repository):
             info = _api().model_info(repository, revision="main", files_metadata=True, timeout=TIMEOUT_S)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise FileFormatError(f"{repository}: {constants.ENDPOINT} does not answer as a hub ({error!r})") from None
-    if not _COMMIT.fullmatch(commit := str(info.sha)):
         raise FileFormatError(
-            f"{repository}: the hub names the commit {commit[:80]!r}; 40 hexadecimal digits are right"
-        )
+            f"{repository}: {constants.ENDPOINT} does not answer like a Hugging Face hub ({error!r})"
+        ) from None
+    if not _COMMIT.fullmatch(commit := str(info.sha)):
+        raise FileFormatError(f"{repository}: the hub names the commit {commit[:80]!r}: expected 40 hexadecimal digits")
     entries = [entry for entry in info.siblings or () if is_readable(str(entry.rfilename))]
     odd = tuple(str(entry.rfilename) for entry in entries if _is_odd(str(entry.rfilename)))
     files = [_listed(repository, entry) for entry in entries if str(entry.rfilename) not in odd]
@@ -90,7 +90,7 @@ def listing(repository: str) -> Listing:
 
 
 def _is_odd(name: str) -> bool:
-    """True for a name with blanks, colons and the like, which leads nowhere else; such a file is never fetched."""
+    """True for a name with spaces, colons and the like, but inside the repository; such files are not downloaded."""
     parts = name.split("/")
     safe = all(part and part[0] not in ".-~" for part in parts) and name.isprintable() and "\\" not in name
     return safe and not _FILE_NAME.fullmatch(name) and not re.match("[A-Za-z]:", name)
@@ -99,18 +99,20 @@ def _is_odd(name: str) -> bool:
 def _listed(repository: str, entry: Any) -> HubFile:  # noqa: ANN401 - huggingface_hub's RepoSibling
     name = str(entry.rfilename)
     if not _FILE_NAME.fullmatch(name):
-        raise FileFormatError(f"{repository}: the hub lists {name[:120]!r}, which is no plain name of a file inside it")
+        raise FileFormatError(
+            f"{repository}: the hub lists {name[:120]!r}: expected the plain name of a file in the repository"
+        )
     oid, size = (entry.lfs.sha256, entry.lfs.size) if entry.lfs else (entry.blob_id, entry.size)
     if not isinstance(oid, str) or not OID.fullmatch(oid) or type(size) is not int or size < 0:
-        raise FileFormatError(f"{repository}: {name}: the hub gives no sound hash and size for it ({oid!r}, {size!r})")
+        raise FileFormatError(f"{repository}: {name}: the hub gives no valid hash and size ({oid!r}, {size!r})")
     return HubFile(name, size, oid)
 
 
 def fetch(listed: Listing, names: Sequence[str], *, steps: Steps = silent) -> Path:
-    """Bring files of a listing into the cache, those that are missing; -> the snapshot's folder.
+    """Download the missing ones of a listing's files into the cache; returns the snapshot's folder.
 
-    Resumes what an earlier run left. BuildError when the disk is too small or full, FileFormatError when what
-    comes is not what the hub said, ModelNotFoundError when it stops coming.
+    Resumes interrupted downloads. BuildError when the disk is too small or full, FileFormatError when size or hash are
+    not the hub's, ModelNotFoundError when the connection fails repeatedly.
     """
     wanted = [listed.files[name] for name in names]
     folder = repository_folder(listed.repository)
@@ -139,7 +141,7 @@ def _check_space(folder: Path, missing: Iterable[HubFile]) -> None:
     needed, free = sum(sizes) + SPARE_BYTES, shutil.disk_usage(parent).free
     if sizes and needed > free:
         raise BuildError(
-            f"{folder}: {needed / 2**20:,.0f} MiB are needed, {free / 2**20:,.0f} MiB are free; make room, "
+            f"{folder}: {needed / 2**20:,.0f} MiB are needed, {free / 2**20:,.0f} MiB are free; free disk space, "
             "or set HF_HOME to a folder on a larger disk"
         )
 
@@ -160,12 +162,12 @@ def _fetch_blob(listed: Listing, file: HubFile, blob: Path, progress: Progress) 
 
 
 def _fetch_all(url: str, out: BinaryIO, *, what: str, size: int, progress: Progress) -> None:
-    """Receive until all is there: an attempt resumes where the last one, of this run or another, was cut."""
+    """Download a file completely; each attempt resumes where the last one, of this run or an earlier one, ended."""
     fruitless, furthest = 0, out.tell()
     if furthest > size:
         _empty(out)
     while out.tell() < size:
-        reason = UnreachableError(f"{what}: the hub sends less than the {size} bytes that it said")
+        reason = UnreachableError(f"{what}: the hub sends fewer than the announced {size} bytes")
         try:
             with one_line(what):
                 _receive(url, out, what=what, size=size, progress=progress)
@@ -178,7 +180,7 @@ def _fetch_all(url: str, out: BinaryIO, *, what: str, size: int, progress: Progr
 
 
 def _receive(url: str, out: BinaryIO, *, what: str, size: int, progress: Progress) -> None:
-    """Append what is missing; may end early when the connection does, never takes more than `size` bytes."""
+    """Append missing bytes, never beyond `size`; may end early with the connection."""
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined] # documented, but not in its __all__
 
     headers = build_hf_headers(library_name="nestling", library_version=__version__) | {"Accept-Encoding": "identity"}
@@ -189,14 +191,14 @@ def _receive(url: str, out: BinaryIO, *, what: str, size: int, progress: Progres
         if response.status_code == _RANGE_REFUSED:
             return _empty(out)
         huggingface_hub.hf_raise_for_status(response)
-        if start and response.status_code != _PARTIAL:  # the whole file comes again
+        if start and response.status_code != _PARTIAL:  # the server sends the whole file again
             _empty(out)
         elif start and not _continues(response.headers.get("Content-Range", ""), start, size):
-            raise UnreachableError(f"{what}: the hub answers another range than bytes {start} to {size - 1}")
-        for piece in response.iter_raw():  # as it comes: a cut loses nothing, and nothing is unpacked
+            raise UnreachableError(f"{what}: the hub answers with a range other than bytes {start} to {size - 1}")
+        for piece in response.iter_raw():  # unbuffered: an interruption loses nothing, and nothing is decompressed
             if out.tell() + len(piece) > size:
                 _empty(out)
-                raise FileFormatError(f"{what}: the hub sends more than the {size} bytes that it said")
+                raise FileFormatError(f"{what}: the hub sends more than the announced {size} bytes")
             out.write(piece)
             out.flush()
             progress(out.tell(), size)
@@ -204,7 +206,7 @@ def _receive(url: str, out: BinaryIO, *, what: str, size: int, progress: Progres
 
 
 def _continues(content_range: str, start: int, size: int) -> bool:
-    """True for a `Content-Range` (RFC 9110, 14.4) that begins where we stopped, in a file as long as was said."""
+    """True for a `Content-Range` (RFC 9110, 14.4) that begins at `start`, of a file of `size` bytes."""
     found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", content_range.strip())
     return found is not None and int(found[1]) == start and found[2] in ("*", str(size))
 
@@ -219,8 +221,8 @@ def _verify(what: str, file: HubFile, part: Path) -> None:
     if found != file.oid:
         part.unlink()
         raise FileFormatError(
-            f"{what}: what came has the hash {found}, the hub says {file.oid}; it was thrown away. "
-            "Pull again; if that ends the same, do not trust the source"
+            f"{what}: the downloaded file has the hash {found}, expected {file.oid}; it was deleted. "
+            "Pull again; if that fails too, do not trust the source"
         )
 
 
@@ -233,7 +235,7 @@ def _link(snapshot: Path, file: HubFile) -> None:
 
 
 def _set_main(folder: Path, commit: str) -> None:
-    """Say which commit `main` is, whole or not at all; the half file lies where nobody looks for references."""
+    """Record the commit of `main`, atomically; the temporary file is outside `refs`."""
     part = folder / ".main.part"
     with part.open("w", encoding="utf-8") as out:
         out.write(commit)
@@ -244,7 +246,7 @@ def _set_main(folder: Path, commit: str) -> None:
 
 
 def upload(repository: str, files: Mapping[str, Path | bytes], *, message: str, private: bool) -> str:
-    """Make the repository if need be and send files (paths or bytes by name) as one commit; -> its address."""
+    """Upload files (paths or bytes by name) as one commit, creating the repository if needed; returns its URL."""
     adds = [huggingface_hub.CommitOperationAdd(name, content) for name, content in files.items()]
     api = _api()
     with one_line(repository):

@@ -1,4 +1,4 @@
-"""Benchmarks on the Hugging Face hub: their names there, and a folder of one's files."""
+"""Benchmark data sets on the Hugging Face hub: their names, and downloads."""
 
 import re
 from pathlib import Path
@@ -9,13 +9,13 @@ NANOBEIR = (
     "ArguAna", "ClimateFEVER", "DBPedia", "FEVER", "FiQA2018", "HotpotQA", "MSMARCO", "NFCorpus", "NQ",
     "QuoraRetrieval", "SCIDOCS", "SciFact", "Touche2020",
 )  # fmt: skip
-"""The thirteen sets, as the repositories `zeta-alpha-ai/Nano...` are called."""
+"""The thirteen NanoBEIR sets, by the names of the repositories `zeta-alpha-ai/Nano...`."""
 
 _PATTERNS = ["*.jsonl", "*.tsv", "*.parquet", "*/*.jsonl", "*/*.tsv", "*/*.parquet", "images/*"]
 
 
 def repository(name: str) -> str | None:
-    """The data set that a name means: a NanoBEIR set in any case, with or without its year, or `org/name`."""
+    """The repository of a data set: a NanoBEIR name in any case, with or without its year, or `org/name`."""
     for known in NANOBEIR:
         if name.lower() in (f"nano{known}".lower(), re.sub(r"20\d\d$", "", f"nano{known}").lower()):
             return f"zeta-alpha-ai/Nano{known}"
@@ -28,8 +28,8 @@ def fetch(data_set: str) -> Path:
 
     try:
         return Path(huggingface_hub.snapshot_download(data_set, repo_type="dataset", allow_patterns=_PATTERNS))
-    except Exception as error:  # noqa: BLE001 - the library raises its own, requests', httpx' and OS errors
+    except Exception as error:  # noqa: BLE001 - huggingface_hub raises its own errors, those of HTTP libraries and OSError
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise ModelNotFoundError(
-            f"{data_set}: the hub's data set is not on this machine and cannot be fetched ({reason})"
+            f"{data_set}: this data set is not in the hub's cache and cannot be downloaded ({reason})"
         ) from None

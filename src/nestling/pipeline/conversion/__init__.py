@@ -1,1 +1,1 @@
-"""From a checkpoint to one GGUF file a task: reading, merging an adapter, writing."""
+"""From a checkpoint to one GGUF file per task: read, merge the task's LoRA adapter, write."""

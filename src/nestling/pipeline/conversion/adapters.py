@@ -1,9 +1,10 @@
-"""One task's adapter as a file of its own: GGUF in llama.cpp's LoRA format, to go with the base of all tasks.
+"""One task's LoRA adapter as a separate file, for use with the base model: GGUF in llama.cpp's LoRA format.
 
-For every matrix of the text model two tensors in F16, `<name>.lora_a` (rank, in) and `<name>.lora_b` (out, rank); the
-fields are those of `llama-adapter.cpp`, which multiplies B @ A by alpha / rank. The checkpoint's BF16 weights fit F16
-but for those below 6e-5, which it holds to 3e-8. The projector's adapter is not in it: stock llama.cpp refuses tensors
-that the base lacks. `nestling.spec` says what the adapter is for, its `source` which base it changes.
+Every matrix of the text model has two F16 tensors, `<name>.lora_a` (rank, in) and `<name>.lora_b` (out, rank); the
+fields are those of `llama-adapter.cpp`, which multiplies B @ A by alpha / rank. F16 represents the checkpoint's BF16
+weights exactly, except those below 6e-5, whose error is at most 3e-8. The adapter of the multi-vector projector is left
+out, because stock llama.cpp refuses tensors that the base lacks. `nestling.spec` holds the adapter's task, and its
+`source` the checkpoint of its base.
 """
 
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ KIND = QuantType.F16
 def write_adapter(
     checkpoint: Checkpoint, *, task: Task, out: Path, family: str, progress: Progress = no_progress
 ) -> str:
-    """Write one task's adapter; returns the file's SHA-256 in hex. Raises what `convert` raises."""
+    """Write one task's LoRA adapter; returns the file's SHA-256 in hex. Raises the errors of `convert`."""
     spec = spec_for(checkpoint, task=task, family=family)
     pairs = task_adapter(checkpoint, task)
     metadata = general_fields(checkpoint, f"{family}-adapter-{task.stem}", KIND.name)
@@ -50,7 +51,7 @@ def write_adapter(
 
 
 class _Meter:
-    """Reads tensors whole, each a few MiB, and tells how far it is."""
+    """Reads tensors, each of a few MiB, and reports progress in bytes."""
 
     def __init__(self, progress: Progress, total: int) -> None:
         self._progress, self._total, self._done = progress, total, 0

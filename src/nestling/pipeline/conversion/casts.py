@@ -1,4 +1,4 @@
-"""Float32 rows to the float types of a GGUF file, each rounded once to nearest, ties to even."""
+"""Float32 rows to the float types of a GGUF file, rounded to nearest, ties to even."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,9 +14,9 @@ _BF16_EXPONENT = np.uint16(0x7F80)
 
 
 def cast_rows(rows: Floats, *, kind: QuantType, name: str) -> NDArray[Any]:
-    """The rows as stored: float32, float16, or the upper halves of float32 (uint16) for BF16; same shape.
+    """Cast rows to float32, float16, or BF16 as uint16 (the upper half of a float32); same shape.
 
-    A weight that the type cannot hold is a BuildError naming the tensor.
+    BuildError naming the tensor for a weight that overflows the type.
     """
     stored, holds = _CASTS[kind](rows)
     if not holds.all():

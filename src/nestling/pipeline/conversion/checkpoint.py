@@ -1,7 +1,7 @@
-"""A jina-embeddings-v4 checkpoint, opened: configuration, tensors under one naming, adapters by task.
+"""An open jina-embeddings-v4 checkpoint: configuration, tensors by one naming scheme, LoRA adapters by task.
 
-Opening reads headers and configuration only; weights are read when rows are asked for. Nothing in the folder is
-executed or unpickled: only the JSON and safetensors files named here are opened. Knows nothing of GGUF.
+Opening reads headers and configuration only; weights are read row by row when needed. Nothing in the folder is
+executed or unpickled: only the JSON and safetensors files named here are opened. Does not know GGUF.
 """
 
 import hashlib
@@ -28,20 +28,20 @@ _NEWER_PREFIXES = {"model.language_model.": "model.", "model.visual.": "visual."
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """A low-rank change of one weight, for one task: `a` is (rank, in), `b` is (out, rank)."""
+    """The LoRA adapter of one weight matrix for one task: `a` is (rank, in), `b` is (out, rank)."""
 
     a: StoredTensor
     b: StoredTensor
 
     @property
     def parameters(self) -> int:
-        """How many weights it holds."""
+        """Number of weights in A and B."""
         return self.a.parameters + self.b.parameters
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An open checkpoint; `tensors` go by the older naming, `adapters` by task and module."""
+    """An open checkpoint: `tensors` by name (the older naming scheme), `adapters` by task and module."""
 
     folder: Folder
     config: TextConfig
@@ -52,7 +52,7 @@ class Checkpoint:
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Open a plain folder, a local hub cache folder or one of its snapshots; CheckpointError for an unsound one."""
+        """Open a plain folder, a hub cache folder or one of its snapshots; CheckpointError for an invalid one."""
         files = Folder.open(folder)
         config = TextConfig.from_json(files.json("config.json"), path=files.path / "config.json")
         adapter_config = AdapterConfig.from_json(
@@ -63,16 +63,16 @@ class Checkpoint:
         return cls(files, config, adapter_config, tensors, adapters, files.file("tokenizer.json"))
 
     def read_rows(self, name: str, *, start: int = 0, stop: int | None = None) -> Floats:
-        """Rows [start, stop) of a tensor as float32; NaN or infinity in them is a CheckpointError."""
+        """Rows [start, stop) of a tensor as float32; CheckpointError for NaN or infinity."""
         if name not in self.tensors:
             raise CheckpointError(f"{self.folder.path}: the tensor {name} is missing")
         return self.tensors[name].read_rows(start=start, stop=stop)
 
     @cached_property
     def source(self) -> str:
-        """Where the weights come from: `org/name@revision` of a hub snapshot, else a hash of the files' contents.
+        """The identity of the weights: `org/name@revision` for a hub snapshot, else a hash of the files' contents.
 
-        The hash reads every byte once; two checkpoints of equal shapes get different ones.
+        The hash is computed once, over every byte.
         """
         if self.folder.revision:
             return f"{self.folder.repository}@{self.folder.revision}"
@@ -81,7 +81,7 @@ class Checkpoint:
         return "sha256:" + hashlib.sha256("".join(map(sha256_file, [*names, *shards])).encode()).hexdigest()
 
     def front_matter(self) -> dict[str, str]:
-        """The one-line fields of the README's YAML head, such as `license`; empty when there is none."""
+        """The one-line fields of the README's YAML front matter, such as `license`; empty without one."""
         if not (self.folder.path / "README.md").exists():
             return {}
         readme = read_text(self.folder.file("README.md"), error=CheckpointError)
@@ -95,7 +95,7 @@ def _stored_tensors(files: Folder) -> dict[str, StoredTensor]:
     if not (files.path / INDEX).exists():
         if present != {SINGLE}:
             found = ", ".join(sorted(present)) or "no safetensors file (.bin and .pt files are never read)"
-            raise CheckpointError(f"{files.path}: neither {INDEX} nor {SINGLE} alone, but {found}")
+            raise CheckpointError(f"{files.path}: expected {INDEX} or one file {SINGLE}, found {found}")
         return read_header(files.file(SINGLE))
     return _sharded(files, _weight_map(files), present)
 
@@ -104,23 +104,23 @@ def _weight_map(files: Folder) -> dict[str, str]:
     where = files.path / INDEX
     found: Any = files.json(INDEX).get("weight_map")
     if not isinstance(found, dict) or not found:
-        raise CheckpointError(f"{where}: weight_map: expected an object of tensor names and shards")
+        raise CheckpointError(f"{where}: weight_map: expected an object from tensor names to shards")
     for tensor, shard in found.items():
         if not isinstance(shard, str) or not re.fullmatch(r"[\w][\w.-]*\.safetensors", shard):
-            raise CheckpointError(f"{where}: weight_map: {tensor} lies in {shard!r}; a shard is a name like {SINGLE}")
+            raise CheckpointError(f"{where}: weight_map: {tensor}: {shard!r}: expected a file name like {SINGLE}")
     return found
 
 
 def _sharded(files: Folder, weight_map: dict[str, str], present: set[str]) -> dict[str, StoredTensor]:
     where, shards = files.path / INDEX, set(weight_map.values())
     if surplus := sorted(present - shards):
-        raise CheckpointError(f"{files.path / surplus[0]}: an extra shard, which {INDEX} does not name")
+        raise CheckpointError(f"{files.path / surplus[0]}: a shard that {INDEX} does not list")
     tensors: dict[str, StoredTensor] = {}
     for shard in sorted(shards):
         path = files.file(shard)
         for name, tensor in read_header(path).items():
             if weight_map.get(name) != shard:
-                raise CheckpointError(f"{path}: {name}: {where} places it in {weight_map.get(name, 'no shard')}")
+                raise CheckpointError(f"{path}: {name}: by {where} it is in {weight_map.get(name, 'no shard')}")
             tensors[name] = tensor
     if missing := sorted(weight_map.keys() - tensors.keys()):
         raise CheckpointError(f"{files.path / weight_map[missing[0]]}: the tensor {missing[0]} is missing")
@@ -149,14 +149,16 @@ def _adapters(path: Path, config: AdapterConfig, tensors: dict[str, StoredTensor
     for name, tensor in read_header(path).items():
         match = _ADAPTER_NAME.fullmatch(name)
         if match is None:
-            raise CheckpointError(f"{path}: {name}: not an adapter's tensor (module.lora_A.task.weight or lora_B)")
+            raise CheckpointError(
+                f"{path}: {name}: expected a LoRA tensor name (module.lora_A.task.weight or module.lora_B.task.weight)"
+            )
         if match["task"] not in config.task_names:
-            raise CheckpointError(f"{path}: {name}: the task is not one of {', '.join(config.task_names)}")
+            raise CheckpointError(f"{path}: {name}: expected one of the tasks {', '.join(config.task_names)}")
         sides.setdefault((match["task"], _older_name(match["module"])), {})[match["side"]] = tensor
     adapters: dict[str, dict[str, Adapter]] = {task: {} for task in config.task_names}
     for (task, module), pair in sides.items():
         if pair.keys() != {"A", "B"}:
-            raise CheckpointError(f"{path}: {module} for {task}: it takes both lora_A and lora_B")
+            raise CheckpointError(f"{path}: {module} for {task}: expected both lora_A and lora_B")
         adapters[task][module] = Adapter(pair["A"], pair["B"])
         _check_fit(adapters[task][module], config.rank, tensors.get(f"{module}.weight"))
     return adapters
@@ -164,7 +166,9 @@ def _adapters(path: Path, config: AdapterConfig, tensors: dict[str, StoredTensor
 
 def _check_fit(adapter: Adapter, rank: int, base: StoredTensor | None) -> None:
     if base is None or len(base.shape) != 2:  # noqa: PLR2004 - a matrix
-        raise CheckpointError(f"{adapter.a.path}: {adapter.a.name}: the checkpoint has no such matrix to change")
+        raise CheckpointError(f"{adapter.a.path}: {adapter.a.name}: the checkpoint has no matrix of this name")
     for tensor, shape in ((adapter.a, (rank, base.shape[1])), (adapter.b, (base.shape[0], rank))):
         if tensor.shape != shape:
-            raise CheckpointError(f"{tensor.path}: {tensor.name}: shape {tensor.shape}, rank {rank} asks for {shape}")
+            raise CheckpointError(
+                f"{tensor.path}: {tensor.name}: shape {tensor.shape}: expected {shape}, for rank {rank}"
+            )

@@ -1,4 +1,4 @@
-"""What config.json and adapter_config.json say, checked and frozen. Knows nothing of tensors."""
+"""The checked contents of config.json and adapter_config.json. Does not know tensors."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ MAX_COUNT = 2**31 - 1
 
 @dataclass(frozen=True, slots=True)
 class TextConfig:
-    """The shape of the text tower, and what its vectors are trained for."""
+    """Hyperparameters of the text model, the trained vector sizes and the tasks."""
 
     layers: int
     hidden: int
@@ -31,7 +31,7 @@ class TextConfig:
 
     @classmethod
     def from_json(cls, raw: dict[str, Any], *, path: object) -> Self:
-        """Read config.json, text settings at its top or under `text_config`; a CheckpointError names the field."""
+        """Read config.json, with text settings at the top or in `text_config`; CheckpointError naming a wrong field."""
         outer = Fields(raw, path)
         text = Fields({**raw, **outer.mapping("text_config")}, path)
         refuse(text, _UNSUPPORTED)
@@ -57,14 +57,14 @@ class TextConfig:
 
     def _check(self, path: object) -> None:
         rules = {
-            f"num_hidden_layers={self.layers}: more than {MAX_LAYERS}": self.layers <= MAX_LAYERS,
-            f"num_attention_heads={self.heads}: times head_dim={self.head_dim} is not hidden_size={self.hidden}": (
+            f"num_hidden_layers={self.layers}: expected at most {MAX_LAYERS}": self.layers <= MAX_LAYERS,
+            f"num_attention_heads={self.heads}: times head_dim={self.head_dim}: expected hidden_size={self.hidden}": (
                 self.heads * self.head_dim == self.hidden
             ),
-            f"num_key_value_heads={self.kv_heads}: does not divide num_attention_heads={self.heads}": (
+            f"num_key_value_heads={self.kv_heads}: expected a divisor of num_attention_heads={self.heads}": (
                 self.heads % self.kv_heads == 0
             ),
-            f"mrope_section={list(self.mrope_sections)}: sums to half of head_dim={self.head_dim}": (
+            f"mrope_section={list(self.mrope_sections)}: expected a sum of half of head_dim={self.head_dim}": (
                 2 * sum(self.mrope_sections) == self.head_dim
             ),
         }
@@ -83,12 +83,12 @@ class AdapterConfig:
 
     @property
     def scaling(self) -> float:
-        """What B @ A is multiplied by."""
+        """The factor of B @ A: alpha / rank."""
         return self.alpha / self.rank
 
     @classmethod
     def from_json(cls, raw: dict[str, Any], *, task_names: tuple[str, ...], path: object) -> Self:
-        """Read adapter_config.json; `task_names` is what config.json says, for a file that does not."""
+        """Read adapter_config.json; `task_names` from config.json is the default for a file without them."""
         fields = Fields(raw, path)
         refuse(fields, _UNSUPPORTED_ADAPTER)
         return cls(fields.count("r"), fields.positive("lora_alpha"), _names(fields, "task_names", task_names))
@@ -96,17 +96,17 @@ class AdapterConfig:
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """A JSON object whose fields are fetched by type; a CheckpointError names the file and the field."""
+    """Typed access to a JSON object; CheckpointError naming the file and the field."""
 
     raw: Mapping[str, Any]
     path: object
 
     def count(self, name: str, default: int | None = None) -> int:
-        """A positive whole number."""
+        """A positive integer."""
         value = self.raw.get(name)
         value = default if value is None else value
         if type(value) is not int or not 1 <= value <= MAX_COUNT:
-            raise CheckpointError(f"{self.path}: {name}={value!r}: expected a positive whole number")
+            raise CheckpointError(f"{self.path}: {name}={value!r}: expected a positive integer")
         return value
 
     def positive(self, name: str) -> float:
@@ -117,7 +117,7 @@ class Fields:
         return float(value)
 
     def mapping(self, name: str) -> dict[str, Any]:
-        """An object; empty when it is missing."""
+        """An object; an empty one if the field is missing."""
         value = self.raw.get(name) or {}
         if not isinstance(value, dict):
             raise CheckpointError(f"{self.path}: {name}={value!r}: expected an object")
@@ -135,7 +135,7 @@ def _sections(rope: Fields) -> tuple[int, int, int]:
 
 
 def _dimensions(outer: Fields, hidden: int) -> tuple[int, ...]:
-    """The Matryoshka sizes; the published configuration leaves them to its code, whose table is the default."""
+    """The Matryoshka sizes; the published configuration omits them, the default is the table in its code."""
     sizes = outer.raw.get("matryoshka_dims") or [size for size in DEFAULT_DIMENSIONS if size <= hidden]
     if not isinstance(sizes, list) or any(type(size) is not int or not 1 <= size <= hidden for size in sizes):
         raise CheckpointError(f"{outer.path}: matryoshka_dims={sizes!r}: expected sizes from 1 to {hidden}")
@@ -164,11 +164,11 @@ _UNSUPPORTED_ADAPTER: dict[str, Callable[[Any], bool]] = {
         lambda value: not value,
     ),
 }  # fmt: skip
-"""Settings that would change the arithmetic: field -> whether its value is one that is built here."""
+"""Settings that would change the arithmetic: field -> whether a value is supported."""
 
 
 def refuse(fields: Fields, supported: Mapping[str, Callable[[Any], bool]]) -> None:
-    """CheckpointError for the first field whose value is not supported; a missing field is."""
+    """CheckpointError for the first field with an unsupported value; missing fields are fine."""
     for name, accepts in supported.items():
         if name in fields.raw and not accepts(fields.raw[name]):
             raise CheckpointError(f"{fields.path}: {name}={fields.raw[name]!r} is not supported")

@@ -1,7 +1,7 @@
 """A checkpoint and a task to a float GGUF file of architecture `qwen2vl`: names, hyperparameters, tokenizer, weights.
 
-Equal checkpoints give equal bytes. Matrices take the file type, norms and biases stay F32, as llama.cpp's own
-converter does; the key names are those of llama.cpp's `llama-arch.cpp` and of the GGUF specification.
+Deterministic: equal checkpoints give equal bytes. As in llama.cpp's converter, matrices get the file type while norms
+and biases stay F32; key names are those of `llama-arch.cpp` and of the GGUF specification.
 """
 
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ _LICENCE_KEYS = {
 
 @dataclass(frozen=True, slots=True)
 class ConvertReport:
-    """What was written: the file, its hash and size, and where its parameters came from."""
+    """The written file, its hash and size, and parameter counts by part of the checkpoint."""
 
     path: Path
     sha256: str
@@ -51,11 +51,11 @@ def convert(
     file_type: str = "F16",
     progress: Progress = no_progress,
 ) -> ConvertReport:
-    """Write one task's model to `out` as F32, F16 or BF16, streaming; no half file gets the final name.
+    """Write one task's model to `out` as F32, F16 or BF16, streaming and atomically.
 
-    Without a task it is the base, no adapter merged: `nestling.base` names the checkpoint that its adapters are of.
-    `progress` is told bytes of tensors written. Raises CheckpointError for an unsound checkpoint, BuildError for a
-    weight that the file type cannot hold and for a full disk, UsageError for a file type that is not a float's.
+    Without a task it is the base, with no adapter merged; its field `nestling.base` names the checkpoint that its
+    adapters belong to. `progress` counts bytes of tensors. Raises CheckpointError for an invalid checkpoint,
+    BuildError for a weight that overflows the file type and for a full disk, UsageError for a quantized file type.
     """
     if file_type not in FLOAT_FILE_TYPES:
         raise UsageError(f"file_type={file_type!r}: expected one of {', '.join(FLOAT_FILE_TYPES)}", param="file_type")
@@ -72,13 +72,13 @@ def convert(
 
 
 class Meter:
-    """Counts the bytes of all tensors together for a `Progress`."""
+    """Reports the bytes of all tensors together to a `Progress`."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress, self._done, self.total = progress, 0, 0
 
     def watch(self, pieces: Iterator[NDArray[Any]]) -> Iterator[NDArray[Any]]:
-        """The same pieces, counted."""
+        """Pass the pieces through and count their bytes."""
         for piece in pieces:
             yield piece
             self._done += piece.nbytes
@@ -99,7 +99,7 @@ def _purpose(checkpoint: Checkpoint, task: Task | None, family: str) -> dict[str
 
 
 def spec_for(checkpoint: Checkpoint, *, task: Task, family: str) -> ModelSpec:
-    """What a task's model, or its adapter with the base, is for."""
+    """The specification of a task's model, or of its adapter."""
     config = checkpoint.config
     return ModelSpec(
         family=family,
@@ -112,7 +112,7 @@ def spec_for(checkpoint: Checkpoint, *, task: Task, family: str) -> ModelSpec:
 
 
 def general_fields(checkpoint: Checkpoint, name: str, file_type: str) -> dict[str, Field]:
-    """The fields that every file of a checkpoint begins with, its licence among them."""
+    """The first fields of every file of a checkpoint, with its licence."""
     fields = {
         "general.architecture": Field.string(ARCHITECTURE),
         "general.type": Field.string("model"),

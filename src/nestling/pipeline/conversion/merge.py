@@ -1,10 +1,10 @@
-"""One task's text model out of a checkpoint: vision and projector dropped, the task's adapter merged, row by row.
+"""One task's text model from a checkpoint: the task's LoRA adapter merged, vision and projector left out.
 
     merged = W + scaling * (B @ A)
 
-in float32, W and the result never whole in memory. B @ A is summed in float64 and rounded once, so that its bytes do
-not depend on the order in which a machine's matrix product adds. A tensor that the merge leaves as it was, in the type
-it is stored in, is an error. Knows nothing of GGUF beyond llama.cpp's tensor names (`qwen2vl` in llama-arch.cpp).
+in float32, a piece of rows at a time. B @ A is summed in float64 and rounded once, so that the result does not depend
+on the order of additions in a machine's matrix product. A merge that changes no stored weight of a tensor is an error.
+Of GGUF it knows only llama.cpp's tensor names (`qwen2vl` in llama-arch.cpp).
 """
 
 from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ PROJECTOR = "multi_vector_projector"
 VISION_PREFIX = "visual."
 
 Cast = Callable[[Floats], NDArray[Any]]
-"""Rows in float32 to the type that they are stored in."""
+"""Casts float32 rows to the stored type."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class TextTensor:
 
 
 def text_tensors(config: TextConfig) -> tuple[TextTensor, ...]:
-    """Every tensor of the text tower, in the order in which it is written."""
+    """Every tensor of the text model, in file order."""
     layers = [
         TextTensor(f"blk.{layer}.{name}", f"model.layers.{layer}.{source}", shape)
         for layer in range(config.layers)
@@ -69,7 +69,7 @@ def _layer_tensors(config: TextConfig) -> list[tuple[str, str, tuple[int, ...]]]
 
 @dataclass(frozen=True, slots=True)
 class ParameterCounts:
-    """Weights of a checkpoint by part, and of the text model made of it; `base` is text and vision together."""
+    """Weights of a checkpoint by part, and of the resulting text model; `base` is text and vision together."""
 
     base: int
     vision: int
@@ -80,7 +80,7 @@ class ParameterCounts:
 
 @dataclass(frozen=True, slots=True)
 class MergedTensor:
-    """A tensor of the task model, read in pieces; `adapter` is None where the adapters change nothing."""
+    """A tensor of the task model, read in pieces; `adapter` is None for a tensor without LoRA."""
 
     tensor: TextTensor
     stored: StoredTensor
@@ -88,7 +88,7 @@ class MergedTensor:
     scaling: float
 
     def pieces(self, cast: Cast) -> Iterator[NDArray[Any]]:
-        """The rows, merged and cast, in pieces of about 16 MiB of float32; CheckpointError when no row moved."""
+        """The merged and cast rows, in pieces of about 16 MiB of float32; CheckpointError if no row has changed."""
         if self.adapter is None:
             for start, stop in row_ranges(self.stored.shape):
                 yield cast(self.stored.read_rows(start=start, stop=stop))
@@ -108,19 +108,17 @@ class MergedTensor:
 
 @dataclass(frozen=True, slots=True)
 class TaskModel:
-    """The text model of one task: its tensors in the order in which they are written, and the counts."""
+    """The text model of one task: its tensors in file order, and the parameter counts."""
 
     tensors: tuple[MergedTensor, ...]
     counts: ParameterCounts
 
 
 def task_model(checkpoint: Checkpoint, task: Task | None) -> TaskModel:
-    """Plan the surgery: every tensor's place, shape and adapter checked, no weight read yet.
+    """Plan a task's model: check every tensor's name, shape and adapter without reading weights.
 
-    Without a task no adapter is merged: the base that all three change.
-
-    A missing or surplus tensor, an unfit shape, or an adapter that does not cover the seven matrices of every
-    layer is a CheckpointError naming it.
+    Without a task no adapter is merged, which gives the base. CheckpointError naming a missing or surplus tensor, a
+    wrong shape, or an adapter that does not cover the seven matrices of every layer.
     """
     wanted = text_tensors(checkpoint.config)
     adapters = _task_adapters(checkpoint, task, wanted) if task else {}
@@ -134,7 +132,7 @@ def task_model(checkpoint: Checkpoint, task: Task | None) -> TaskModel:
 
 
 def task_adapter(checkpoint: Checkpoint, task: Task) -> dict[str, Adapter]:
-    """A task's change of every matrix of the text model, by the matrix's name in a GGUF file; checked as above."""
+    """A task's LoRA adapter of every matrix, by the matrix's name in a GGUF file; checked as in `task_model`."""
     wanted = text_tensors(checkpoint.config)
     adapters = _task_adapters(checkpoint, task, wanted)
     return {
@@ -145,7 +143,7 @@ def task_adapter(checkpoint: Checkpoint, task: Task) -> dict[str, Adapter]:
 
 
 def projector_tensors(checkpoint: Checkpoint, task: Task) -> tuple[MergedTensor, MergedTensor]:
-    """The multi-vector projector's weight, a task's adapter merged, and its bias; CheckpointError for unfit shapes."""
+    """The multi-vector projector's merged weight and its bias; CheckpointError for wrong shapes."""
     adapter = _task_adapters(checkpoint, task, text_tensors(checkpoint.config))[PROJECTOR]
     weight, bias = f"{PROJECTOR}.weight", f"{PROJECTOR}.bias"
     width, scaling = checkpoint.tensors[weight].shape[0], checkpoint.adapter_config.scaling
@@ -186,7 +184,7 @@ def _fitting(checkpoint: Checkpoint, tensor: TextTensor) -> StoredTensor:
         raise CheckpointError(f"{checkpoint.folder.path}: the tensor {tensor.source} is missing")
     if stored.shape != tensor.shape:
         raise CheckpointError(
-            f"{stored.path}: {stored.name}: shape {stored.shape}, config.json asks for {tensor.shape}"
+            f"{stored.path}: {stored.name}: shape {stored.shape}: expected {tensor.shape}, by config.json"
         )
     return stored
 

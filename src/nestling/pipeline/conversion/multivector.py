@@ -1,7 +1,7 @@
-"""A task's multi-vector head out of a checkpoint into a file of its own: the projector, its adapter merged, in float32.
+"""A task's multi-vector head as a separate file: the checkpoint's projector with its LoRA adapter merged, in float32.
 
-It is small (a MiB for the full model), so it is never quantized; every file type of the task's model shares it. See
-`projector` for what is done with it.
+It is small (1 MiB for the full model), so it is never quantized, and all file types of the task's model share it. See
+`formats.multivector_head` for its use.
 """
 
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ KIND = QuantType.F32
 def write_projector(checkpoint: Checkpoint, *, task: Task, out: Path, family: str) -> str:
     """Write one task's head; returns the file's SHA-256 in hex.
 
-    A checkpoint whose projector is missing or unfit is a CheckpointError naming the tensor.
+    CheckpointError naming the tensor when the projector is missing or has a wrong shape.
     """
     tensors = projector_tensors(checkpoint, task)
     metadata = general_fields(checkpoint, f"{family}-text-{task.stem}-multivector", KIND.name)

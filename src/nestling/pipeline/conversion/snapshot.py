@@ -1,8 +1,8 @@
-"""The folder of a checkpoint: found from a plain folder or a local hub cache, its files handed out only when safe.
+"""The folder of a checkpoint: a plain folder or one in the local hub cache, with checks of where its links lead.
 
-A hub cache keeps `models--org--name/{blobs,refs,snapshots/<revision>}`, where a snapshot's files are links into
-`blobs`, and those may be links into the `blobs` that all repositories share. A link may not leave these (or the plain
-folder). Knows nothing of what the files hold.
+A hub cache has `models--org--name/{blobs,refs,snapshots/<revision>}`; a snapshot's files are links into `blobs`, and
+those may be links into `blobs` shared by all repositories. A link that leaves these folders (or the plain folder) is
+refused. Does not know the files' contents.
 """
 
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ MAX_JSON_BYTES = 25_000_000
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """A checkpoint's folder; `boundary` is the folder that its links may not leave.
+    """A checkpoint's folder; its links must stay inside `boundary`.
 
-    `repository` and `revision` are known for a hub snapshot only.
+    `repository` and `revision` are set for hub snapshots only.
     """
 
     path: Path
@@ -30,7 +30,7 @@ class Folder:
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Take a plain folder, a `models--org--name` cache folder (its `main`) or one of its snapshots."""
+        """Open a plain folder, a `models--org--name` cache folder (its `main` revision) or one of its snapshots."""
         if not folder.is_dir():
             raise CheckpointError(f"{folder}: no such folder")
         path = folder.resolve()
@@ -42,17 +42,19 @@ class Folder:
         return cls(path, path)
 
     def file(self, name: str) -> Path:
-        """The path of a file in the folder; CheckpointError when it is missing or a link leads outside."""
+        """The path of a file in the folder; CheckpointError when it is missing or a link leaves `boundary`."""
         path = self.path / PurePosixPath(name)
         if not path.is_file():
             raise CheckpointError(f"{path}: no such file")
         homes = (self.boundary, self.boundary.parent / "blobs") if self.repository else (self.boundary,)
         if not any(path.resolve().is_relative_to(home) for home in homes):
-            raise CheckpointError(f"{path}: a link that leaves {self.boundary}; files of a checkpoint lie inside it")
+            raise CheckpointError(
+                f"{path}: a link that leaves {self.boundary}; a checkpoint's files must stay inside it"
+            )
         return path
 
     def json(self, name: str) -> dict[str, Any]:
-        """A file that holds a JSON object."""
+        """The JSON object in a file."""
         path = self.file(name)
         if path.stat().st_size > MAX_JSON_BYTES:
             raise CheckpointError(f"{path}: larger than {MAX_JSON_BYTES} bytes")
@@ -66,5 +68,7 @@ def _main_snapshot(cache: Path) -> Path:
         revision = read_text(main, error=CheckpointError).strip()
         found = [entry for entry in found if entry.name == revision]
     if len(found) != 1:
-        raise CheckpointError(f"{cache}: {len(found)} snapshots fit; name one folder of {cache / 'snapshots'}")
+        raise CheckpointError(
+            f"{cache}: expected one snapshot, found {len(found)}; name one folder of {cache / 'snapshots'}"
+        )
     return found[0]

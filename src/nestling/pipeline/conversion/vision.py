@@ -1,7 +1,7 @@
 """A checkpoint's vision tower to an mmproj file: llama.cpp's names, matrices in BF16, one file for all tasks.
 
-Norms and biases stay F32. Never F16: the last block's sums leave its range. The checkpoint's BF16 weights are kept bit
-for bit; streaming, equal checkpoints give equal bytes. See `formats.mmproj` for the fields.
+Norms and biases stay F32. F16 is not offered: activations of the last block overflow it. The checkpoint's BF16 weights
+are kept bit for bit. Streaming and deterministic. See `formats.mmproj` for the fields.
 """
 
 from collections.abc import Iterator
@@ -32,8 +32,8 @@ KIND = QuantType.BF16
 def write_tower(checkpoint: Checkpoint, *, out: Path, family: str, progress: Progress = no_progress) -> str:
     """Write the tower; returns the file's SHA-256 in hex.
 
-    A missing, surplus or unfit tensor, a weight that is not finite or a field that cannot be built is a CheckpointError
-    naming the file and the tensor or field. `progress` is told bytes of tensors written.
+    CheckpointError naming the file and the tensor or field for a missing or surplus tensor, a wrong shape, a weight
+    that is not finite, or an unsupported setting. `progress` counts bytes of tensors.
     """
     shape = tower_shape(checkpoint)
     prompt, (token,) = (checkpoint_ids(checkpoint.tokenizer_json, text) for text in (PROMPT, IMAGE_TOKEN))
@@ -48,7 +48,7 @@ def write_tower(checkpoint: Checkpoint, *, out: Path, family: str, progress: Pro
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A tensor of the file: rows of a stored one from `first` on, of a convolution over time one frame."""
+    """A tensor of the file: rows of a stored tensor from `first` on; for the patch embedding, one `frame` of it."""
 
     name: str
     stored: StoredTensor
@@ -68,7 +68,7 @@ class _Part:
 
 
 def _parts(checkpoint: Checkpoint, shape: TowerShape) -> list[_Part]:
-    """Every tensor of the file in its order, where it comes from checked."""
+    """Every tensor of the file in order, its source checked."""
     wanted = _sources(shape)
     stored = {name: _fitting(checkpoint, name, size) for name, size in wanted.items()}
     surplus = sorted(name for name in checkpoint.tensors.keys() - wanted.keys() if name.startswith(VISION_PREFIX))
@@ -84,7 +84,7 @@ def _part(name: str, size: tuple[int, ...], stored: dict[str, StoredTensor]) -> 
 
 
 def _source_of(name: str) -> tuple[str, int, int | None]:
-    """The checkpoint's name of a tensor, which third of it, and which frame."""
+    """The source of a tensor: its name in the checkpoint, which third of it (q, k, v), and which frame."""
     if name.startswith("v.patch_embd"):
         return f"{VISION_PREFIX}patch_embed.proj.weight", 0, int(name.endswith(".1"))
     if name in _ENDS:
@@ -95,7 +95,7 @@ def _source_of(name: str) -> tuple[str, int, int | None]:
 
 
 def _sources(shape: TowerShape) -> dict[str, tuple[int, ...]]:
-    """The checkpoint's tensors with their shapes."""
+    """The checkpoint's tensors, with their expected shapes."""
     found: dict[str, tuple[int, ...]] = {}
     for name, size in shape.tensors().items():
         source, third, frame = _source_of(name)
@@ -110,7 +110,7 @@ def _fitting(checkpoint: Checkpoint, name: str, size: tuple[int, ...]) -> Stored
     if stored is None:
         raise CheckpointError(f"{checkpoint.folder.path}: the tensor {name} is missing")
     if stored.shape != size:
-        raise CheckpointError(f"{stored.path}: {stored.name}: shape {stored.shape}, config.json asks for {size}")
+        raise CheckpointError(f"{stored.path}: {stored.name}: shape {stored.shape}: expected {size}, by config.json")
     return stored
 
 

@@ -1,7 +1,7 @@
-"""What config.json and preprocessor_config.json say of the vision tower, checked and frozen. Knows nothing of tensors.
+"""The checked vision settings of config.json and preprocessor_config.json. Does not know tensors.
 
-A checkpoint without preprocessor_config.json takes jina-embeddings-v4's values. Of pixel arithmetic nothing but RGB of
-8 bits, scaled by 1/255 and normalised, can be built here.
+A checkpoint without preprocessor_config.json gets jina-embeddings-v4's values. The only supported pixel arithmetic is
+8-bit RGB, scaled by 1/255 and normalised.
 """
 
 from collections.abc import Mapping
@@ -13,9 +13,9 @@ from nestling.pipeline.conversion.checkpoint import Checkpoint
 from nestling.pipeline.conversion.config import Fields, refuse
 
 RMS_EPS = 1e-6
-"""Written into the modelling code, not into config.json."""
+"""A constant of the modelling code; not in config.json."""
 FULL_BLOCKS = [7, 15, 23, 31]
-"""`fullatt_block_indexes` of a configuration that does not say them (transformers' Qwen2_5_VLVisionConfig)."""
+"""The default of `fullatt_block_indexes` (transformers' Qwen2_5_VLVisionConfig)."""
 PREPROCESSOR = "preprocessor_config.json"
 
 
@@ -25,7 +25,7 @@ def has_tower(checkpoint: Checkpoint) -> bool:
 
 
 def tower_shape(checkpoint: Checkpoint) -> TowerShape:
-    """The tower's hyperparameters; a CheckpointError names the field that is missing or cannot be built."""
+    """The tower's hyperparameters; CheckpointError naming a missing or unsupported field."""
     path = checkpoint.folder.path / "config.json"
     raw = Fields(checkpoint.folder.json("config.json"), path).mapping("vision_config")
     if not raw:
@@ -44,14 +44,16 @@ def tower_shape(checkpoint: Checkpoint) -> TowerShape:
         window=fields.count("window_size", WINDOW),
     )
     if shape.out != checkpoint.config.hidden:
-        raise CheckpointError(f"{path}: out_hidden_size={shape.out}, the text model has {checkpoint.config.hidden}")
+        raise CheckpointError(
+            f"{path}: out_hidden_size={shape.out}: expected the text model's hidden_size={checkpoint.config.hidden}"
+        )
     if fault := shape.fault():
         raise CheckpointError(f"{path}: vision_config: {fault}")
     return shape
 
 
 def image_spec(checkpoint: Checkpoint, *, family: str, prompt: tuple[int, ...], image_token: int) -> ImageSpec:
-    """How the checkpoint's images become patches; a CheckpointError names the field that cannot be honoured."""
+    """The checkpoint's image processing; CheckpointError naming an unsupported field."""
     path = checkpoint.folder.path / PREPROCESSOR
     fields = Fields(checkpoint.folder.json(PREPROCESSOR) if path.exists() else {}, path)
     refuse(fields, _SUPPORTED_PIXELS)
@@ -68,12 +70,12 @@ def image_spec(checkpoint: Checkpoint, *, family: str, prompt: tuple[int, ...], 
         source=checkpoint.source,
     )
     if spec.min_pixels > spec.max_pixels:
-        raise CheckpointError(f"{path}: min_pixels={spec.min_pixels}: more than max_pixels={spec.max_pixels}")
+        raise CheckpointError(f"{path}: min_pixels={spec.min_pixels}: expected at most max_pixels={spec.max_pixels}")
     return spec
 
 
 def _full_every(fields: Fields) -> int:
-    """Every how many blocks attention reaches over the whole image, which is all that the file can say."""
+    """The distance between blocks with full attention; the file format requires them evenly spaced."""
     value, depth = fields.raw.get("fullatt_block_indexes", FULL_BLOCKS), fields.count("depth")
     every = value[0] + 1 if isinstance(value, list) and value and type(value[0]) is int else 0
     if every < 1 or depth % every or value != list(range(every - 1, depth, every)):

@@ -1,1 +1,1 @@
-"""From an F16 file to smaller ones: file types, importance matrices, mixes."""
+"""Quantization of float files: file types, importance matrices, mixes of tensor types."""

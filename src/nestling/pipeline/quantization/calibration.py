@@ -1,7 +1,7 @@
-"""Calibration: a text in the shape that a model meets it, and the importance matrix that comes of running it.
+"""Calibration: run a text through a float model and collect an importance matrix.
 
-A text is cut into chunks of `CHUNK_TOKENS` tokens. Each begins with a role's prefix, query and passage in turn, as
-every embedded text does. The text that ships with nestling-data is described in its `calibration/README.md`.
+The text is cut into chunks of `CHUNK_TOKENS` tokens. Like the texts that a model embeds, each begins with a prefix:
+query and passage in turn. The text that ships with nestling-data is described in its `calibration/README.md`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,49 +24,52 @@ from nestling.pipeline.quantization.kept_imatrix import CollectMatrix
 from nestling.spec import BASE_FIELD, ModelSpec, Role
 
 CHUNK_TOKENS = 512
-"""Tokens of a chunk, prefix included: llama-imatrix's own default."""
+"""Tokens of a chunk with its prefix: the default of llama-imatrix."""
 BATCH = 4
-"""Chunks that go through the engine together: the tokens that it takes at once."""
+"""Chunks per batch."""
 ROLES = (Role.QUERY, Role.PASSAGE)
 
 
 BUILD_CHUNKS = 48
-"""Chunks from all over the text that a build takes: some 25,000 tokens, seconds of work for the starter."""
+"""Chunks that a build uses, spread over the text: about 25,000 tokens, some seconds for the starter."""
 
 
 def default_text() -> Path:
     """The calibration text of nestling-data."""
-    return data_folder("calibration", wanted_for="an importance matrix without a text of your own") / "calibration.txt"
+    return data_folder("calibration", wanted_for="an importance matrix without --calibration") / "calibration.txt"
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """A calibration text as one model reads it."""
+    """A calibration text for one model: with its prefixes and tokenizer."""
 
     spec: ModelSpec
     tokenizer: Tokenizer
     path: Path
 
     def chunks(self, limit: int | None = None) -> list[TokenIds]:
-        """The text as chunks of token ids, or `limit` of them from all over it; too short a text is a BuildError."""
+        """The text as chunks of token ids, or `limit` of them spread over it; BuildError for too short a text."""
         prefixes = self._prefixes()
         ids = self.tokenizer.encode([self._text()])[0]
         if len(ids) < MIN_TOKENS:
             raise BuildError(
                 f"{self.path}: {len(ids)} tokens of calibration text; at least {MIN_TOKENS} are needed,"
-                " better fifty times as many"
+                " 50 times as many are better"
             )
         every = list(_chunks(ids, prefixes))
         count = min(limit or len(every), len(every))
         return [every[place * len(every) // count] for place in range(count)]
 
     def texts(self, count: int, *, longest: int, half: int | None = None) -> list[TokenIds]:
-        """`count` paragraphs from all over the text (or a `half`, 0 or 1), cut at `longest` tokens, roles in turn."""
+        """`count` paragraphs spread over the text (or over `half` 0 or 1 of it), truncated to `longest` tokens.
+
+        Prefixes are those of query and passage in turn.
+        """
         paragraphs = [part for part in self._text().split("\n\n") if part.strip()]
         if half is not None:
             paragraphs = paragraphs[half * len(paragraphs) // 2 : (half + 1) * len(paragraphs) // 2]
         if len(paragraphs) < count:
-            raise BuildError(f"{self.path}: {len(paragraphs)} paragraphs; {count} are needed, with empty lines between")
+            raise BuildError(f"{self.path}: {len(paragraphs)} paragraphs; {count} are needed, separated by empty lines")
         chosen = [paragraphs[place * len(paragraphs) // count] for place in range(count)]
         prefixed = [self.spec.prefix(ROLES[place % len(ROLES)]) + text for place, text in enumerate(chosen)]
         return [self.tokenizer.cut(self.tokenizer.close(ids), longest) for ids in self.tokenizer.encode(prefixed)]
@@ -79,7 +82,7 @@ class Calibration:
 
 
 def _chunks(ids: TokenIds, prefixes: Sequence[TokenIds]) -> Iterator[TokenIds]:
-    """Cut ids into chunks with a prefix in front of each, in turn; a rest shorter than half a chunk is left out."""
+    """Cut ids into chunks, each with the next prefix; a remainder shorter than half a chunk is left out."""
     start = place = 0
     while len(ids) - start >= CHUNK_TOKENS // 2:
         prefix = prefixes[place % len(prefixes)]
@@ -97,10 +100,10 @@ def collect(
     limit: int | None = None,
     progress: Progress = no_progress,
 ) -> ImportanceMatrix:
-    """Run the calibration text (the package's by default) through a model file: its importance matrix.
+    """Collect the importance matrix of a float model file, from the shipped calibration text or `text`.
 
-    `limit` takes that many chunks only, from all over the text. `progress` is told tokens. A model that is quantized
-    already is a BuildError: its matrix would be that of another model's activations.
+    `limit` uses only that many chunks, spread over the text. `progress` counts tokens. BuildError for a quantized
+    model, whose activations differ from those of the float model.
     """
     file = _float_file(model)
     text = text or default_text()
@@ -111,7 +114,7 @@ def collect(
 def collect_base(
     model: Path, *, text: Path | None = None, threads: int, limit: int | None = None, progress: Progress = no_progress
 ) -> ImportanceMatrix:
-    """The same for a base with its LoRA adapters: the chunks take the tasks in turn."""
+    """The same for a base with its LoRA adapters, which take turns over the chunks."""
     file = _float_file(model)
     text, tokenizer, found = text or default_text(), Tokenizer.from_gguf(file), load_adapters(file)
     each = [Calibration(one.spec, tokenizer, text).chunks(limit) for one in found]
@@ -138,7 +141,7 @@ def _observed(
     progress: Progress,
     adapters: Sequence[Adapter] = (),
 ) -> ImportanceMatrix:
-    """Run the chunks; with adapters as many together as there are, each with its own."""
+    """Run the chunks; with adapters, one chunk per adapter in each batch."""
     from nestling.engine.openvino.engine import Observer
 
     observer = Observer(file, threads=threads, adapters=adapters)
@@ -153,10 +156,7 @@ def _observed(
 
 
 def for_pipeline(*, threads: int, text: Path | None = None, limit: int | None = None) -> CollectMatrix:
-    """What a build needs to make the matrices of its tasks; the files say themselves what they are for.
-
-    `limit` chunks are taken, `BUILD_CHUNKS` unless it says otherwise.
-    """
+    """How a build collects the matrices of its tasks, from `limit` chunks (`BUILD_CHUNKS` by default)."""
     limit = limit or BUILD_CHUNKS
     chosen = text or default_text()
 

@@ -1,8 +1,8 @@
 """Which type every tensor of a file type gets: the choices of llama.cpp's llama-quantize, written as one table.
 
-A file type names a base type, a type for the output matrix (which tied embeddings are) and rules for kinds of tensors
-and ranges of layers; the first rule that holds decides. The facts are those of `src/llama-quant.cpp`, recorded in
-`tests/golden/tensor_types.json`. Experts and fused attention are not covered: they get the base type.
+A file type has a base type, a type for the output matrix (also used for tied embeddings) and rules for kinds of tensors
+and ranges of layers; the first rule that matches decides. The rules are those of `src/llama-quant.cpp`, recorded in
+`tests/golden/tensor_types.json`. Mixture-of-experts and fused-attention tensors have no rules: they get the base type.
 Does not read or write files.
 """
 
@@ -18,7 +18,7 @@ _LAYER = re.compile(r"blk\.(\d+)\.")
 
 
 class Part(StrEnum):
-    """The kind of a tensor; the value is what its name contains."""
+    """The kind of a tensor; the value is a part of its name."""
 
     EMBEDDING = "token_embd.weight"
     OUTPUT = "output.weight"
@@ -68,9 +68,9 @@ _IN_RANGE: dict[Layers, Callable[[int, int], bool]] = {
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """`part` gets `kind` in `layers`; `grouped` and `matrix`, where set, must be as the model and the run are.
+    """`part` gets `kind` in `layers`, if `grouped` and `matrix` are None or equal to the model's.
 
-    `grouped`: four or more query heads share a key-value head. `matrix`: an importance matrix is given.
+    `grouped`: four or more query heads share a key-value head. `matrix`: there is an importance matrix.
     """
 
     part: Part
@@ -82,7 +82,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A file type: `base` for every tensor, `head` for the output matrix, `embedding` where that is another tensor."""
+    """A file type: `base` for every tensor, `head` for the output matrix, `embedding` if it is not tied to that."""
 
     base: QuantType
     rules: tuple[Rule, ...] = ()
@@ -95,7 +95,7 @@ def _plain(kind: QuantType) -> Recipe:
 
 
 def _tiny(base: QuantType, extra: QuantType, attn_out: QuantType, embedding: QuantType) -> Recipe:
-    """The types of one and two bits: `extra` for the tensors that suffer most."""
+    """The types of one and two bits: `extra` for the most sensitive tensors."""
     rules = (
         Rule(Part.V, T.Q4_K, grouped=True),
         Rule(Part.V, extra),
@@ -185,7 +185,7 @@ RECIPES: dict[str, Recipe] = {
     "IQ1_M": _tiny(T.IQ1_M, T.Q2_K, T.IQ2_XXS, T.Q2_K),
     "IQ1_S": _tiny(T.IQ1_S, T.Q2_K, T.IQ2_XXS, T.Q2_K),
 }  # fmt: skip
-"""File type -> recipe, in the order of `quants.FILE_TYPES`."""
+"""File type -> recipe, in the order of `quant_types.FILE_TYPES`."""
 
 FALLBACKS: dict[QuantType, QuantType] = {
     **dict.fromkeys(
@@ -197,7 +197,7 @@ FALLBACKS: dict[QuantType, QuantType] = {
     T.Q5_K: T.Q5_1,
     T.Q6_K: T.Q8_0,
 }  # fmt: skip
-"""What rows that do not divide into blocks of 256 get instead; rows that do not divide into 32 get F16."""
+"""Replacements for rows that are not a multiple of 256; rows that are not a multiple of 32 get F16."""
 
 _HEAVY = frozenset((T.IQ3_XXS, T.IQ2_S, T.IQ2_XS, T.IQ2_XXS, T.IQ1_M, T.IQ1_S))
 
@@ -205,10 +205,10 @@ _HEAVY = frozenset((T.IQ3_XXS, T.IQ2_S, T.IQ2_XS, T.IQ2_XXS, T.IQ1_M, T.IQ1_S))
 def tensor_types(
     shapes: Mapping[str, tuple[int, ...]], *, file_type: str, heads: int, kv_heads: int, has_imatrix: bool
 ) -> dict[str, QuantType]:
-    """The type of every tensor: name -> shape (rows, width) -> type, in the same order.
+    """The type of every tensor, in the order of `shapes` (name -> (rows, width)).
 
-    `shapes` is the whole model: the number of layers and whether the embeddings are tied are read from its names.
-    What is not a matrix of weights (norms, biases) stays F32.
+    `shapes` must be those of the whole model: its names tell the number of layers and whether the embeddings are tied.
+    Norms and biases stay F32.
     """
     recipe = RECIPES[file_type]
     layers = 1 + max((int(found[1]) for name in shapes if (found := _LAYER.match(name))), default=-1)
@@ -221,12 +221,12 @@ def tensor_types(
 
 
 def is_quantizable(name: str, shape: tuple[int, ...]) -> bool:
-    """True for a matrix of weights."""
+    """True for a weight matrix."""
     return len(shape) > 1 and name.endswith("weight") and not name.endswith("_norm.weight")
 
 
 def fitting(kind: QuantType, width: int) -> QuantType:
-    """The type itself, or what takes its place where rows of `width` do not divide into its blocks."""
+    """The type, or its replacement if rows of `width` do not divide into its blocks."""
     if width % kind.block == 0:
         return kind
     second = FALLBACKS.get(kind, T.F16)
@@ -234,9 +234,9 @@ def fitting(kind: QuantType, width: int) -> QuantType:
 
 
 def demands_imatrix(name: str, kind: QuantType, file_type: str) -> bool:
-    """True when llama-quantize refuses to make this tensor without an importance matrix for it.
+    """True when llama-quantize requires an importance matrix for this tensor.
 
-    The embedding and output matrices are exempt from its rule, though not from what ggml's quantizers need.
+    The embedding and output matrices are exempt from its rule, but ggml's quantizers may still require one.
     """
     if Part.of(name) in (Part.EMBEDDING, Part.OUTPUT):
         return kind.needs_imatrix

@@ -1,8 +1,8 @@
-"""Importance matrices: the mean square of every input column of a matrix of weights, and llama.cpp's file of them.
+"""Importance matrices: the mean square of every input column of each weight matrix, and llama.cpp's file format.
 
-The file is GGUF with `general.type = imatrix`, and for every tensor `<name>.in_sum2` (sums of squares, F32) and
-`<name>.counts` (tokens, F32), as llama-imatrix writes it; the format is that of `tools/imatrix/imatrix.cpp`.
-Does not know an engine: the caller passes `collect_imatrix` the function that runs the model.
+The file is GGUF with `general.type = imatrix`; every tensor has `<name>.in_sum2` (sums of squares, F32) and
+`<name>.counts` (tokens, F32), as in `tools/imatrix/imatrix.cpp`. Does not know engines: the caller passes the function
+that runs the model.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,31 +21,31 @@ from nestling.pipeline.quantization.file_types import is_quantizable
 
 SUMS, COUNTS = ".in_sum2", ".counts"
 MIN_TOKENS = 1024
-"""Fewer calibration tokens than this leave the columns' means to chance: two chunks of the usual size."""
+"""The fewest calibration tokens, two chunks of the default size: with fewer, the column means are mostly noise."""
 
 TensorSums = tuple[NDArray[Any], int]
 Collect = Callable[[Sequence[Sequence[int]]], Mapping[str, TensorSums]]
-"""Runs token-id sequences; returns for every tensor its input's sums of squares (W,) and the number of tokens."""
+"""Runs token-id sequences; returns for every tensor its input's sums of squares (W,) and the token count."""
 
 
 @dataclass(frozen=True, slots=True)
 class ColumnSums:
-    """One tensor's input: `in_sum2` (W,) float32, the squares of each column summed over `count` tokens."""
+    """The input of one tensor: `in_sum2` (W,) float32, squares of each column summed over `count` tokens."""
 
     in_sum2: NDArray[np.float32]
     count: int
 
     @property
     def mean_square(self) -> NDArray[np.float32]:
-        """The importance of each column, (W,) float32, divided in float32 as llama-quantize does."""
+        """The importance of each column, (W,) float32, computed in float32 as in llama-quantize."""
         return self.in_sum2 / np.float32(self.count)
 
 
 @dataclass(frozen=True, slots=True)
 class ImportanceMatrix:
-    """The inputs of a model's matrices by tensor name, and the calibration text that they come from.
+    """Column sums by tensor name, and the calibration text that they were collected from.
 
-    `file_name` is that of the file it was read from, empty for one just collected.
+    `file_name` is the name of the file that it was read from; empty for a newly collected one.
     """
 
     entries: Mapping[str, ColumnSums]
@@ -56,7 +56,7 @@ class ImportanceMatrix:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read a GGUF importance matrix of ours or of llama-imatrix; a file that is not one is a BuildError."""
+        """Read a GGUF importance matrix of nestling or llama-imatrix; BuildError for any other file."""
         file = GGUFFile.open(path)
         found = file.metadata.get("general.type")
         if found is None or found.value != "imatrix":
@@ -69,7 +69,7 @@ class ImportanceMatrix:
         return cls(entries, tuple(file.value("imatrix.datasets")), chunks, size, path.name)
 
     def write(self, path: Path, *, extra: Mapping[str, Field] | None = None) -> str:
-        """Write the file, entries sorted by name, with further fields at the end; returns its SHA-256 in hex."""
+        """Write the file, entries sorted by name, `extra` fields at the end; returns its SHA-256 in hex."""
         metadata = {
             "general.type": Field.string("imatrix"),
             "imatrix.datasets": Field.strings(self.datasets),
@@ -79,15 +79,15 @@ class ImportanceMatrix:
         return write_gguf(path, metadata | dict(extra or {}), list(self._plans()))
 
     def importance(self, name: str) -> NDArray[np.float32] | None:
-        """The tensor's column weights, (W,) float32; None when the matrix does not cover it."""
+        """A tensor's column weights, (W,) float32; None without an entry."""
         entry = self.entries.get(name)
         return None if entry is None else entry.mean_square
 
     def check_covers(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Check that this is the matrix of the model with these tensors; a BuildError says where it is not.
+        """BuildError unless this is the importance matrix of the model with these tensors.
 
-        Every matrix in a layer must have an entry of its width, and no entry may be of a layer's tensor that the
-        model lacks. The embedding and output matrices, which llama-imatrix leaves out, may be missing.
+        Every matrix of a layer must have an entry of its width, and every entry of a layer must belong to a tensor of
+        the model. The embedding and output matrices may be missing, since llama-imatrix leaves them out.
         """
         wanted = {name: shape[-1] for name, shape in shapes.items() if _in_layer(name) and is_quantizable(name, shape)}
         missing = [name for name in wanted if name not in self.entries]
@@ -100,7 +100,7 @@ class ImportanceMatrix:
         if wrong:
             name = wrong[0]
             raise BuildError(
-                f"{self._label}: {name} has {self._width(name)} columns, the model's has {wanted[name]};"
+                f"{self._label}: {name} has {self._width(name)} columns: expected the model's {wanted[name]};"
                 " this is another model's matrix"
             )
 
@@ -127,10 +127,10 @@ def collect_imatrix(
     batch: int = 8,
     progress: Progress = no_progress,
 ) -> ImportanceMatrix:
-    """Run the calibration chunks (token ids) through `collect`, `batch` at a time, and add up what it returns.
+    """Run calibration chunks (token ids) through `collect`, `batch` at a time, and add up the sums.
 
-    `dataset` names the text in the file; `chunk_size` is the length in tokens that the chunks were cut to.
-    Too little text, or sums that are not finite, are a BuildError. `progress` is told tokens.
+    `dataset` is the text's name in the file, `chunk_size` the chunks' length in tokens. BuildError for too little text
+    and for sums that are not finite. `progress` counts tokens.
     """
     total = sum(map(len, chunks))
     if total < MIN_TOKENS:
@@ -156,7 +156,7 @@ def _plan(name: str, values: NDArray[np.float32]) -> TensorPlan:
 def _read_entry(file: GGUFFile, name: str) -> ColumnSums:
     sums, counts = _read_row(file, name + SUMS), _read_row(file, name + COUNTS)
     if counts.size != 1:
-        raise BuildError(f"{file.path}: {name}{COUNTS} holds {counts.size} numbers; one can be read")
+        raise BuildError(f"{file.path}: {name}{COUNTS} holds {counts.size} numbers: expected one")
     return _entry(str(file.path), name, sums, float(counts[0]))
 
 
@@ -165,19 +165,21 @@ def _read_row(file: GGUFFile, name: str) -> NDArray[np.float32]:
     if info is None:
         raise BuildError(f"{file.path}: the tensor {name} is missing; collect the matrix again")
     if info.kind is not QuantType.F32 or info.shape not in ((1, info.shape[-1]), (info.shape[-1],)):
-        raise BuildError(f"{file.path}: {name} is {info.kind.name} {info.shape}; one row of F32 can be read")
+        raise BuildError(f"{file.path}: {name} is {info.kind.name} {info.shape}: expected one row of F32")
     row: NDArray[np.float32] = file.raw(name).view(np.float32)[0]
     return row
 
 
 def _entry(origin: str, name: str, sums: NDArray[Any], count: float) -> ColumnSums:
-    """A checked entry: finite sums, none negative, not all zero, over at least one token."""
-    with np.errstate(over="ignore"):  # told below
+    """A checked entry: sums finite, none negative, not all zero, over at least one token."""
+    with np.errstate(over="ignore"):  # reported below
         values = sums.astype(np.float32)
     if not np.isfinite(values).all() or not np.isfinite(count):
         raise BuildError(f"{origin}: {name} holds NaN or infinity; collect the matrix again")
     if values.min() < 0 or count < 1 or not values.any():
-        raise BuildError(f"{origin}: {name} holds no sums of squares over tokens; collect the matrix again")
+        raise BuildError(
+            f"{origin}: {name}: expected sums of squares over at least one token; collect the matrix again"
+        )
     return ColumnSums(values, int(count))
 
 

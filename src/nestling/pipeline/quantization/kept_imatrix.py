@@ -1,7 +1,6 @@
-"""The importance matrix of a build: one file a task, kept from run to run as long as it fits what it was made from.
+"""The cached importance matrix of a build: one file per task, reused while model and calibration text are unchanged.
 
-The file says itself what it was made from and what its sums hash to, so that no second file can get out of step.
-llama.cpp ignores the two fields that are ours.
+Two additional fields of the file hold the identity of its sources and a hash of its sums. llama.cpp ignores them.
 """
 
 import hashlib
@@ -18,14 +17,14 @@ from nestling.spec import Task, stem_of
 
 ORIGIN, DIGEST = "nestling.origin", "nestling.digest"
 WITHOUT = (*FLOAT_FILE_TYPES, "Q8_0")
-"""File types that a matrix makes no difference to."""
+"""File types that do not use an importance matrix."""
 
 
 @dataclass(frozen=True, slots=True)
 class CollectMatrix:
-    """Makes the importance matrix of a float file (a path; progress in tokens); `calibration` names what from.
+    """How to collect the importance matrix of a float file: `run(path, progress in tokens)`.
 
-    `tokens` is about how many it takes.
+    `calibration` identifies the calibration text, `tokens` estimates how many are run.
     """
 
     run: Callable[[Path, Progress], ImportanceMatrix]
@@ -35,7 +34,7 @@ class CollectMatrix:
 
 @dataclass(frozen=True, slots=True)
 class MadeMatrix:
-    """A matrix file: read, and its SHA-256."""
+    """A matrix and the SHA-256 of its file."""
 
     matrix: ImportanceMatrix
     sha256: str
@@ -47,16 +46,16 @@ def matrix_path(folder: Path, task: Task | None) -> Path:
 
 
 def keep(path: Path, matrix: ImportanceMatrix, origin: str) -> MadeMatrix:
-    """Write a matrix with what it was made from, and read it back."""
+    """Write a matrix with the identity of its sources, and read it back."""
     extra = {ORIGIN: Field.string(origin), DIGEST: Field.string(_digest(matrix))}
     sha256 = matrix.write(path, extra=extra)
     return MadeMatrix(ImportanceMatrix.read(path), sha256)
 
 
 def kept(path: Path, origin: str) -> MadeMatrix | None:
-    """The matrix that an earlier run made from the same; None when there is none, or another one, or it is spoilt.
+    """The matrix that an earlier run collected from the same sources; None if it is missing, stale or damaged.
 
-    It is written again, so that the file has the bytes that it had, whatever stands between its sums.
+    The file is rewritten, so that its bytes are canonical even if padding between the sums was damaged.
     """
     try:
         if not path.exists() or _said(path, ORIGIN) != origin:

@@ -1,6 +1,6 @@
-"""What a quantized file will contain, before a byte of it is written: types, sizes and metadata, and what forbids it.
+"""The plan of a quantized file: every tensor's type, the exact size and the metadata, with all checks made first.
 
-Exact to the byte, so that a dry run is this module alone. Does not quantize; see `quantize`.
+A dry run uses only this module. Does not quantize; see `quantize`.
 """
 
 import re
@@ -15,17 +15,17 @@ from nestling.pipeline.quantization.file_types import Part, demands_imatrix, is_
 from nestling.pipeline.quantization.imatrix import ImportanceMatrix
 
 QUANTIZATION_VERSION = 2
-"""ggml's GGML_QNT_VERSION: the layout of the blocks."""
+"""ggml's GGML_QNT_VERSION, the version of the block layouts."""
 
 TensorType = tuple[str, QuantType]
-"""A regular expression searched in tensor names, and the type for the tensors in whose names it is found."""
+"""A regular expression, and the type of the tensors whose names contain a match."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """What to make of a float file: the types of a file type, and what differs from them.
+    """The tensor types of a quantized file: those of a file type, with exceptions.
 
-    The first of `tensor_types` that matches a tensor decides; `token_embedding_type` decides before them.
+    The first matching entry of `tensor_types` decides; `token_embedding_type` takes precedence over them.
     """
 
     file_type: str
@@ -37,7 +37,7 @@ class Mix:
 
 @dataclass(frozen=True, slots=True)
 class QuantizePlan:
-    """The file to be: its tensors in order, its metadata, its exact size."""
+    """The planned file: its tensors in order, its metadata, its exact size."""
 
     mix: Mix
     tensors: tuple[TensorHead, ...]
@@ -45,18 +45,18 @@ class QuantizePlan:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the whole file."""
+        """Bytes of the file."""
         return file_size(self.metadata, self.tensors)
 
     @property
     def bits_per_weight(self) -> float:
-        """Stored bits per weight over all tensors, header and padding apart."""
+        """Stored bits per weight over all tensors, without header and padding."""
         weights = sum(QuantType.F32.size_bytes(tensor.shape) // 4 for tensor in self.tensors)
         return 8 * sum(tensor.size_bytes for tensor in self.tensors) / weights
 
 
 def parse_tensor_type(text: str) -> TensorType:
-    """Read `PATTERN=TYPE`; a UsageError says what is wrong with another text."""
+    """Parse `PATTERN=TYPE`; UsageError for anything else."""
     pattern, found, name = text.rpartition("=")
     if not found or not pattern:
         raise UsageError(f"tensor_type={text!r}: expected PATTERN=TYPE, such as ffn_down=Q6_K", param="tensor_type")
@@ -64,7 +64,7 @@ def parse_tensor_type(text: str) -> TensorType:
 
 
 def parse_quant_type(text: str, *, param: str) -> QuantType:
-    """The tensor type with this name, case ignored; an unknown one is a UsageError about `param`."""
+    """The tensor type of a name, case-insensitive; UsageError about `param` for an unknown one."""
     kind = QuantType.__members__.get(text.upper())
     if kind is None:
         raise UsageError(f"{param}={text!r}: expected one of {', '.join(QuantType.__members__)}", param=param)
@@ -72,7 +72,7 @@ def parse_quant_type(text: str, *, param: str) -> QuantType:
 
 
 def plan(source: GGUFFile, mix: Mix) -> QuantizePlan:
-    """Decide every tensor's type and check that the file can be made; a BuildError or UsageError says why not."""
+    """Decide every tensor's type and check that the file can be made; else BuildError or UsageError."""
     mix = replace(mix, file_type=parse_file_type(mix.file_type))
     shapes = {name: info.shape for name, info in source.tensors.items()}
     if mix.imatrix is not None:
@@ -85,7 +85,7 @@ def plan(source: GGUFFile, mix: Mix) -> QuantizePlan:
 
 
 def plan_file(source: Path, mix: Mix) -> QuantizePlan:
-    """As `plan`, from the path of the source: a dry run."""
+    """`plan` for the path of a source: a dry run."""
     return plan(GGUFFile.open(source), mix)
 
 
@@ -93,7 +93,7 @@ def _stock_types(source: GGUFFile, mix: Mix, shapes: Mapping[str, tuple[int, ...
     arch = source.value("general.architecture")
     heads, kv_heads = (source.value(f"{arch}.attention.head_count{suffix}") for suffix in ("", "_kv"))
     if not all(isinstance(count, int) and count > 0 for count in (heads, kv_heads)):
-        raise BuildError(f"{source.path}: {heads!r} heads and {kv_heads!r} key-value heads; whole numbers are needed")
+        raise BuildError(f"{source.path}: {heads!r} heads and {kv_heads!r} key-value heads: expected integers")
     return tensor_types(
         shapes,
         file_type=mix.file_type,
@@ -104,13 +104,15 @@ def _stock_types(source: GGUFFile, mix: Mix, shapes: Mapping[str, tuple[int, ...
 
 
 def _exceptions(mix: Mix, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, QuantType]:
-    """The tensors whose type the caller chose."""
+    """The tensors whose type the caller has set."""
     matrices = {name: shape for name, shape in shapes.items() if is_quantizable(name, shape)}
     chosen: dict[str, QuantType] = {}
     for pattern, kind in mix.tensor_types:
         matching = [name for name in matrices if _compiled(pattern).search(name)]
         if not matching:
-            raise UsageError(f"tensor_type={pattern!r}: matches none of {_examples(matrices)}", param="tensor_type")
+            raise UsageError(
+                f"tensor_type={pattern!r}: expected a match in one of {_examples(matrices)}", param="tensor_type"
+            )
         chosen = {name: kind for name in matching} | chosen
     if mix.token_embedding_type is not None:
         chosen[Part.EMBEDDING.value] = mix.token_embedding_type
@@ -123,7 +125,9 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
     except re.error as error:
-        message = f"tensor_type={pattern!r}: not a regular expression ({error}); ffn_down or blk\\.0\\. would be"
+        message = (
+            f"tensor_type={pattern!r}: not a regular expression ({error}); expected one such as ffn_down or blk\\.0\\."
+        )
         raise UsageError(message, param="tensor_type") from error
 
 
@@ -135,7 +139,7 @@ def _examples(names: Mapping[str, object]) -> str:
 def _check_width(name: str, shapes: Mapping[str, tuple[int, ...]], kind: QuantType) -> None:
     if name not in shapes:
         raise UsageError(
-            f"the model has no tensor {name}, for which {kind.name} was asked", param="token_embedding_type"
+            f"token_embedding_type={kind.name}: the model has no tensor {name}", param="token_embedding_type"
         )
     if shapes[name][-1] % kind.block:
         raise UsageError(f"{name}: rows of {shapes[name][-1]} do not divide into {kind.name} blocks of {kind.block}")
@@ -145,8 +149,8 @@ def _check_source(source: GGUFFile, mix: Mix, kinds: Mapping[str, QuantType]) ->
     for name, info in source.tensors.items():
         if not (info.kind.is_float or info.kind is kinds[name] or mix.allow_requantize):
             raise BuildError(
-                f"{source.path}: {name} is {info.kind.name} already; quantize the F32, F16 or BF16 file instead,"
-                " or allow requantizing (allow_requantize), which costs quality"
+                f"{source.path}: {name} is already {info.kind.name}; quantize the F32, F16 or BF16 file instead, or"
+                " set allow_requantize, which loses quality"
             )
 
 
@@ -156,12 +160,12 @@ def _check_imatrix(mix: Mix, kinds: Mapping[str, QuantType]) -> None:
         if name not in covered and demands_imatrix(name, kind, mix.file_type):
             raise BuildError(
                 f"{name}: {kind.name} in a {mix.file_type} file needs an importance matrix for this tensor;"
-                " give one that has it, or take a larger type"
+                " give one that covers it, or choose a larger type"
             )
 
 
 def _metadata(source: GGUFFile, mix: Mix) -> dict[str, Field]:
-    """The source's fields, and at the end those that llama-quantize sets, in its order."""
+    """The source's fields, then those that llama-quantize sets, in its order."""
     kept = {key: field for key, field in source.metadata.items() if not key.startswith("quantize.imatrix.")}
     for key, value in (
         ("general.quantization_version", QUANTIZATION_VERSION),
@@ -169,12 +173,12 @@ def _metadata(source: GGUFFile, mix: Mix) -> dict[str, Field]:
     ):
         kept.pop(key, None)
         kept[key] = Field.uint32(value)
-    kept.pop("general.alignment", None)  # the writer's own is the format's default
+    kept.pop("general.alignment", None)  # the writer uses the format's default
     return kept | (_imatrix_metadata(mix.imatrix) if mix.imatrix else {})
 
 
 def _imatrix_metadata(matrix: ImportanceMatrix) -> dict[str, Field]:
-    """As llama-quantize writes them; the file by its name alone, so that no machine's paths get in."""
+    """The matrix's fields as llama-quantize writes them, but with its file name instead of its path."""
     fields = {
         "quantize.imatrix.file": Field.string(matrix.file_name),
         "quantize.imatrix.dataset": Field.string(matrix.datasets[0] if matrix.datasets else ""),

@@ -1,7 +1,7 @@
 """Quantize a float GGUF file into one or several others, in one pass over it and in bounded memory.
 
-The source's rows are taken in pieces; threads expand a piece, check it, and quantize it for every output; this thread
-writes the results in order. The bytes do not depend on the number of threads. What goes into a file is `plan`'s to say.
+The source is read in pieces of rows. Worker threads dequantize a piece, check it and quantize it for every output; the
+calling thread writes the results in order. The bytes do not depend on the number of threads. `plan` decides the types.
 """
 
 from collections import deque
@@ -25,17 +25,17 @@ from nestling.formats.quant_types import QuantType
 from nestling.pipeline.quantization.plan import Mix, QuantizePlan, plan
 
 PIECE_WEIGHTS = 1 << 20
-"""Weights that a thread works on at a time: 4 MiB of float32."""
+"""Weights of a piece: 4 MiB of float32."""
 
-_F16_END = 65520.0  # from here on float32 rounds to infinity in float16
+_F16_END = 65520.0  # the smallest float32 that rounds to infinity in float16
 
 
 @dataclass(frozen=True, slots=True)
 class QuantizeReport:
-    """A finished file: its hash, size, stored bits per weight, and the type of every tensor.
+    """A written file: its hash, size, bits per weight, and the type of every tensor.
 
-    `errors` are of the tensors that were quantized: the squared error's share of the squares, columns weighted by the
-    importance matrix where there is one.
+    `errors` has the relative squared error of every quantized tensor, with columns weighted by the importance matrix
+    if there is one.
     """
 
     path: Path
@@ -48,13 +48,13 @@ class QuantizeReport:
 
     @property
     def worst(self) -> tuple[str, float]:
-        """The tensor with the largest error, and that; an empty name where nothing was quantized."""
+        """The tensor with the largest error, and the error; an empty name if nothing was quantized."""
         return max(self.errors.items(), key=lambda item: item[1], default=("", 0.0))
 
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """What one output makes of a tensor: its type there, and the columns' weights (W,)."""
+    """A tensor's type in one output, and its column weights (W,)."""
 
     kind: QuantType
     importance: NDArray[np.float32] | None
@@ -72,7 +72,7 @@ class _Job:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """A job's bytes in one output; the weighted squares that got lost there, and those there were."""
+    """A job's bytes in one output; the weighted sum of squared errors there, and of the squares."""
 
     made: NDArray[np.uint8]
     lost: float = 0.0
@@ -81,7 +81,7 @@ class _Piece:
 
 @dataclass(frozen=True, slots=True)
 class _Done:
-    """A job's source rows, (R, bytes of a row), and what every output has of them."""
+    """A job's source rows, (R, bytes of a row), and its piece for every output."""
 
     name: str
     raw: NDArray[np.uint8]
@@ -91,9 +91,9 @@ class _Done:
 def quantize(
     source: Path, *, out: Path, mix: Mix, threads: int | None = None, progress: Progress = no_progress
 ) -> QuantizeReport:
-    """Write `out` with the types of `mix` from an F32, F16 or BF16 file; all cores unless `threads` says otherwise.
+    """Quantize an F32, F16 or BF16 file to `out` with the types of `mix`; `threads`: all usable processors by default.
 
-    A source that holds NaN or infinity, or values that a type cannot hold, is a BuildError naming the tensor.
+    BuildError naming the tensor for a source with NaN, infinity or values that overflow a type.
     """
     return quantize_many(source, {out: mix}, threads=threads, progress=progress)[0]
 
@@ -101,10 +101,10 @@ def quantize(
 def quantize_many(
     source: Path, mixes: Mapping[Path, Mix], *, threads: int | None = None, progress: Progress = no_progress
 ) -> list[QuantizeReport]:
-    """As `quantize`, several files in one pass: output path -> what to make. Each is written whole or not at all."""
+    """`quantize` several files in one pass: output path -> mix. Each is written atomically."""
     file = GGUFFile.open(source)
     if is_tower(file):
-        raise UsageError(f"{source}: a vision tower, which stays BF16; name a text model's file", param="source")
+        raise UsageError(f"{source}: a vision tower, which stays BF16: expected a text model's file", param="source")
     for out in mixes:
         if out.exists() and out.samefile(source):
             raise UsageError(f"{out}: this is the source; give the quantized file another name", param="out")
@@ -132,14 +132,14 @@ def _report(path: Path, made: QuantizePlan, writer: GGUFWriter, errors: Mapping[
 
 def _thread_count(threads: int | None) -> int:
     if threads is not None and threads < 1:
-        raise UsageError(f"threads={threads}: one or more", param="threads")
+        raise UsageError(f"threads={threads}: expected at least 1", param="threads")
     return threads or usable_threads()
 
 
 def _stream(
     file: GGUFFile, plans: Sequence[QuantizePlan], writers: Sequence[GGUFWriter], *, threads: int, progress: Progress
 ) -> list[dict[str, float]]:
-    """Write all outputs; returns the relative error of every quantized tensor of each."""
+    """Write all outputs; returns the relative error of every quantized tensor, by output."""
     sums: list[dict[str, NDArray[np.float64]]] = [{} for _ in plans]
     total, done = sum(info.size_bytes for info in file.tensors.values()), 0
     with ThreadPoolExecutor(threads) as pool:
@@ -168,7 +168,7 @@ def _target(made: QuantizePlan, index: int) -> _Target:
 
 
 def _in_order(pool: ThreadPoolExecutor, file: GGUFFile, jobs: Iterable[_Job], *, ahead: int) -> Iterator[_Done]:
-    """The results in the order of the jobs, never more than `ahead` of them waiting."""
+    """The results in the order of the jobs; at most `ahead` are computed ahead of the one being written."""
     waiting: deque[Future[_Done]] = deque()
     for job in jobs:
         waiting.append(pool.submit(partial(_run, file, job)))
@@ -199,7 +199,7 @@ def _piece(raw: NDArray[np.uint8], rows: NDArray[np.float32], source: QuantType,
 
 
 def weighted_squares(rows: NDArray[np.float32], weights: NDArray[np.float32]) -> float:
-    """The sum of squares, each column times its weight: (R, W), (W,) -> a number."""
+    """The sum of squares with column weights: (R, W), (W,) -> a number."""
     return float(np.einsum("rw,rw->w", rows, rows) @ weights)
 
 
@@ -209,8 +209,8 @@ def _made(
     if target.kind is source:
         return raw
     if target.kind is QuantType.F16 and np.abs(rows).max() >= _F16_END:
-        raise BuildError(f"{where}: {np.abs(rows).max():g} is more than F16 can hold (65504); take BF16 or F32")
+        raise BuildError(f"{where}: {np.abs(rows).max():g} overflows F16 (65504); choose BF16 or F32")
     made = quantize_rows(rows, target.kind, target.importance)
     if not all_finite(made, target.kind):
-        raise BuildError(f"{where}: its values are more than {target.kind.name} can hold; take BF16 or F32")
+        raise BuildError(f"{where}: its values overflow {target.kind.name}; choose BF16 or F32")
     return made

@@ -136,19 +136,19 @@ class Queue:
         jobs, self._jobs = self._jobs, []
         return jobs
 
-    def take(self, limits_of: Callable[[Model], Limits], *, beside: Job | None = None) -> Batch | None:
+    def take(self, limits_of: Callable[[Model], Limits], *, running: Job | None = None) -> Batch | None:
         """The next batch, or None when nobody waits.
 
-        `beside` is the job whose long text is being computed in pieces: None also where it is that job's turn, and no
+        `running` is the job whose long text is being computed in pieces: None also where it is that job's turn, and no
         second text that is computed in pieces is taken.
         """
         found = [(job, limits_of(job.model)) for job in self._jobs]
-        open_to = {job: math.inf if beside is None else limits.whole for job, limits in found}
+        open_to = {job: math.inf if running is None else limits.whole for job, limits in found}
         able = [job for job in self._jobs if job.longest_of(open_to[job]) is not None]
         if not able:
             return None
         first = min(able, key=lambda job: job.turn)
-        if beside is not None and beside.share + QUANTUM < first.turn:
+        if running is not None and running.share + QUANTUM < first.turn:
             return None
         limits = limits_of(first.model)
         batch = Batch(first.model, limits, self._alike(first, able, limits, open_to[first]))
@@ -158,7 +158,7 @@ class Queue:
             if not batch.in_pieces:
                 job.share += job.items[index].work
         if not batch.in_pieces:
-            self._pass(sum(job.items[index].work for job, index in batch.parts), beside)
+            self._pass(sum(job.items[index].work for job, index in batch.parts), running)
         self._jobs = [job for job in self._jobs if job.waiting]
         return batch
 
@@ -167,9 +167,9 @@ class Queue:
         job.share += work
         self._pass(work, job)
 
-    def _pass(self, work: float, beside: Job | None) -> None:
+    def _pass(self, work: float, running: Job | None) -> None:
         """Virtual time goes on by each one's share of the work."""
-        active = len(self._jobs) + (beside is not None and beside not in self._jobs)
+        active = len(self._jobs) + (running is not None and running not in self._jobs)
         self._clock += work / max(active, 1)
 
     def _alike(self, first: Job, able: Sequence[Job], limits: Limits, most: float) -> list[Part]:

@@ -148,7 +148,7 @@ class Inference:
         cut = partial(of_tokens.chunked, wanted.inputs, model.embedder, role=wanted.target.role or Role.QUERY)
         with self.timed("tokenize"):
             found = await self.run(cut, short=_are_short(wanted.inputs))
-        make = model.embedder.chunk_pool(found.places)
+        make = model.embedder.chunk_pool(found.indices)
         [rows] = await self._scheduler.run(model.model, plain([found.ids]), task=model.task, make=make)
         return rows, [found.ids]
 

@@ -74,7 +74,7 @@ def tokenized(
 def tokens_of(text: str, embedder: Embedder, role: Role, *, closed: bool) -> list[Token]:
     """A text's tokens with the role's prefix, whose characters count; without the ending unless `closed`."""
     tokenizer = embedder.tokenizer
-    ids, places = tokenizer.encode_with_places(embedder.spec.prefix(role) + text)
+    ids, places = tokenizer.encode_with_offsets(embedder.spec.prefix(role) + text)
     ending = len(tokenizer.close(ids[:0]))
     count = len(ids) - (0 if closed else ending)
     pieces, special = tokenizer.pieces(ids[:count]), tokenizer.special

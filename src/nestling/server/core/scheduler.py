@@ -143,7 +143,7 @@ class Scheduler:
         while self._wait():
             if self._long and self._long.job.cancelled:
                 self._long = None
-            batch = self._queue.take(self._limits, beside=self._long.job if self._long else None)
+            batch = self._queue.take(self._limits, running=self._long.job if self._long else None)
             if batch is not None:
                 for job, index in batch.parts:
                     self._uncount(job, job.items[index].work)

@@ -54,7 +54,7 @@ def chunked(inputs: Inputs, embedder: Embedder, *, role: Role) -> ChunkedIds:
     except UsageError as error:
         if error.param != "spans":
             raise
-        raise InvalidError(f"late_chunking: input {str(error).removeprefix('spans: ')}", param="input") from None
+        raise InvalidError(f"late_chunking: input{str(error).removeprefix('spans')}", param="input") from None
 
 
 def candidates(wanted: Ranking, places: Sequence[int], embedder: Embedder) -> list[TokenIds]:

@@ -1,1 +1,1 @@
-"""The search for a mix of tensor types: probing, allocating bits, the recipe that keeps the result."""
+"""Search for a mix of tensor types: perturbation probe, bit allocation, recipe files."""

@@ -1,7 +1,7 @@
-"""Which type each tensor should have under a budget of bytes, so that the embedding suffers least.
+"""Bit allocation: the type of each tensor that minimizes the embedding's error within a budget of bytes.
 
-Pure: what a type costs is measured by a `Trial` that the caller hands in, so that no engine is known here. Costs of
-tensors are taken to add up, which holds to first order; `refine` then measures whole mixes and corrects the estimates.
+The errors are measured by a `Trial` that the caller passes, so that no engine is known here. The errors of tensors are
+assumed to add up, which holds to first order; `refine` measures whole mixes and corrects the estimates.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,9 +21,9 @@ Sizes = Mapping[str, Mapping[QuantType, int]]
 Costs = Mapping[str, Mapping[QuantType, float]]
 
 EXACT = QuantType.F16
-"""What stands for a tensor left as it is in the source."""
+"""The type of a tensor that is not quantized."""
 BUCKETS = 40_000
-"""Steps into which the budget is divided for the exact search."""
+"""Resolution of the budget in the exact search."""
 TRUST = (1.0, 0.5)
 """Log-space damping of sensitivity updates: the full step, then half of it after a failed attempt."""
 FLOOR = 0.1
@@ -34,19 +34,19 @@ class Trial(Protocol):
     """Measures the embedding's error: mean of 1 - cosine to the original over calibration texts."""
 
     def settle(self, types: Types) -> float:
-        """The error of a whole mix, which later changes start from."""
+        """Measure a whole mix, and make it the base of later changes."""
         ...
 
     def error(self, changes: Types) -> float:
-        """The error of the settled mix with some types changed."""
+        """Measure the settled mix with some types changed."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Landscape:
-    """The choice: `sizes` in bytes and `errors` (weighted squared error of the weights) of every tensor's types.
+    """The search space: `sizes` in bytes and weight `errors` (weighted squared) of every tensor in every type.
 
-    `sensitivities` turn a tensor's error into the embedding's.
+    A tensor's `sensitivity` is the factor from its weight error to the embedding's error.
     """
 
     sizes: Sizes
@@ -54,40 +54,39 @@ class Landscape:
     sensitivities: Mapping[str, float]
 
     def size(self, types: Types) -> int:
-        """Bytes of the tensors in these types."""
+        """Bytes of a mix."""
         return sum(self.sizes[name][kind] for name, kind in types.items())
 
     def costs(self) -> dict[str, dict[QuantType, float]]:
-        """The estimated error of the embedding for every choice."""
+        """The estimated error of the embedding for every tensor and type."""
         return {
             name: {kind: self.sensitivities[name] * error for kind, error in row.items()}
             for name, row in self.errors.items()
         }
 
     def best(self, budget: int) -> Types:
-        """The mix with the least estimated error within `budget` bytes."""
+        """The mix with the lowest estimated error within `budget` bytes."""
         return allocate(self.sizes, self.costs(), budget)
 
     def keeping(self, kept: Types) -> "Landscape":
-        """The same with the types of some tensors settled."""
+        """The same search space with the types of some tensors fixed."""
         sizes = {name: {kept[name]: row[kept[name]]} if name in kept else row for name, row in self.sizes.items()}
         errors = {name: {kind: self.errors[name][kind] for kind in row} for name, row in sizes.items()}
         return replace(self, sizes=sizes, errors=errors)
 
 
 def allocate(sizes: Sizes, costs: Costs, budget: int) -> Types:
-    """The cheapest choice of a type for every tensor within `budget` bytes; a BuildError when there is none.
+    """The types with the lowest total cost within `budget` bytes; BuildError when no mix is small enough.
 
-    A multiple-choice knapsack by dynamic programming (Dudzinski and Walukiewicz 1987), exact when the sizes are
-    multiples of the budget's `BUCKETS`-th part. Others are rounded up to it; what that leaves over is then spent on
-    single tensors.
+    A multiple-choice knapsack by dynamic programming (Dudzinski and Walukiewicz 1987), exact if all sizes are multiples
+    of budget / `BUCKETS`. Other sizes are rounded up; the bytes left over are then spent on single tensors.
     """
     least = sum(min(row.values()) for row in sizes.values())
     if least > budget:
-        raise BuildError(f"a budget of {budget:,} bytes for the tensors: the smallest mix needs {least:,}")
+        raise BuildError(f"a budget of {budget:,} bytes for the tensors: expected at least {least:,}, the smallest mix")
     step = _step(sizes, budget)
     types = _search(sizes, costs, step, budget // step)
-    if types is None:  # only rounded up do the sizes not fit
+    if types is None:  # the sizes fit, but not rounded up
         types = {name: min(row, key=lambda kind: row[kind]) for name, row in sizes.items()}
     return _spend(types, sizes, costs, budget)
 
@@ -97,31 +96,31 @@ def _step(sizes: Sizes, budget: int) -> int:
     return common * max(1, budget // (common * BUCKETS))
 
 
-def _search(sizes: Sizes, costs: Costs, step: int, room: int) -> Types | None:
-    """The cheapest choice whose sizes, rounded up to steps, take at most `room` of them."""
-    best = np.zeros(room + 1)
+def _search(sizes: Sizes, costs: Costs, step: int, capacity: int) -> Types | None:
+    """The cheapest types whose sizes, rounded up to steps, add up to at most `capacity` steps."""
+    best = np.zeros(capacity + 1)
     choices: list[tuple[str, list[QuantType], list[int], np.ndarray]] = []
     for name, row in sizes.items():
         kinds = list(row)
         taken = [-(-row[kind] // step) for kind in kinds]
-        table = np.full((len(kinds), room + 1), inf)
+        table = np.full((len(kinds), capacity + 1), inf)
         for place, (kind, steps) in enumerate(zip(kinds, taken, strict=True)):
-            if steps <= room:
-                table[place, steps:] = best[: room + 1 - steps] + costs[name][kind]
+            if steps <= capacity:
+                table[place, steps:] = best[: capacity + 1 - steps] + costs[name][kind]
         choice = table.argmin(0)
-        best = table[choice, np.arange(room + 1)]
+        best = table[choice, np.arange(capacity + 1)]
         choices.append((name, kinds, taken, choice))
-    if not np.isfinite(best[room]):
+    if not np.isfinite(best[capacity]):
         return None
     types: Types = {}
     for name, kinds, taken, choice in reversed(choices):
-        types[name] = kinds[choice[room]]
-        room -= taken[choice[room]]
+        types[name] = kinds[choice[capacity]]
+        capacity -= taken[choice[capacity]]
     return {name: types[name] for name in sizes}
 
 
 def _spend(types: Types, sizes: Sizes, costs: Costs, budget: int) -> Types:
-    """Change single tensors for the better, the largest gain first, while the budget allows."""
+    """Improve single tensors, the largest gain first, while the budget allows."""
     while True:
         left = budget - sum(sizes[name][kind] for name, kind in types.items())
         gains = [
@@ -138,7 +137,7 @@ def _spend(types: Types, sizes: Sizes, costs: Costs, budget: int) -> Types:
 
 @dataclass(frozen=True, slots=True)
 class Refined:
-    """A mix with its measured error, and how many measurements that took."""
+    """A mix with its measured error, and the number of measurements."""
 
     types: Types
     error: float
@@ -150,13 +149,13 @@ def refine(
 ) -> Refined:
     """Improve a mix with about `trials` measurements; the result is never worse than `start`.
 
-    First, while that helps, sensitivities are remeasured inside the mix and the budget is reallocated. Then swaps are
-    tried, one tensor growing and one shrinking, best estimate first. `progress` counts measurements.
+    As long as it helps, sensitivities are remeasured inside the mix and the budget is reallocated. Then swaps are
+    tried (one tensor gets a larger type, another a smaller one), best estimate first. `progress` counts measurements.
     """
     found, vain = Refined(start, trial.settle(start), 1), 0
     while vain < len(TRUST) and found.trials + len(start) < trials:
         progress(found.trials, trials)
-        local = _relearnt(landscape, found, trial, TRUST[vain])
+        local = _remeasured(landscape, found, trial, TRUST[vain])
         types = local.best(budget)
         spent = found.trials + len(start) + 1
         error = found.error if types == found.types else trial.settle(types)
@@ -169,8 +168,8 @@ def refine(
     return _swapped(landscape, found, budget, trial=trial, trials=trials)
 
 
-def _relearnt(landscape: Landscape, found: Refined, trial: Trial, trust: float) -> Landscape:
-    """Sensitivities as they are inside the mix: what each tensor left exact would gain."""
+def _remeasured(landscape: Landscape, found: Refined, trial: Trial, trust: float) -> Landscape:
+    """Remeasure sensitivities inside the mix, by restoring each tensor to its exact weights."""
     old, new = landscape.sensitivities, {}
     for name, kind in found.types.items():
         gain = (found.error - trial.error({name: EXACT})) / max(landscape.errors[name][kind], np.finfo(float).tiny)
@@ -199,8 +198,8 @@ def _key(changes: Types) -> tuple[tuple[str, QuantType], ...]:
 
 
 def _swaps(landscape: Landscape, costs: Costs, types: Types, budget: int) -> Iterator[Types]:
-    """Pairs of changes that fit the budget, the most promising first by the estimate."""
-    sizes, room = landscape.sizes, budget - landscape.size(types)
+    """Pairs of changes within the budget, best estimate first."""
+    sizes, capacity = landscape.sizes, budget - landscape.size(types)
     moves = [
         (costs[name][kind] - costs[name][types[name]], size - row[types[name]], name, kind)
         for name, row in sizes.items()
@@ -212,6 +211,6 @@ def _swaps(landscape: Landscape, costs: Costs, types: Types, budget: int) -> Ite
         (up[0] + down[0], {up[2]: up[3], down[2]: down[3]})
         for up in ups
         for down in downs
-        if up[2] != down[2] and up[1] + down[1] <= room
+        if up[2] != down[2] and up[1] + down[1] <= capacity
     ]
     yield from (changes for _, changes in sorted(pairs, key=lambda pair: pair[0]))

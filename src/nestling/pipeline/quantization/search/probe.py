@@ -1,8 +1,7 @@
 """Perturbation probe: how far a model's vectors move when matrices are replaced, over a fixed set of texts.
 
-The hidden states before every layer are kept, so that an exchange in layer l costs the layers from l on. Weights are
-dequantized on use and cached only if all of them fit `KEPT_BYTES`: a large model is read again for every trial, a
-small one once.
+The hidden states before every layer are cached, so that a replacement in layer l recomputes only the layers from l on.
+Dequantized weights are cached if all of them fit `KEPT_BYTES`; larger models are read again for every trial.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +23,7 @@ KEPT_BYTES = 1 << 28
 
 @dataclass(frozen=True, slots=True)
 class _Exchanged:
-    """The original weights, some matrices exchanged."""
+    """The original weights, with some matrices replaced."""
 
     original: Callable[[str], Floats]
     exchanged: Mapping[str, Floats]
@@ -36,8 +35,8 @@ class _Exchanged:
         return x @ (self.exchanged[name] if name in self.exchanged else self.original(name)).T
 
 
-class Tower:
-    """A float model over `texts`; answers how far their vectors move when matrices are exchanged."""
+class PerturbationProbe:
+    """A float model and `texts`: measures how far their vectors move when matrices are replaced."""
 
     def __init__(self, file: GGUFFile, texts: Sequence[TokenIds], *, pooling: Pooling = Pooling.MEAN) -> None:
         self._file, self._shape, self._pool = file, Hyperparameters.of(file), POOLS[pooling]
@@ -52,21 +51,21 @@ class Tower:
 
     @property
     def tokens(self) -> int:
-        """Tokens of all texts."""
+        """Total number of tokens of the texts."""
         return len(self._ids)
 
     @property
     def keeps_weights(self) -> bool:
-        """True for a model small enough to be kept in memory expanded."""
+        """True for a model whose dequantized weights are cached."""
         return self._cache is not None
 
     def settle(self, exchanged: Mapping[str, Floats]) -> float:
-        """Exchange matrices for good: name -> (R, W) weights. Answers with `error()` from now on."""
+        """Replace matrices (name -> (R, W) weights) for all later calls; returns the error."""
         self._settled = dict(exchanged)
         return self._error(self._run(0, self._rows(self._settled.get(EMBEDDING)), self._settled, keep=True))
 
     def error(self, exchanged: Mapping[str, Floats]) -> float:
-        """Mean over the texts of 1 - cosine to the original, these replaced in addition to the settled ones."""
+        """Mean over the texts of 1 - cosine to the original, with these matrices replaced besides the settled ones."""
         together = self._settled | dict(exchanged)
         if EMBEDDING in exchanged:
             return self._error(self._run(0, self._rows(exchanged[EMBEDDING]), together))
@@ -88,7 +87,7 @@ class Tower:
         return embedding_rows(self._file, self._ids) if table is None else table[self._ids]
 
     def _run(self, first: int, x: Floats, exchanged: Mapping[str, Floats], *, keep: bool = False) -> Floats:
-        """Pooled vectors of the texts, from the states before layer `first` on: (N, D) -> (B, D)."""
+        """Pooled vectors of the texts, computed from the hidden states before layer `first`: (N, D) -> (B, D)."""
         if keep:
             self._before = []
         for layer in range(first, self._shape.layers):

@@ -1,4 +1,4 @@
-"""A mix of tensor types as a file to read, to share and to apply again: JSON, every tensor with its shape and type."""
+"""Recipe files: a mix of tensor types as JSON, to read, share and apply again; each tensor with shape and type."""
 
 import json
 import re
@@ -21,10 +21,10 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True, slots=True)
 class MixRecipe:
-    """The types of a model's matrices; `file_type` is the stock one nearest in size, by which the file calls itself.
+    """The types of a model's matrices; `file_type` is the stock file type nearest in size, written into the GGUF file.
 
-    `imatrix` names the calibration text of the matrix that it was chosen with; `error` is the mean of 1 - cosine to
-    the source that was measured on it. Both say how the mix came about and have no part in applying it.
+    `imatrix` names the calibration text that the mix was chosen with; `error` is its measured mean of 1 - cosine to the
+    source. Both are for information and do not change how the mix is applied.
     """
 
     file_type: str
@@ -34,7 +34,7 @@ class MixRecipe:
     error: float = 0.0
 
     def write(self, path: Path) -> None:
-        """Write it whole or not at all; equal recipes give equal bytes."""
+        """Write the file atomically; equal recipes give equal bytes."""
         facts = asdict(self)
         tensors = {name: {"shape": self.shapes[name], "type": kind.name} for name, kind in self.types.items()}
         shown = {"format": FORMAT, **{key: facts[key] for key in ("file_type", "imatrix", "error")}, "tensors": tensors}
@@ -43,7 +43,7 @@ class MixRecipe:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read what `write` wrote; anything else is a FileFormatError."""
+        """Read a file that `write` wrote; FileFormatError for anything else."""
         try:
             raw: Any = json.loads(read_text(path, error=ValueError))
             found, tensors = raw["format"], raw["tensors"].items()
@@ -54,11 +54,11 @@ class MixRecipe:
         except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
             raise FileFormatError(f"{path}: not a mix recipe ({error})") from None
         if found != FORMAT:
-            raise FileFormatError(f"{path}: its format is {found!r}, this version reads {FORMAT!r}")
+            raise FileFormatError(f"{path}: format={found!r}: expected {FORMAT!r}")
         return recipe
 
     def mix(self, shapes: Shapes, imatrix: ImportanceMatrix | None) -> Mix:
-        """The mix for a model with tensors of these shapes; another model's is a BuildError."""
+        """The mix for a model with these tensors; BuildError if the recipe is another model's."""
         own = {name: shape for name, shape in shapes.items() if is_quantizable(name, shape)}
         if own != self.shapes:
             name = next(name for name in sorted({**own, **self.shapes}) if own.get(name) != self.shapes.get(name))

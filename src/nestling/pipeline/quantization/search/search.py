@@ -1,8 +1,8 @@
-"""Choose a mix of tensor types for a budget by what it does to the embedding, and say it as a recipe.
+"""Choose the mix of tensor types with the lowest embedding error for a size budget; the result is a recipe.
 
-For every matrix of a float model: the weighted error of each type (on a sample of its rows), and once the real
-perturbation of the pooled vectors when that matrix alone is replaced by its `PROBE` version. Their quotient turns
-weight errors into the embedding's. `allocation` allocates and refines. The benchmark sets are never used.
+For every matrix of a float model the weighted error of each type is measured on a sample of its rows, and once the
+change of the pooled vectors when only that matrix is quantized to `PROBE`. The quotient is the matrix's sensitivity.
+`allocation` allocates bits and refines the mix. Texts are calibration texts, never those of the benchmark sets.
 """
 
 import math
@@ -25,20 +25,20 @@ from nestling.pipeline.quantization.imatrix import ImportanceMatrix
 from nestling.pipeline.quantization.plan import Mix, QuantizePlan, plan
 from nestling.pipeline.quantization.quantize import weighted_squares
 from nestling.pipeline.quantization.search.allocation import EXACT, Landscape, Sizes, Types, refine
-from nestling.pipeline.quantization.search.probe import EMBEDDING, Tower
+from nestling.pipeline.quantization.search.probe import EMBEDDING, PerturbationProbe
 from nestling.pipeline.quantization.search.recipe_file import MixRecipe
 from nestling.spec import ModelSpec
 from nestling.vectors import Floats
 
 PROBE = QuantType.IQ4_XS
-"""The type that is really tried once in every tensor: in the middle of the ladder."""
+"""The type of the sensitivity measurement: in the middle of the range."""
 CANDIDATES = tuple(kind for kind in QuantType if not kind.is_float)
 TEXTS, LONGEST = 96, 64
-"""Calibration paragraphs that are embedded for a measurement, and the tokens they are cut at."""
+"""How many calibration paragraphs are embedded per measurement, and how many tokens of each."""
 SAMPLE_WEIGHTS, LEAST_ROWS = 1 << 17, 16
-"""Weights of a tensor whose error is taken for all of it."""
+"""Weights and rows of the sample from which a tensor's error is estimated: at most, and at least."""
 CHECKED = (QuantType.Q6_K, QuantType.Q3_K, QuantType.Q2_K)
-"""Types whose estimated effect is compared with the real one, in every `CHECKED_EVERY`-th tensor."""
+"""Types whose estimated error is compared with a measured one, in every `CHECKED_EVERY`-th tensor."""
 CHECKED_EVERY = 5
 TRIALS = 100
 STOCK_REFERENCE = [name for name in FILE_TYPES if name not in ("F32", "F16", "BF16")]
@@ -46,15 +46,15 @@ STOCK_REFERENCE = [name for name in FILE_TYPES if name not in ("F32", "F16", "BF
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """How large the file may be: whole in bytes, or in bits per weight of its tensors. One of them is set."""
+    """The size limit: bytes of the file, or bits per weight of its tensors; exactly one of them."""
 
     size_bytes: int | None = None
     bits_per_weight: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what is no size at all."""
+        """Check the limit."""
         if (self.size_bytes is None) is (self.bits_per_weight is None):
-            raise UsageError("a target size or a target of bits per weight is needed, not both", param="target")
+            raise UsageError("target: expected either a size or bits per weight", param="target")
         for param, value in (("target_size", self.size_bytes), ("target_bpw", self.bits_per_weight)):
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise UsageError(f"{param}={value}: expected a number above 0", param=param)
@@ -62,9 +62,9 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """A chosen mix: its recipe, the plan of its file, and how far the estimates were right.
+    """A chosen mix: its recipe, the plan of its file, and how good the estimates were.
 
-    `correlation` is that of the logarithms of estimated and measured effects of single changes, `checked` their number.
+    `correlation` is that of log estimated and log measured errors of `checked` single changes.
     """
 
     recipe: MixRecipe
@@ -75,34 +75,34 @@ class Chosen:
 
 
 class _Trial:
-    """An `allocation.Trial` of a model file: exchanges quantized and expanded again."""
+    """An `allocation.Trial` of a model file, which replaces matrices by their quantized versions."""
 
-    def __init__(self, tower: Tower, matrix: ImportanceMatrix, *, threads: int) -> None:
-        self._tower, self._matrix, self._threads = tower, matrix, threads
+    def __init__(self, probe: PerturbationProbe, matrix: ImportanceMatrix, *, threads: int) -> None:
+        self._probe, self._matrix, self._threads = probe, matrix, threads
         self._made: dict[tuple[str, QuantType], Floats] = {}
 
     def settle(self, types: Types) -> float:
-        return self._tower.settle(self._all(types))
+        return self._probe.settle(self._all(types))
 
     def error(self, changes: Types) -> float:
-        return self._tower.error(self._all(changes))
+        return self._probe.error(self._all(changes))
 
     def _all(self, types: Types) -> dict[str, Floats]:
         return {name: self._weights(name, kind) for name, kind in types.items()}
 
     def _weights(self, name: str, kind: QuantType) -> Floats:
         if kind is EXACT:
-            return self._tower.weights(name)
+            return self._probe.weights(name)
         if (name, kind) not in self._made:
-            found = requantized(self._tower.weights(name), kind, self._matrix.importance(name), threads=self._threads)
-            if not self._tower.keeps_weights:
+            found = requantized(self._probe.weights(name), kind, self._matrix.importance(name), threads=self._threads)
+            if not self._probe.keeps_weights:
                 return found
             self._made[name, kind] = found
         return self._made[name, kind]
 
 
 def requantized(rows: Floats, kind: QuantType, importance: Floats | None, *, threads: int = 1) -> Floats:
-    """Rows as they come back from a type: (R, W) -> (R, W)."""
+    """Quantize and dequantize rows: (R, W) -> (R, W)."""
     return dequantize_rows(quantize_rows(rows, kind, importance, threads=threads), kind, threads=threads)
 
 
@@ -128,21 +128,21 @@ class Chooser:
         threads: int,
         progress: Progress = no_progress,
     ) -> "Chooser":
-        """Measure every matrix of a float file; the calibration text is the package's unless `text` is another."""
+        """Measure every matrix of a float file, with the shipped calibration text or `text`."""
         file = GGUFFile.open(source)
         if quantized := next((one for one in file.tensors.values() if not one.kind.is_float), None):
             raise BuildError(f"{source}: {quantized.name} is {quantized.kind.name}; choose a mix from the float file")
         shapes = {name: info.shape for name, info in file.tensors.items() if is_quantizable(name, info.shape)}
         matrix.check_covers({name: info.shape for name, info in file.tensors.items()})
         texts = Calibration(spec, Tokenizer.from_gguf(file), text or default_text()).texts(TEXTS, longest=LONGEST)
-        tower = Tower(file, texts, pooling=spec.pooling)
-        trial = _Trial(tower, matrix, threads=threads)
+        probe = PerturbationProbe(file, texts, pooling=spec.pooling)
+        trial = _Trial(probe, matrix, threads=threads)
         errors: dict[str, dict[QuantType, float]] = {}
         sensitivities: dict[str, float] = {}
         for done, (name, shape) in enumerate(shapes.items()):
-            errors[name] = dict(_errors(tower, name, shape, matrix.importance(name)))
-            probe = PROBE if PROBE in errors[name] else max(errors[name], key=lambda kind: kind.bits_per_weight)
-            sensitivities[name] = max(trial.error({name: probe}), 1e-12) / max(errors[name][probe], 1e-300)
+            errors[name] = dict(_errors(probe, name, shape, matrix.importance(name)))
+            kind = PROBE if PROBE in errors[name] else max(errors[name], key=lambda one: one.bits_per_weight)
+            sensitivities[name] = max(trial.error({name: kind}), 1e-12) / max(errors[name][kind], 1e-300)
             progress(done + 1, len(shapes))
         landscape = Landscape(_sizes(file, matrix), errors, sensitivities)
         return cls(file, matrix, landscape, trial, *_checked(landscape, trial))
@@ -155,14 +155,14 @@ class Chooser:
         trials: int = TRIALS,
         progress: Progress = no_progress,
     ) -> Chosen:
-        """The best mix within the budget; a BuildError when none is small enough.
+        """The best mix within the budget; BuildError when no mix is small enough.
 
-        `keep` settles the types of some tensors, one that a tensor cannot have being a UsageError.
-        `trials` bounds the measurements that refine the allocation.
+        `keep` fixes the types of some tensors (UsageError for a type that a tensor cannot have). `trials` limits the
+        measurements of the refinement.
         """
         landscape = self.landscape.keeping(_kept(self.landscape.sizes, keep or {}))
-        room = _room(budget, landscape.sizes, self.stock("Q4_K_M"))
-        found = refine(landscape, landscape.best(room), room, trial=self.trial, trials=trials, progress=progress)
+        limit = _byte_budget(budget, landscape.sizes, self.stock("Q4_K_M"))
+        found = refine(landscape, landscape.best(limit), limit, trial=self.trial, trials=trials, progress=progress)
         shapes = {name: self.file.tensors[name].shape for name in found.types}
         recipe = MixRecipe(
             self._nearest(landscape.size(found.types)),
@@ -176,25 +176,22 @@ class Chooser:
         return Chosen(recipe, made, self.correlation, self.checked, found.trials)
 
     def stock(self, file_type: str) -> QuantizePlan:
-        """The plan of a stock file type with the same matrix."""
+        """The plan of a stock file type with the same importance matrix."""
         return plan(self.file, Mix(file_type, imatrix=self.matrix))
 
     def _nearest(self, size: int) -> str:
-        """The stock file type whose matrices are nearest in size, by which the file will call itself."""
+        """The stock file type whose matrices are nearest in size."""
         return min(STOCK_REFERENCE, key=lambda name: abs(_matrices(self.stock(name), self.landscape.sizes) - size))
 
 
 def check_budget(source: Path, matrix: ImportanceMatrix, budget: Budget, *, keep: Types | None = None) -> None:
-    """Refuse a budget that no mix of the file fits, and a type that a kept tensor cannot have; measures nothing.
-
-    Errors as of `Chooser.choose`.
-    """
+    """Raise the errors of `Chooser.choose` without measuring: a budget too small, an impossible type in `keep`."""
     file = GGUFFile.open(source)
     matrix.check_covers({name: info.shape for name, info in file.tensors.items()})
     sizes = _sizes(file, matrix)
     kept = _kept(sizes, keep or {})
     rows = {name: {kept[name]: row[kept[name]]} if name in kept else row for name, row in sizes.items()}
-    _room(budget, rows, plan(file, Mix("Q4_K_M", imatrix=matrix)))
+    _byte_budget(budget, rows, plan(file, Mix("Q4_K_M", imatrix=matrix)))
 
 
 def _kept(sizes: Sizes, keep: Types) -> Types:
@@ -202,7 +199,7 @@ def _kept(sizes: Sizes, keep: Types) -> Types:
         row = sizes.get(name, {})
         if kind not in row:
             raise UsageError(
-                f"keep_embedding={kind.name}: {name} can be {', '.join(one.name for one in row) or 'nothing'}",
+                f"keep_embedding={kind.name}: expected one of {', '.join(one.name for one in row) or 'no type'}",
                 param="keep_embedding",
             )
     return keep
@@ -212,8 +209,8 @@ def _matrices(made: QuantizePlan, sizes: Sizes) -> int:
     return sum(_padded(head.size_bytes) for head in made.tensors if head.name in sizes)
 
 
-def _room(budget: Budget, sizes: Sizes, stock: QuantizePlan) -> int:
-    """Bytes for the matrices: the budget less header, norms and biases."""
+def _byte_budget(budget: Budget, sizes: Sizes, stock: QuantizePlan) -> int:
+    """Bytes for the matrices: the budget without header, norms and biases."""
     weights = sum(math.prod(head.shape) for head in stock.tensors)
     if budget.bits_per_weight is None:
         assert budget.size_bytes is not None
@@ -228,7 +225,7 @@ def _room(budget: Budget, sizes: Sizes, stock: QuantizePlan) -> int:
 
 
 def _sizes(file: GGUFFile, matrix: ImportanceMatrix) -> dict[str, dict[QuantType, int]]:
-    """Bytes in the file of every matrix in every type that it can have."""
+    """Bytes of every matrix in every possible type."""
     found: dict[str, dict[QuantType, int]] = {}
     for name, info in file.tensors.items():
         if is_quantizable(name, info.shape):
@@ -238,15 +235,15 @@ def _sizes(file: GGUFFile, matrix: ImportanceMatrix) -> dict[str, dict[QuantType
 
 
 def _kinds(name: str, shape: tuple[int, ...], importance: NDArray[np.float32] | None) -> list[QuantType]:
-    """The types that a tensor can have: its rows are whole blocks, and what needs column weights has them."""
+    """The possible types of a tensor: its rows divide into blocks, and column weights exist if they are required."""
     fitting = [kind for kind in CANDIDATES if shape[1] % kind.block == 0]
     return [kind for kind in fitting if importance is not None or not demands_imatrix(name, kind, "Q4_K_M")]
 
 
 def _too_small(budget: Budget, least: int, weights: int) -> str:
     if budget.size_bytes is not None:
-        return f"target_size={budget.size_bytes:,}: the smallest mix of this model takes {least:,} bytes"
-    return f"target_bpw={budget.bits_per_weight}: the smallest mix of this model takes {8 * least / weights:.3f}"
+        return f"target_size={budget.size_bytes:,}: expected at least {least:,}, the model's smallest mix"
+    return f"target_bpw={budget.bits_per_weight}: expected at least {8 * least / weights:.3f}, the model's smallest mix"
 
 
 def _padded(size: int) -> int:
@@ -254,18 +251,18 @@ def _padded(size: int) -> int:
 
 
 def _errors(
-    tower: Tower, name: str, shape: tuple[int, ...], importance: NDArray[np.float32] | None
+    probe: PerturbationProbe, name: str, shape: tuple[int, ...], importance: NDArray[np.float32] | None
 ) -> Iterator[tuple[QuantType, float]]:
-    """The weighted squared error of every type that the tensor can have, from rows all over it."""
+    """The weighted squared error of every possible type of a tensor, from rows spread over it."""
     count = min(shape[0], max(LEAST_ROWS, SAMPLE_WEIGHTS // shape[1]))
-    rows = tower.weights(name)[np.linspace(0, shape[0] - 1, count).astype(np.int64)]
+    rows = probe.weights(name)[np.linspace(0, shape[0] - 1, count).astype(np.int64)]
     weights = np.ones(shape[1], np.float32) if importance is None else importance
     for kind in _kinds(name, shape, importance):
         yield kind, weighted_squares(requantized(rows, kind, importance) - rows, weights) * shape[0] / count
 
 
 def _checked(landscape: Landscape, trial: _Trial) -> tuple[float, int]:
-    """Estimates against the truth: the correlation of their logarithms over a sample of single changes."""
+    """Correlation of log estimated and log measured errors over a sample of single changes, and the sample's size."""
     costs = landscape.costs()
     pairs = [(name, kind) for name in list(costs)[1::CHECKED_EVERY] for kind in CHECKED if kind in costs[name]]
     real = [max(trial.error({name: kind}), 1e-12) for name, kind in pairs]
@@ -276,7 +273,7 @@ def _checked(landscape: Landscape, trial: _Trial) -> tuple[float, int]:
 
 
 def embedding_kept(kind: QuantType | QuantizePlan) -> Types:
-    """`keep` for the embedding table: a type, or the one that a plan gives it."""
+    """The `keep` that fixes the embedding table's type: a type, or the type in a plan."""
     if isinstance(kind, QuantizePlan):
         return {head.name: head.kind for head in kind.tensors if head.name == EMBEDDING}
     return {EMBEDDING: kind}

@@ -63,7 +63,7 @@ def test_another_models_recipe_is_refused(options: dict[str, int], match: str) -
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"format": "nestling-mix-2"}, "its format is 'nestling-mix-2'"),
+        ({"format": "nestling-mix-2"}, "format='nestling-mix-2': expected"),
         ({"file_type": "Q9"}, "quant='Q9'"),
         ({"tensors": {"a": {"type": "Q9_K", "shape": [1, 2]}}}, "a='Q9_K'"),
         ({"tensors": {"a": {"type": "Q4_K"}}}, "shape"),

@@ -146,7 +146,7 @@ def test_what_leads_nowhere_says_what_would(reference: str, error: type[Exceptio
 def test_a_missing_file_type_names_those_that_are_here() -> None:
     put("jina-v4", Task.CODE, "F16")
     put("jina-v4", Task.RETRIEVAL, "Q8_0")
-    with pytest.raises(ModelNotFoundError, match="here are jina-v4-retrieval:Q8_0, jina-v4-code:F16"):
+    with pytest.raises(ModelNotFoundError, match="available: jina-v4-retrieval:Q8_0, jina-v4-code:F16"):
         local.resolve("jina-v4-code:Q4_K_M")
 
 

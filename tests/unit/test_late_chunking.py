@@ -37,7 +37,7 @@ def tokenizer(tiny_models: dict[str, Path]) -> Tokenizer:
 
 
 def characters(text: str) -> list[int]:
-    """Places between user-perceived characters, the ends among them."""
+    """Indices between user-perceived characters, the ends among them."""
     inside = {place for start, end in late_chunking._combined(text) for place in range(start + 1, end)}
     return [place for place in range(len(text) + 1) if place not in inside]
 
@@ -54,7 +54,7 @@ def test_one_chunk_of_everything_has_the_documents_vector(model: Embedder, role:
 @pytest.mark.parametrize("place", characters(DOCUMENT)[2:-2:5])
 def test_the_weighted_mean_of_two_chunks_is_the_documents(model: Embedder, place: int) -> None:
     found = model.chunk(DOCUMENT, Cut(spans=[(0, place), (place, len(DOCUMENT))]))
-    pooled = model.pool_chunks(found.ids, found.places)
+    pooled = model.pool_chunks(found.ids, found.indices)
     counts = np.array(found.counts)
     mean = (pooled * counts[:, None]).sum(0) / counts.sum()
     np.testing.assert_allclose(mean, model.pool(plain([found.ids]))[0], atol=SAME)
@@ -85,7 +85,7 @@ def test_chunks_share_out_the_tokens_as_their_bytes_say(tokenizer: Tokenizer, te
     places = characters(text)
     cuts = sorted(data.draw(st.sets(st.sampled_from(places), max_size=4)) | {0, len(text)})
     spans = list(pairwise(cuts))
-    ids, offsets = tokenizer.encode_with_places(prefix + text)
+    ids, offsets = tokenizer.encode_with_offsets(prefix + text)
     owned = late_chunking.owned(offsets, spans, prefix=len(prefix))
     assert sorted(np.concatenate(owned).tolist()) == list(range(len(ids)))
     ends = [len(unicodedata.normalize("NFC", prefix + text[:cut]).encode()) for cut in cuts[1:]]
@@ -102,38 +102,42 @@ def _byte_ends(tokenizer: Tokenizer, ids: Any) -> list[int]:
     return list(accumulate(lengths))
 
 
-def test_places_are_those_of_the_text_before_it_is_normalised(tokenizer: Tokenizer) -> None:
+def test_offsets_are_those_of_the_text_before_it_is_normalised(tokenizer: Tokenizer) -> None:
     text = "e\u0301e"
-    ids, offsets = tokenizer.encode_with_places(text)
+    ids, offsets = tokenizer.encode_with_offsets(text)
     assert len(ids) == 3, "two bytes of the composed letter, and one"
     assert offsets[-1].tolist() == [2, 3]
     assert [len(one) for one in late_chunking.owned(offsets, [(0, 2), (2, 3)], prefix=0)] == [2, 1]
 
 
 SPAN_ERRORS: dict[str, tuple[str, list[Any], str]] = {
-    "out of order": ("abc def", [(4, 7), (0, 3)], r"1 \(0, 3\) is out of order after \(4, 7\)"),
-    "overlapping": ("abc def", [(0, 5), (4, 7)], r"1 \(4, 7\) overlaps \(0, 5\); overlap says"),
-    "twice": ("abc def", [(0, 5), (0, 5)], "out of order"),
-    "within the other": ("abc def", [(0, 7), (2, 5)], "out of order"),
-    "empty": ("abc def", [(0, 3), (3, 3)], r"1 \(3, 3\) is empty"),
+    "out of order": (
+        "abc def",
+        [(4, 7), (0, 3)],
+        r"spans\[1\]=\(0, 3\): expected ascending spans, this one follows \(4, 7\)",
+    ),
+    "overlapping": ("abc def", [(0, 5), (4, 7)], r"spans\[1\]=\(4, 7\): overlaps \(0, 5\); overlap=N"),
+    "twice": ("abc def", [(0, 5), (0, 5)], "expected ascending"),
+    "within the other": ("abc def", [(0, 7), (2, 5)], "expected ascending"),
+    "empty": ("abc def", [(0, 3), (3, 3)], r"spans\[1\]=\(3, 3\): expected start < end, this span is empty"),
     "none": ("abc def", [], "at least one"),
-    "behind the end": ("abc def", [(0, 8)], "from 0 to the document's 7 characters"),
-    "before the start": ("abc def", [(-1, 3)], "from 0 to"),
-    "backwards": ("abc def", [(3, 1)], "from 0 to"),
-    "no pair": ("abc def", [(1, 2, 3)], "a pair of whole numbers"),
-    "no number": ("abc def", [("a", 3)], "a pair of whole numbers"),
-    "a fraction": ("abc def", [(0.0, 3.0)], "a pair of whole numbers"),
+    "behind the end": ("abc def", [(0, 8)], "expected 0 <= start < end <= 7, the document's length"),
+    "before the start": ("abc def", [(-1, 3)], "expected 0 <= start"),
+    "backwards": ("abc def", [(3, 1)], "expected 0 <= start"),
+    "no pair": ("abc def", [(1, 2, 3)], r"expected \[start, end\]"),
+    "no number": ("abc def", [("a", 3)], r"expected \[start, end\]"),
+    "a fraction": ("abc def", [(0.0, 3.0)], r"expected \[start, end\]"),
     "a letter and its accent": (
         "cafe\u0301",
         [(0, 4), (4, 5)],
-        "4 cuts the combined character 'e\u0301', which goes from 3 to 5",
+        "4 splits the character 'e\u0301' .3 to 5.",
     ),
-    "a family": (f"a {FAMILY}", [(0, 4)], "4 cuts the combined character"),
-    "a flag": ("🇯🇵🇫🇷", [(0, 1)], "1 cuts"),
-    "a Hangul syllable": ("\u1112\u1161\u11ab", [(0, 2)], "2 cuts"),
-    "an Arabic vowel": ("\u0628\u064e", [(0, 1)], "1 cuts"),
-    "a line's end": ("a\r\nb", [(0, 2)], "2 cuts"),
-    "half of a token": ("the", [(0, 1), (1, 3)], r"0 \(0, 1\) has no token of its own"),
+    "a family": (f"a {FAMILY}", [(0, 4)], "4 splits the character"),
+    "a flag": ("🇯🇵🇫🇷", [(0, 1)], "1 splits"),
+    "a Hangul syllable": ("\u1112\u1161\u11ab", [(0, 2)], "2 splits"),
+    "an Arabic vowel": ("\u0628\u064e", [(0, 1)], "1 splits"),
+    "a line's end": ("a\r\nb", [(0, 2)], "2 splits"),
+    "half of a token": ("the", [(0, 1), (1, 3)], r"spans\[0\]=\(0, 1\): it has no token"),
 }
 
 
@@ -155,9 +159,9 @@ def test_neighbours_share_as_many_tokens_as_was_said(model: Embedder) -> None:
     document, spans = "a b c d e f", [(0, 6), (4, 11)]
     chunks = model.encode_chunks(document, spans=spans, overlap=2, prompt_name="raw")
     assert sum(chunks.counts) - len(model.tokenize([document], prompt_name="raw")[0]) == 2
-    with pytest.raises(UsageError, match="shares 2 tokens with the one before it, overlap=1"):
+    with pytest.raises(UsageError, match="shares 2 tokens with the span before it, more than overlap=1"):
         model.encode_chunks(document, spans=spans, overlap=1, prompt_name="raw")
-    with pytest.raises(UsageError, match="overlap=-1: at least 0"):
+    with pytest.raises(UsageError, match="overlap=-1: expected at least 0"):
         model.encode_chunks(document, spans=spans, overlap=-1)
 
 
@@ -169,7 +173,7 @@ def test_gaps_are_left_out(model: Embedder) -> None:
 
 def test_a_document_that_is_too_long_is_not_cut(model: Embedder) -> None:
     document = "x " * model.spec.max_tokens
-    with pytest.raises(TextError, match=rf"this model sees {model.spec.max_tokens} at once; late chunking never cuts"):
+    with pytest.raises(TextError, match=rf"this model takes {model.spec.max_tokens}; late chunking never truncates"):
         model.encode_chunks(document, spans=[(0, 2)])
 
 
@@ -182,8 +186,8 @@ def test_one_thing_says_what_the_chunks_are(model: Embedder, arguments: dict[str
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"chunk_tokens": 0}, "chunk_tokens=0: at least 1"),
-        ({"chunk_tokens": 4, "overlap": 4}, "overlap=4: from 0 to less than chunk_tokens=4"),
+        ({"chunk_tokens": 0}, "chunk_tokens=0: expected at least 1"),
+        ({"chunk_tokens": 4, "overlap": 4}, "overlap=4: expected less than chunk_tokens=4"),
     ],
 )
 def test_sizes_that_cannot_be_are_refused(model: Embedder, arguments: dict[str, Any], message: str) -> None:
@@ -214,7 +218,7 @@ def test_cuts_are_where_sentences_end(model: Embedder) -> None:
 def test_chunks_by_size_overlap_as_asked(model: Embedder) -> None:
     document = "One two. Three four. Five six. Seven eight. Nine ten. Eleven twelve."
     found = model.chunk(document, Cut(chunk_tokens=30, overlap=15))
-    shared = [len(np.intersect1d(*pair)) for pair in pairwise(found.places)]
+    shared = [len(np.intersect1d(*pair)) for pair in pairwise(found.indices)]
     assert all(0 < count <= 15 for count in shared)
     assert len(shared) > 1
 

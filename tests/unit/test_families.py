@@ -107,7 +107,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         f"contradict each other: '{NAME}' is code, 'jina-embeddings-v4-text-retrieval' is retrieval",
     ),
     "last pooling": (NAME, {"pooling_type": 3}, "qwen2vl.pooling_type=3, but the specification says mean"),
-    "not causal": (NAME, {"attention__causal": False}, "attention.causal=False: only causal"),
+    "not causal": (NAME, {"attention__causal": False}, "attention.causal=False: expected a causal decoder"),
 }  # fmt: skip
 
 
@@ -117,7 +117,7 @@ def test_what_is_not_published_is_refused_with_the_reason(tmp_path: Path, fault:
     with pytest.raises(FileFormatError) as caught:
         spec_of(published(tmp_path, name, **changes))
     assert str(caught.value).startswith(
-        f"{tmp_path / name}: no nestling.spec in it, and not a published embedding model"
+        f"{tmp_path / name}: no nestling.spec in it, and not a known published embedding model"
     )
     assert reason in str(caught.value)
     assert "--spec FILE" in str(caught.value)
@@ -125,7 +125,7 @@ def test_what_is_not_published_is_refused_with_the_reason(tmp_path: Path, fault:
 
 
 def test_a_vision_tower_is_no_model(tmp_path: Path) -> None:
-    with pytest.raises(FileFormatError, match=r"a vision tower, which goes beside a model; name the model's file"):
+    with pytest.raises(FileFormatError, match=r"a vision tower, not a model; name the model's file"):
         spec_of(published(tmp_path, NAME, architecture="clip"))
 
 
@@ -250,8 +250,8 @@ def test_a_specification_that_does_not_fit_is_refused(
     ("changes", "reason"),
     [
         ({"qwen2__pooling_type": 1}, "qwen2.pooling_type=1, but the specification says last"),
-        ({"qwen2__attention__causal": False}, "only causal decoders"),
-        ({"general__architecture": "bert"}, "architecture 'bert': only qwen2vl and qwen2"),
+        ({"qwen2__attention__causal": False}, "expected a causal decoder"),
+        ({"general__architecture": "bert"}, "architecture 'bert': expected one of qwen2vl, qwen2"),
     ],
 )
 def test_a_file_that_contradicts_its_specification_is_refused(
@@ -263,22 +263,22 @@ def test_a_file_that_contradicts_its_specification_is_refused(
 
 
 def test_a_files_own_specification_is_not_replaced(tiny_models: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="which --spec cannot replace"):
+    with pytest.raises(UsageError, match=r"a nestling\.spec, which cannot be replaced"):
         Embedder.load(tiny_models["F32"], spec=read_spec(write_spec(tmp_path)))
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"{", "not sound JSON"),
+        (b"{", "not valid JSON"),
         (b"\xff", "line 1 is not UTF-8"),
-        (b"[" * 60_000, "not sound JSON"),
-        (b"[]", "no object: the fields are dimensions, family"),
-        (b'{"colour": 1}', "'colour': the fields are"),
+        (b"[" * 60_000, "not valid JSON"),
+        (b"[]", "no object: expected the fields dimensions, family"),
+        (b'{"colour": 1}', "'colour': expected the fields"),
         (b"{}", "not a model specification"),
         (json.dumps(SPEC | {"task": "cooking"}).encode(), "not a model specification .*cooking"),
         (json.dumps(SPEC | {"pooling": "cls"}).encode(), "not a model specification .*cls"),
-        (json.dumps(SPEC | {"dimensions": []}).encode(), r"dimensions=\[\]: expected different sizes"),
+        (json.dumps(SPEC | {"dimensions": []}).encode(), r"dimensions=\[\]: expected ascending sizes"),
         (b" " * (MAX_SPEC_LENGTH + 1), "larger than"),
     ],
 )

@@ -14,7 +14,7 @@ from nestling.pipeline.quantization.imatrix import ColumnSums, ImportanceMatrix
 from nestling.pipeline.quantization.plan import Mix, plan
 from nestling.pipeline.quantization.quantize import quantize
 from nestling.pipeline.quantization.search import search
-from nestling.pipeline.quantization.search.probe import EMBEDDING, Tower
+from nestling.pipeline.quantization.search.probe import EMBEDDING, PerturbationProbe
 from nestling.pipeline.quantization.search.search import Budget, Chooser, embedding_kept, requantized
 from nestling.vectors import paired_cosine
 
@@ -52,12 +52,14 @@ def chooser(source: Path, matrix: ImportanceMatrix, tmp_path_factory: pytest.Tem
         return Chooser.measure(source, spec=tiny_gguf.spec(), matrix=matrix, text=text, threads=1)
 
 
-# The tower.
+# The probe.
 
 
 def test_the_tower_is_the_reference_engine(source: Path) -> None:
     file = GGUFFile.open(source)
-    np.testing.assert_allclose(Tower(file, TEXTS).original, ReferenceEngine(file).pool(plain(TEXTS)), atol=1e-5)
+    np.testing.assert_allclose(
+        PerturbationProbe(file, TEXTS).original, ReferenceEngine(file).pool(plain(TEXTS)), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -66,25 +68,25 @@ def test_the_tower_is_the_reference_engine(source: Path) -> None:
 def test_an_exchange_is_what_a_file_with_those_types_does(names: list[str], source: Path, tmp_path: Path) -> None:
     """Against a file in which these tensors really are Q2_K, run by the reference engine."""
     file = GGUFFile.open(source)
-    tower = Tower(file, TEXTS)
-    changes = {name: requantized(tower.weights(name), T.Q2_K, None) for name in names}
+    probe = PerturbationProbe(file, TEXTS)
+    changes = {name: requantized(probe.weights(name), T.Q2_K, None) for name in names}
     patterns = tuple((f"^{name}$", T.Q2_K) for name in names)
     quantize(source, out=tmp_path / "x.gguf", mix=Mix("F32", patterns))
     real = ReferenceEngine(GGUFFile.open(tmp_path / "x.gguf")).pool(plain(TEXTS))
     wanted = 1 - paired_cosine(real, ReferenceEngine(file).pool(plain(TEXTS))).mean()
     assert wanted > 1e-4
-    assert tower.error(changes) == pytest.approx(wanted, rel=1e-2)
-    assert tower.settle(changes) == pytest.approx(wanted, rel=1e-2)
-    back = {name: tower.weights(name) for name in names}
-    assert abs(tower.error(back)) < 1e-6, "with the original matrices put back there is no error"
-    assert abs(tower.settle({})) < 1e-6
+    assert probe.error(changes) == pytest.approx(wanted, rel=1e-2)
+    assert probe.settle(changes) == pytest.approx(wanted, rel=1e-2)
+    back = {name: probe.weights(name) for name in names}
+    assert abs(probe.error(back)) < 1e-6, "with the original matrices put back there is no error"
+    assert abs(probe.settle({})) < 1e-6
 
 
 def test_a_large_model_is_read_anew_for_every_trial(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = GGUFFile.open(source)
-    small = Tower(file, TEXTS)
+    small = PerturbationProbe(file, TEXTS)
     monkeypatch.setattr("nestling.pipeline.quantization.search.probe.KEPT_BYTES", 1)
-    large = Tower(file, TEXTS)
+    large = PerturbationProbe(file, TEXTS)
     assert (small.keeps_weights, large.keeps_weights) == (True, False)
     np.testing.assert_array_equal(small.original, large.original)
 
@@ -125,7 +127,7 @@ def test_the_embedding_can_be_kept(chooser: Chooser) -> None:
 
 
 def test_a_type_that_the_embedding_cannot_have_is_refused(chooser: Chooser) -> None:
-    with pytest.raises(UsageError, match=r"keep_embedding=IQ1_S: token_embd\.weight can be Q8_0, Q6_K") as caught:
+    with pytest.raises(UsageError, match=r"keep_embedding=IQ1_S: expected one of Q8_0, Q6_K") as caught:
         chooser.choose(Budget(bits_per_weight=4), keep=embedding_kept(T.IQ1_S))
     assert caught.value.param == "keep_embedding"
 
@@ -133,8 +135,8 @@ def test_a_type_that_the_embedding_cannot_have_is_refused(chooser: Chooser) -> N
 @pytest.mark.parametrize(
     ("budget", "match"),
     [
-        (Budget(size_bytes=10_000), r"target_size=10,000: the smallest mix of this model takes \d+,\d+,?\d* bytes"),
-        (Budget(bits_per_weight=2.0), r"target_bpw=2\.0: the smallest mix of this model takes 2\.\d+"),
+        (Budget(size_bytes=10_000), r"target_size=10,000: expected at least \d+,\d+,?\d*, the model's smallest mix"),
+        (Budget(bits_per_weight=2.0), r"target_bpw=2\.0: expected at least 2\.\d+"),
     ],
 )
 def test_a_budget_that_no_mix_can_meet_is_refused(chooser: Chooser, budget: Budget, match: str) -> None:
@@ -146,7 +148,7 @@ def test_a_budget_that_no_mix_can_meet_is_refused(chooser: Chooser, budget: Budg
 def test_the_smallest_mix_named_in_the_refusal_can_be_had(chooser: Chooser) -> None:
     with pytest.raises(BuildError) as caught:
         chooser.choose(Budget(size_bytes=10_000))
-    least = int(str(caught.value).split("takes ")[1].split(" ")[0].replace(",", ""))
+    least = int(str(caught.value).split("at least ")[1].split(", ")[0].replace(",", ""))
     assert chooser.choose(Budget(size_bytes=least), trials=1).plan.size_bytes == least
     with pytest.raises(BuildError):
         chooser.choose(Budget(size_bytes=least - 1))

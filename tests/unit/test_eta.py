@@ -1,7 +1,7 @@
 import pytest
 from tests.small_gguf import small_tensors
 
-from nestling._util.progress import Whole
+from nestling._util.progress import TotalProgress
 from nestling.formats.quant_types import FILE_TYPES
 from nestling.pipeline.eta import file_effort, weights
 
@@ -22,13 +22,13 @@ def test_every_file_type_takes_something_and_threads_share_it() -> None:
 def test_the_whole_goes_from_nothing_to_all_in_proportion() -> None:
     told: list[tuple[int, int]] = []
     own: list[tuple[int, int]] = []
-    whole = Whole(lambda *counts: told.append(counts))
-    whole.expect({"a": 1.0, "b": 2.0, "c": 3.0, "kept": 10.0})
-    whole.skip("kept")
-    first = whole.part("a", progress=lambda *counts: own.append(counts))
+    total = TotalProgress(lambda *counts: told.append(counts))
+    total.expect({"a": 1.0, "b": 2.0, "c": 3.0, "kept": 10.0})
+    total.skip("kept")
+    first = total.part("a", progress=lambda *counts: own.append(counts))
     first(1, 2)
     first(2, 2)
-    both = whole.part("b", "c", progress=lambda *counts: own.append(counts))
+    both = total.part("b", "c", progress=lambda *counts: own.append(counts))
     both(0, 4)
     both(4, 4)
     assert own == [(1, 2), (2, 2), (0, 4), (4, 4)]
@@ -37,7 +37,7 @@ def test_the_whole_goes_from_nothing_to_all_in_proportion() -> None:
 
 def test_a_piece_that_nobody_expected_counts_nothing() -> None:
     told: list[tuple[int, int]] = []
-    whole = Whole(lambda *counts: told.append(counts))
-    whole.expect({"a": 1.0})
-    whole.part("x", progress=lambda *_: None)(1, 1)
+    total = TotalProgress(lambda *counts: told.append(counts))
+    total.expect({"a": 1.0})
+    total.part("x", progress=lambda *_: None)(1, 1)
     assert told == [(0, 1000)]

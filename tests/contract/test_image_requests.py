@@ -8,6 +8,7 @@ import base64
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,15 @@ from tests.contract.serving import Running, running
 from tests.fault.test_image_downloads import serving
 from tests.picture_files import png, raw_png, saved
 from tests.pictures import gradient, noise
+from tests.visual_set import write_lines
 
+from nestling.evaluation import data
+from nestling.evaluation.encoders import encode_all, open_encoder
 from nestling.inputs.image.download import Downloads
 from nestling.models.embedder import Embedder
 from nestling.pipeline.conversion.checkpoint import Checkpoint
 from nestling.pipeline.pipeline import Pipeline, model_path
-from nestling.spec import Task
+from nestling.spec import Role, Task
 from nestling.vectors import paired_cosine
 
 DATA, OTHER = png(gradient(56, 84)), saved(noise(60, 80), "JPEG")
@@ -277,3 +281,13 @@ def test_the_same_image_alone_together_and_under_load_has_one_vector(server: Run
         one.join()
     assert len(found) == 6
     assert paired_cosine(np.stack(found), np.repeat(alone, 6, 0)).min() >= SAME
+
+
+def test_pages_of_a_visual_benchmark_are_measured_over_http(server: Running, model: Embedder, tmp_path: Path) -> None:
+    """Images and texts, each by its role, as the local embedder has them."""
+    pages = data.read_folder(write_lines(tmp_path / "pages"), name="pages").pages
+    with closing(open_encoder(f"{server.url}/v1#fake/retrieval")) as encoder:
+        seen = encode_all(encoder, pages, role=Role.PASSAGE)
+        asked = encode_all(encoder, ["how did revenue grow"], role=Role.QUERY)
+    assert paired_cosine(seen, model.encode_image([one.read() for one in pages])).min() >= SAME
+    assert paired_cosine(asked, model.encode_query(["how did revenue grow"])).min() >= SAME

@@ -22,7 +22,8 @@ from nestling.models.local import ModelReference
 from nestling.server.app import create_app
 from nestling.server.core.model_pool import Load
 from nestling.server.core.service import Service
-from nestling.server.process import Server, bound
+from nestling.server.listening import bound
+from nestling.server.process import Server
 from nestling.server.setting_values import TokenInput
 from nestling.server.settings import ServeSettings
 from nestling.spec import ModelSpec, Task, prefixes_for

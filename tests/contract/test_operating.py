@@ -17,6 +17,7 @@ from nestling.errors import ModelNotFoundError
 from nestling.models.embedder import Embedder
 from nestling.server import process
 from nestling.server.app import create_app
+from nestling.server.listening import bound
 
 CLIENT = httpx.Client(timeout=20, verify=False, limits=httpx.Limits(max_keepalive_connections=0))
 
@@ -48,7 +49,7 @@ def test_it_is_alive_but_not_ready_while_it_loads_and_requests_wait() -> None:
         return loader()(reference)
 
     app = create_app(settings(), load)
-    listener = process.bound("127.0.0.1", 0)
+    listener = bound("127.0.0.1", 0)
     server = process.Server(app, listener, drain_s=2, announce=lambda *_: None)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()

@@ -25,7 +25,7 @@ from tests.fault.test_server_faults import HEAD
 
 from nestling.server import process
 from nestling.server.http import last_connections
-from nestling.server.process import bound
+from nestling.server.listening import bound
 
 BODY = json.dumps({"input": "a text"}).encode()
 REQUEST = HEAD % len(BODY) + BODY

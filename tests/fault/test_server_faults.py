@@ -27,7 +27,7 @@ from tests.contract.serving import ByteTokenizer, FakeEngine, Ids, Running, load
 from nestling.errors import NestlingError
 from nestling.server.api.openai import EmbeddingRequest
 from nestling.server.http import connection, limits
-from nestling.server.process import bound
+from nestling.server.listening import bound
 
 HEAD = b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
 CLIENT = httpx.Client(timeout=20, verify=False, limits=httpx.Limits(max_keepalive_connections=0))

@@ -1,5 +1,6 @@
 """The verb that serves. Its options are made from the settings' one declaration."""
 
+from functools import partial
 from inspect import Parameter, Signature
 from typing import Annotated, Any
 
@@ -23,7 +24,7 @@ def serve(**flags: Any) -> None:  # noqa: ANN401 - what typer read for each sett
     need("nestling.server.process", wanted_for="nestling serve", extra="serve")
     from nestling.server.process import run
 
-    run(settings)
+    run(settings, reread=partial(read_settings, flags))
 
 
 _OPTIONS = [_option(name, setting) for name, setting in SETTINGS.items()]

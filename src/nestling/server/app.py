@@ -25,7 +25,7 @@ from nestling.server.core.model_pool import Load
 from nestling.server.core.refusals import UnavailableError
 from nestling.server.core.service import Service
 from nestling.server.http.access_log import AccessLog
-from nestling.server.http.auth import Keys
+from nestling.server.http.auth import KeyRing, Keys
 from nestling.server.http.hosts import Hosts, guarded
 from nestling.server.http.limits import Bodies
 from nestling.server.http.problems import Problem, Respond, problem_of
@@ -41,7 +41,7 @@ _JSON = "application/json"
 def create_app(
     settings: ServeSettings, load: Load | None = None, *, dialects: Sequence[Dialect] = DIALECTS
 ) -> Starlette:
-    """The application; `load` replaces how models are loaded. The service is at `app.state.service`."""
+    """The application; `load` replaces how models are loaded. `app.state` has the `service` and the `keys`."""
     _check_preferred(settings.dialect, [dialect.name for dialect in dialects])
     service = Service(settings, load)
 
@@ -51,17 +51,17 @@ def create_app(
         yield
         await service.stop()
 
-    respond = _writer(dialects, settings.dialect)
+    respond, keys = _writer(dialects, settings.dialect), KeyRing(settings.api_key)
     routes = [*_watching(service, dialects), *_pages(), *_spoken(dialects, service)]  # matched in this order
     paths = [(route.path, method) for route in routes for method in route.methods or ()]
     assert len(set(paths)) == len(paths), "two routes have the same path"
     app = Starlette(
         routes=routes,
         lifespan=lifespan,
-        middleware=_guards(service, respond),
+        middleware=_guards(service, respond, keys),
         exception_handlers=dict.fromkeys((Problem, NestlingError, HTTPException), _answer(respond)),
     )
-    app.state.service = service
+    app.state.service, app.state.keys = service, keys
     return app
 
 
@@ -109,7 +109,7 @@ def _answer(respond: Respond) -> Callable[[Request, Exception], Response]:
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
-def _guards(service: Service, respond: Respond) -> list[Middleware]:
+def _guards(service: Service, respond: Respond, keys: KeyRing) -> list[Middleware]:
     """What a request passes, the first one first."""
     settings, found = service.settings, [Middleware(AccessLog, service=service, respond=respond)]
     if settings.cors_origin:
@@ -118,7 +118,7 @@ def _guards(service: Service, respond: Respond) -> list[Middleware]:
     if guarded(settings):
         found.append(Middleware(Hosts, allowed=settings.allowed_host, respond=respond))
     if settings.api_key:
-        found.append(Middleware(Keys, keys=settings.api_key, respond=respond))
+        found.append(Middleware(Keys, keys=keys, respond=respond))
     return found
 
 

@@ -5,17 +5,18 @@ close, and lets everything that was accepted finish; a second one ends the proce
 """
 
 import asyncio
-import errno
 import json
 import logging
 import math
 import os
 import resource
+import signal
 import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -28,6 +29,8 @@ from nestling.server.core.model_pool import Load
 from nestling.server.core.service import Service
 from nestling.server.http import last_connections
 from nestling.server.http.connection import PunctualProtocol
+from nestling.server.listening import HandedOver, listening
+from nestling.server.reloading import Reread, reload
 from nestling.server.settings import ServeSettings
 
 LINGER_S = 1.0
@@ -40,12 +43,17 @@ this process is held up, since its clients are too."""
 LOG = logging.getLogger("nestling.server")
 
 
-def run(settings: ServeSettings, load: Load | None = None) -> None:
-    """Serve until a signal comes. NestlingError when the port is taken or the models cannot be loaded."""
+def run(settings: ServeSettings, load: Load | None = None, *, reread: Reread | None = None) -> None:
+    """Serve until a signal comes. NestlingError when the port is taken or the models cannot be loaded.
+
+    `reread`: SIGHUP takes the keys and aliases of what it gives.
+    """
     app = create_app(settings, load)
     _allow_many_sockets()
-    with _logging(), bound(settings.host, settings.port) as listener:
+    with _logging(), listening(settings) as listener:
         server = Server(app, listener, drain_s=settings.drain_s)
+        if reread and (settings.api_key_file or settings.alias_file):
+            server.on_hangup = partial(reload, app.state.service, app.state.keys, reread)
         server.run(sockets=[listener])
     if server.failure:
         raise server.failure
@@ -56,18 +64,27 @@ def run(settings: ServeSettings, load: Load | None = None) -> None:
 
 def say_ready(service: Service, listener: socket.socket) -> None:
     """Print where the server is and a command that tries it."""
-    host, port = listener.getsockname()[:2]
-    anywhere = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - read, not bound
-    shown = anywhere.get(host, f"[{host}]" if ":" in host else host)
+    place, flag, url = _address(listener)
     key = " -H 'Authorization: Bearer YOUR-KEY'" if service.settings.api_key else ""
     body = json.dumps({"model": service.catalog.default.name, "input": ["A beautiful sunset over the beach"]})
     names = ", ".join(offer.name for offer in service.catalog.offers)
     lines = [
-        f"nestling serves {names} at http://{shown}:{port} (Ctrl-C ends it). Try:",
-        f"  curl -s http://{shown}:{port}/v1/embeddings -H 'Content-Type: application/json'{key} -d '{body}'",
+        f"nestling serves {names} at {place} (Ctrl-C ends it). Try:",
+        f"  curl -s {flag}{url}/v1/embeddings -H 'Content-Type: application/json'{key} -d '{body}'",
     ]
     sys.stdout.write("\n".join(lines) + "\n")
     sys.stdout.flush()
+
+
+def _address(listener: socket.socket) -> tuple[str, str, str]:
+    """Where the server is, and what curl needs to get there: a flag, empty for an address and a port, and the URL."""
+    if listener.family == socket.AF_UNIX:
+        path = listener.getsockname()
+        return f"unix:{path}", f"--unix-socket {path} ", "http://localhost"
+    host, port = listener.getsockname()[:2]
+    anywhere = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - read, not bound
+    url = f"http://{anywhere.get(host, f'[{host}]' if ':' in host else host)}:{port}"
+    return url, "", url
 
 
 class Server(uvicorn.Server):
@@ -89,10 +106,14 @@ class Server(uvicorn.Server):
         self._listener, self._announce, self._drain_s = listener, announce, drain_s
         self._drained_by: float | None = None
         self.failure: NestlingError | None = None
+        self.on_hangup: Callable[[], None] | None = None
+        """What SIGHUP does; without it the signal is left alone."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and load in the background."""
         await super().startup(sockets)
+        if self.on_hangup:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.on_hangup)
         self._opening = asyncio.create_task(self._open())
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -136,10 +157,14 @@ class Server(uvicorn.Server):
             self._announce(self._service, self._listener)
 
     async def _accept_last(self, end: float) -> None:
-        """Closing the port would reset the connections that the kernel has completed and nobody has accepted yet."""
-        if last_connections.refuse_new(self._listener):
+        """Closing the port would reset the connections that the kernel has completed and nobody has accepted yet.
+
+        Those of a socket that is systemd's wait there for the next process.
+        """
+        stays = isinstance(self._listener, HandedOver)
+        if not stays and last_connections.refuse_new(self._listener):
             await asyncio.sleep(max(min(HANDSHAKE_S, end - time.monotonic()), 0))
-        last = last_connections.accepted(self._listener)
+        last = [] if stays else last_connections.accepted(self._listener)
         for server in self.servers:
             server.close()
         for connection in last:
@@ -160,6 +185,7 @@ class Server(uvicorn.Server):
 def _config(app: Starlette, drain_s: int) -> uvicorn.Config:
     return uvicorn.Config(
         app,
+        loop="asyncio",  # not whichever happens to be installed
         log_config=None,
         log_level="critical",
         access_log=False,
@@ -169,23 +195,6 @@ def _config(app: Starlette, drain_s: int) -> uvicorn.Config:
         server_header=False,
         timeout_graceful_shutdown=drain_s,
     )
-
-
-def bound(host: str, port: int) -> socket.socket:
-    """A listening socket; NestlingError when there can be none at that place."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio turns Nagle's delay off (40 ms an answer) only where the protocol is spelt out
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-        listener.listen(2048)
-    except OSError as error:
-        listener.close()
-        hint = "another program has it; choose one with --port" if error.errno == errno.EADDRINUSE else error.strerror
-        raise NestlingError(f"{host}:{port}: cannot listen there: {hint}") from None
-    listener.setblocking(False)  # noqa: FBT003 - the socket's own interface
-    return listener
 
 
 def _allow_many_sockets() -> None:

@@ -92,6 +92,9 @@ class ServeSettings:
     )
     host: str = field(default="127.0.0.1", metadata=_text("Address to listen on.", "ADDRESS"))
     port: int = field(default=8080, metadata=_number("Port to listen on; 0 for a free one.", low=0, high=65_535))
+    uds: Path | None = field(
+        default=None, metadata=_file("Unix socket to listen on, in place of an address and a port.")
+    )
     engine: str = field(
         default="auto", metadata=_text("auto, openvino, llamacpp, torch or reference.", "NAME", engine, short="-e")
     )
@@ -111,12 +114,17 @@ class ServeSettings:
         metadata={"setting": Setting(str, "Whose API a path means that several have.", "NAME", "as the body says")},
     )
     alias: tuple[str, ...] = field(default=(), metadata=_list("NAME or NAME=MODEL: another name for a model.", "NAME"))
+    alias_file: Path | None = field(
+        default=None, metadata=_file("A file with one alias a line; SIGHUP reads it again.")
+    )
     api_key: tuple[str, ...] = field(
         default=(),
         repr=False,
         metadata=_list("A key that clients must send; better in a file or the environment.", "KEY"),
     )
-    api_key_file: Path | None = field(default=None, metadata=_file("A file with one key a line."))
+    api_key_file: Path | None = field(
+        default=None, metadata=_file("A file with one key a line; SIGHUP reads it again.")
+    )
     cors_origin: tuple[str, ...] = field(default=(), metadata=_list("A web origin that may call the server.", "ORIGIN"))
     allowed_host: tuple[str, ...] = field(
         default=(),
@@ -210,6 +218,8 @@ def read_settings(flags: Mapping[str, Any], environ: Mapping[str, str] = os.envi
                 break
     if path := values.get("api_key_file"):
         values["api_key"] = (*values.get("api_key", ()), *_keys_of(path))
+    if path := values.get("alias_file"):
+        values["alias"] = (*values.get("alias", ()), *_lines_of(path, "--alias-file"))
     return ServeSettings(**values)
 
 
@@ -239,8 +249,14 @@ def _check_spelling(environ: Mapping[str, str]) -> None:
 
 
 def _keys_of(path: Path) -> tuple[str, ...]:
-    content = read_text(path, error=lambda reason: UsageError(f"--api-key-file: {reason}", param="api_key_file"))
-    keys = tuple(line.strip() for line in content.split("\n") if line.strip())
+    keys = _lines_of(path, "--api-key-file")
     if not keys:
         raise UsageError(f"--api-key-file: {path} holds no key; expected one per line", param="api_key_file")
     return keys
+
+
+def _lines_of(path: Path, source: str) -> tuple[str, ...]:
+    """The lines of a file that are not blank."""
+    param = source.removeprefix("--").replace("-", "_")
+    content = read_text(path, error=lambda reason: UsageError(f"{source}: {reason}", param=param))
+    return tuple(line.strip() for line in content.split("\n") if line.strip())

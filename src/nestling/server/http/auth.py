@@ -16,11 +16,26 @@ _NO_KEY = Problem(
 )
 
 
+class KeyRing:
+    """The keys that open the server; they can be replaced while it runs."""
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        self.replace(keys)
+
+    def replace(self, keys: Sequence[str]) -> None:
+        """Know these keys alone from now on."""
+        self._keys = [key.encode("utf-8") for key in keys]
+
+    def knows(self, given: bytes) -> bool:
+        """True for one of the keys; compared with all of them, so that there is no early end to time."""
+        return any([hmac.compare_digest(given, known) for known in self._keys])
+
+
 class Keys:
     """ASGI middleware: lets a request through that bears one of the keys, or asks for something that needs none."""
 
-    def __init__(self, app: ASGIApp, keys: Sequence[str], respond: Respond) -> None:
-        self._app, self._keys, self._respond = app, [key.encode("utf-8") for key in keys], respond
+    def __init__(self, app: ASGIApp, keys: KeyRing, respond: Respond) -> None:
+        self._app, self._keys, self._respond = app, keys, respond
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -32,5 +47,4 @@ class Keys:
     def _knows(self, scope: Scope) -> bool:
         given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
         scheme, _, key = given.partition(b" ")
-        found = [hmac.compare_digest(key.strip(), known) for known in self._keys]  # all of them: no early end to time
-        return scheme.lower() == b"bearer" and any(found)
+        return self._keys.knows(key.strip()) and scheme.lower() == b"bearer"

@@ -14,7 +14,8 @@ from nestling.server.settings import ServeSettings
 
 def guarded(settings: ServeSettings) -> bool:
     """True where names are checked: some are allowed, or anyone on this machine may ask without a key."""
-    return bool(settings.allowed_host) or (not settings.api_key and _is_loopback(settings.host))
+    open_to_pages = not settings.api_key and not settings.uds and _is_loopback(settings.host)
+    return bool(settings.allowed_host) or open_to_pages
 
 
 class Hosts:

@@ -20,7 +20,7 @@ _NO_SYN = ((0x30, 0, 0, 13), (0x54, 0, 0, 0x12), (0x15, 0, 1, 0x02), (0x06, 0, 0
 
 def refuse_new(listener: socket.socket) -> bool:
     """Complete no further handshake: True, or False where the system has no such filter."""
-    if sys.platform != "linux":
+    if sys.platform != "linux" or listener.family == socket.AF_UNIX:  # there are no handshakes at a Unix socket
         return False
     program = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *one) for one in _NO_SYN))
     try:

@@ -1,4 +1,4 @@
-"""The starter behind `nestling serve`, as a user would start it."""
+"""The starter behind `nestling serve`, as a user would start it; a tiny model with a vision tower and its server."""
 
 import re
 import signal
@@ -10,6 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tests.contract.serving import Running, running
+
+from nestling.models.embedder import Embedder
+from nestling.pipeline.conversion.checkpoint import Checkpoint
+from nestling.pipeline.pipeline import Pipeline, model_path
+from nestling.spec import Task
 
 NESTLING = Path(sys.executable).with_name("nestling")
 
@@ -42,3 +48,26 @@ def serving(*options: str) -> Iterator[Served]:
             assert child.wait(20) == 0
         finally:
             child.kill()
+
+
+@pytest.fixture(scope="session")
+def vision_path(vision_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model, its vision tower beside it."""
+    folder = tmp_path_factory.mktemp("family")
+    Pipeline(Checkpoint.open(vision_checkpoint), folder, "tiny", 1).build([Task.RETRIEVAL], ["F32"])
+    return model_path(folder, family="tiny", task=Task.RETRIEVAL, file_type="F32")
+
+
+@pytest.fixture(scope="session")
+def vision_model(vision_path: Path) -> Iterator[Embedder]:
+    """The same in memory."""
+    loaded = Embedder.load(vision_path, threads=1)
+    yield loaded
+    loaded.close()
+
+
+@pytest.fixture(scope="module")
+def vision_server(vision_path: Path) -> Iterator[Running]:
+    """The same behind a server, with the default settings."""
+    with running(lambda _reference: Embedder.load(vision_path, threads=1)) as one:
+        yield one

@@ -7,7 +7,6 @@ The doors to a file or a network that a client has no business with: paths and U
 import base64
 import json
 import threading
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -33,27 +32,7 @@ from nestling.vectors import paired_cosine
 DATA, OTHER = png(gradient(56, 84)), saved(noise(60, 80), "JPEG")
 CODE, OTHER_CODE = base64.b64encode(DATA).decode(), base64.b64encode(OTHER).decode()
 URI = "data:image/png;base64," + CODE
-SAME = 0.9999
-
-
-@pytest.fixture(scope="module")
-def path(vision_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("family")
-    Pipeline(Checkpoint.open(vision_checkpoint), folder, "tiny", 1).build([Task.RETRIEVAL], ["F32"])
-    return model_path(folder, family="tiny", task=Task.RETRIEVAL, file_type="F32")
-
-
-@pytest.fixture(scope="module")
-def model(path: Path) -> Iterator[Embedder]:
-    loaded = Embedder.load(path, threads=1)
-    yield loaded
-    loaded.close()
-
-
-@pytest.fixture(scope="module")
-def server(path: Path) -> Iterator[Running]:
-    with running(lambda _reference: Embedder.load(path, threads=1)) as one:
-        yield one
+SAME, UNDER_LOAD = 0.9999, 0.99999
 
 
 def post(server: Running, where: str = "/v1/embeddings", **body: Any) -> httpx.Response:
@@ -85,44 +64,49 @@ def refused(answer: httpx.Response, status: int, *parts: str) -> str:
                                                    {"type": "text", "text": "Describe the image."}]}]},
     ],
 )  # fmt: skip
-def test_every_clients_form_gives_the_images_vector(server: Running, model: Embedder, body: dict[str, Any]) -> None:
-    answer = post(server, **body)
-    assert paired_cosine(rows(answer), model.encode_image([DATA])).min() >= SAME
+def test_every_clients_form_gives_the_images_vector(
+    vision_server: Running, vision_model: Embedder, body: dict[str, Any]
+) -> None:
+    answer = post(vision_server, **body)
+    assert paired_cosine(rows(answer), vision_model.encode_image([DATA])).min() >= SAME
     assert answer.json()["usage"]["prompt_tokens"] == 2 * 3 + 20
 
 
-def test_texts_and_images_are_mixed_in_their_order(server: Running, model: Embedder) -> None:
-    answer = post(server, input=["a", {"image": CODE}, {"text": "b"}, {"image": OTHER_CODE}])
-    expected = np.concatenate([model.encode(["a", "b"]), model.encode_image([DATA, OTHER])])[[0, 2, 1, 3]]
+def test_texts_and_images_are_mixed_in_their_order(vision_server: Running, vision_model: Embedder) -> None:
+    answer = post(vision_server, input=["a", {"image": CODE}, {"text": "b"}, {"image": OTHER_CODE}])
+    expected = np.concatenate([vision_model.encode(["a", "b"]), vision_model.encode_image([DATA, OTHER])])[[0, 2, 1, 3]]
     assert paired_cosine(rows(answer), expected).min() >= SAME
     usage = answer.json()["usage"]["prompt_tokens"]
-    assert usage == sum(map(len, model.items(["a", DATA, "b", OTHER])))
+    assert usage == sum(map(len, vision_model.items(["a", DATA, "b", OTHER])))
 
 
-def test_multi_vectors_dimensions_and_base64_of_images(server: Running, model: Embedder) -> None:
-    found = post(server, input=[{"image": CODE}, "a"], return_multivector=True).json()["data"]
+def test_multi_vectors_dimensions_and_base64_of_images(vision_server: Running, vision_model: Embedder) -> None:
+    found = post(vision_server, input=[{"image": CODE}, "a"], return_multivector=True).json()["data"]
     assert (
-        paired_cosine(np.array(found[0]["embeddings"], np.float32), model.encode_image_tokens([DATA])[0]).min() >= SAME
+        paired_cosine(np.array(found[0]["embeddings"], np.float32), vision_model.encode_image_tokens([DATA])[0]).min()
+        >= SAME
     )
-    assert rows(post(server, input=[{"image": CODE}], dimensions=16)).shape == (1, 16)
-    packed = post(server, input=[{"image": CODE}], encoding_format="base64").json()["data"][0]["embedding"]
+    assert rows(post(vision_server, input=[{"image": CODE}], dimensions=16)).shape == (1, 16)
+    packed = post(vision_server, input=[{"image": CODE}], encoding_format="base64").json()["data"][0]["embedding"]
     row = np.frombuffer(base64.b64decode(packed), "<f4")[None]
-    assert paired_cosine(row, model.encode_image([DATA])).min() >= SAME
+    assert paired_cosine(row, vision_model.encode_image([DATA])).min() >= SAME
 
 
-def test_a_message_of_text_is_a_text(server: Running, model: Embedder) -> None:
+def test_a_message_of_text_is_a_text(vision_server: Running, vision_model: Embedder) -> None:
     for content in ("hello", [{"type": "text", "text": "hello"}]):
-        answer = post(server, messages=[{"role": "user", "content": content}])
-        assert paired_cosine(rows(answer), model.encode(["hello"])).min() >= SAME
+        answer = post(vision_server, messages=[{"role": "user", "content": content}])
+        assert paired_cosine(rows(answer), vision_model.encode(["hello"])).min() >= SAME
 
 
-def test_images_are_ranked_beside_texts(server: Running, model: Embedder) -> None:
+def test_images_are_ranked_beside_texts(vision_server: Running, vision_model: Embedder) -> None:
     documents = ["a text", {"image": CODE}, {"text": "another"}, URI]
     for scoring in ("maxsim", "cosine"):
-        answer = post(server, "/v1/rerank", query="asked", documents=documents, scoring=scoring, return_documents=True)
+        answer = post(
+            vision_server, "/v1/rerank", query="asked", documents=documents, scoring=scoring, return_documents=True
+        )
         assert answer.status_code == 200, answer.text
         found = {one["index"]: one["relevance_score"] for one in answer.json()["results"]}
-        wanted = model.rerank("asked", ["a text", DATA, "another", DATA], scoring=scoring)
+        wanted = vision_model.rerank("asked", ["a text", DATA, "another", DATA], scoring=scoring)
         np.testing.assert_allclose([found[one.index] for one in wanted], [one.score for one in wanted], atol=1e-3)
         echoed = {one["index"]: one["document"] for one in answer.json()["results"]}
         assert echoed[0] == {"text": "a text"}
@@ -157,10 +141,10 @@ BAD = [
 
 
 @pytest.mark.parametrize(("item", "said"), BAD, ids=[json.dumps(item)[:40] for item, _ in BAD])
-def test_a_bad_item_is_a_400_that_names_it(server: Running, item: Any, said: str) -> None:
-    refused(post(server, input=[{"image": CODE}, item]), 400, said)
+def test_a_bad_item_is_a_400_that_names_it(vision_server: Running, item: Any, said: str) -> None:
+    refused(post(vision_server, input=[{"image": CODE}, item]), 400, said)
     if isinstance(item, dict) and item and "pdf" not in item:
-        answer = post(server, "/v1/rerank", query="a", documents=["a", item])
+        answer = post(vision_server, "/v1/rerank", query="a", documents=["a", item])
         refused(answer, 400, said.replace("input 1", "documents[1]"))
 
 
@@ -174,34 +158,36 @@ def test_a_bad_item_is_a_400_that_names_it(server: Running, item: Any, said: str
     ],
     ids=lambda messages: json.dumps(messages)[:40],
 )  # fmt: skip
-def test_messages_that_are_not_one_input_are_refused(server: Running, messages: Any) -> None:
-    refused(post(server, messages=messages), 400, "messages: ")
-    refused(post(server, messages=[{"content": "a"}], input="a"), 400, "messages: not together with input")
+def test_messages_that_are_not_one_input_are_refused(vision_server: Running, messages: Any) -> None:
+    refused(post(vision_server, messages=messages), 400, "messages: ")
+    refused(post(vision_server, messages=[{"content": "a"}], input="a"), 400, "messages: not together with input")
 
 
-def test_bombs_are_413_by_their_headers(server: Running) -> None:
+def test_bombs_are_413_by_their_headers(vision_server: Running) -> None:
     bomb = base64.b64encode(raw_png(19_000, 19_000, bytes(19_001) * 19_000)).decode()
-    refused(post(server, input=["a", {"image": bomb}]), 413, "input 1: 19000x19000 pixels: expected at most 50000000")
-    answer = post(server, "/v1/rerank", query="a", documents=[{"image": bomb}])
+    refused(
+        post(vision_server, input=["a", {"image": bomb}]), 413, "input 1: 19000x19000 pixels: expected at most 50000000"
+    )
+    answer = post(vision_server, "/v1/rerank", query="a", documents=[{"image": bomb}])
     refused(answer, 413, "documents[0]: 19000x19000 pixels")
 
 
 def test_the_pixels_of_a_request_are_added_up_before_any_is_decoded(
-    server: Running, monkeypatch: pytest.MonkeyPatch
+    vision_server: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nestling.server.core.pictures.MOST_PIXELS", 2 * 56 * 84)
     monkeypatch.setattr("nestling.server.core.pictures.decode", None)
-    refused(post(server, input=[{"image": CODE}] * 3), 413, "input 2: 14112 pixels up to here")
+    refused(post(vision_server, input=[{"image": CODE}] * 3), 413, "input 2: 14112 pixels up to here")
 
 
-def test_ten_thousand_images_are_413(server: Running) -> None:
-    refused(post(server, input=[{"image": CODE}] * 10_000), 413, "10000 items, this server takes 2048 a request")
+def test_ten_thousand_images_are_413(vision_server: Running) -> None:
+    refused(post(vision_server, input=[{"image": CODE}] * 10_000), 413, "10000 items, this server takes 2048 a request")
 
 
-def test_a_body_with_images_may_be_larger_but_not_its_texts(path: Path) -> None:
+def test_a_body_with_images_may_be_larger_but_not_its_texts(vision_path: Path) -> None:
     large = png(noise(1200, 1200))
     assert len(large) > 2_000_000
-    with running(lambda _reference: Embedder.load(path, threads=1), max_image_body_bytes=7_000_000) as server:
+    with running(lambda _reference: Embedder.load(vision_path, threads=1), max_image_body_bytes=7_000_000) as server:
         answer = post(server, input=[{"image": base64.b64encode(large).decode()}])
         assert rows(answer).shape == (1, 64)
         refused(post(server, input="a" * 2_100_000), 413, "2100000 characters of text")
@@ -215,7 +201,7 @@ def test_a_model_without_a_tower_names_the_item_and_the_missing_file() -> None:
         assert post(server, input=["a", {"text": "b"}]).status_code == 200
 
 
-def test_urls_are_fetched_from_listed_hosts_alone(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_urls_are_fetched_from_listed_hosts_alone(vision_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import ipaddress
 
     loopback = ipaddress.ip_address("127.0.0.1")
@@ -225,7 +211,7 @@ def test_urls_are_fetched_from_listed_hosts_alone(path: Path, monkeypatch: pytes
             lambda hosts: Downloads(hosts, resolve=lambda *_: [loopback], allows=lambda one: one == loopback),
         )
         with running(
-            lambda _reference: Embedder.load(path, threads=1), allow_image_urls=(f"good.example:{port}",)
+            lambda _reference: Embedder.load(vision_path, threads=1), allow_image_urls=(f"good.example:{port}",)
         ) as server:
             good = f"http://good.example:{port}/picture"
             expected = rows(post(server, input=[{"image": base64.b64encode(png()).decode()}]))
@@ -243,14 +229,16 @@ def test_urls_are_fetched_from_listed_hosts_alone(path: Path, monkeypatch: pytes
             assert len(asked) == before
 
 
-def test_short_requests_go_on_while_an_image_is_decoded(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_requests_go_on_while_an_image_is_decoded(
+    vision_server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
     entered, gate = threading.Event(), threading.Event()
     monkeypatch.setattr("nestling.server.core.pictures.decode", _blocked(entered, gate))
     answers: list[httpx.Response] = []
-    waiting = threading.Thread(target=lambda: answers.append(post(server, input=[{"image": CODE}])))
+    waiting = threading.Thread(target=lambda: answers.append(post(vision_server, input=[{"image": CODE}])))
     waiting.start()
     assert entered.wait(20)
-    assert post(server, input="a short text").status_code == 200
+    assert post(vision_server, input="a short text").status_code == 200
     gate.set()
     waiting.join()
     assert answers[0].status_code == 200
@@ -267,27 +255,38 @@ def _blocked(entered: threading.Event, gate: threading.Event) -> Any:
     return wait
 
 
-def test_the_same_image_alone_together_and_under_load_has_one_vector(server: Running) -> None:
-    alone = rows(post(server, input=[{"image": CODE}]))
-    found: list[Any] = []
+@pytest.mark.parametrize("file_type", ["F32", "Q8_0"])
+def test_the_same_image_alone_together_and_under_load_has_one_vector(
+    vision_checkpoint: Path, tmp_path: Path, file_type: str
+) -> None:
+    """Without the cache, which would answer with the first vector; in bfloat16 where the processor has it."""
+    Pipeline(Checkpoint.open(vision_checkpoint), tmp_path, "tiny", 1).build([Task.CODE], [file_type])
+    path = model_path(tmp_path, family="tiny", task=Task.CODE, file_type=file_type)
+    with running(lambda _reference: Embedder.load(path, threads=1), cache_mb=0) as server:
+        alone = rows(post(server, input=[{"image": CODE}]))
+        company = [["a text", {"image": CODE}, {"image": OTHER_CODE}], [{"image": CODE}, *["b" * 200] * 9]]
+        found: list[Any] = []
 
-    def ask() -> None:
-        found.extend(rows(post(server, input=["a text", {"image": CODE}, {"image": OTHER_CODE}]))[1:2])
+        def ask(turn: int) -> None:
+            inputs = company[turn % 2]
+            found.append(rows(post(server, input=inputs))[inputs.index({"image": CODE})])
 
-    threads = [threading.Thread(target=ask) for _ in range(6)]
-    for one in threads:
-        one.start()
-    for one in threads:
-        one.join()
-    assert len(found) == 6
-    assert paired_cosine(np.stack(found), np.repeat(alone, 6, 0)).min() >= SAME
+        threads = [threading.Thread(target=ask, args=(turn,)) for turn in range(12)]
+        for one in threads:
+            one.start()
+        for one in threads:
+            one.join()
+    assert len(found) == len(threads)
+    assert paired_cosine(np.stack(found), np.repeat(alone, len(found), 0)).min() >= UNDER_LOAD
 
 
-def test_pages_of_a_visual_benchmark_are_measured_over_http(server: Running, model: Embedder, tmp_path: Path) -> None:
+def test_pages_of_a_visual_benchmark_are_measured_over_http(
+    vision_server: Running, vision_model: Embedder, tmp_path: Path
+) -> None:
     """Images and texts, each by its role, as the local embedder has them."""
     pages = data.read_folder(write_lines(tmp_path / "pages"), name="pages").pages
-    with closing(open_encoder(f"{server.url}/v1#fake/retrieval")) as encoder:
+    with closing(open_encoder(f"{vision_server.url}/v1#fake/retrieval")) as encoder:
         seen = encode_all(encoder, pages, role=Role.PASSAGE)
         asked = encode_all(encoder, ["how did revenue grow"], role=Role.QUERY)
-    assert paired_cosine(seen, model.encode_image([one.read() for one in pages])).min() >= SAME
-    assert paired_cosine(asked, model.encode_query(["how did revenue grow"])).min() >= SAME
+    assert paired_cosine(seen, vision_model.encode_image([one.read() for one in pages])).min() >= SAME
+    assert paired_cosine(asked, vision_model.encode_query(["how did revenue grow"])).min() >= SAME

@@ -36,11 +36,16 @@ def load_tower(
 
 def check_vision(name: EngineName) -> None:
     """UsageError for an engine that takes no images."""
-    if name not in (EngineName.AUTO, EngineName.OPENVINO, EngineName.REFERENCE):
+    if reason := _WITHOUT.get(name):
         raise UsageError(
-            f"engine='{name}': no images (llama.cpp pools the wrong tokens); expected one of auto, openvino, reference",
-            param="engine",
+            f"engine='{name}': no images ({reason}); expected one of auto, openvino, reference", param="engine"
         )
+
+
+_WITHOUT = {
+    EngineName.LLAMACPP: "llama.cpp pools the wrong tokens",
+    EngineName.TORCH: "this engine computes texts alone",
+}
 
 
 def _load(vision: VisionFile, name: EngineName, threads: int, *, exact: bool) -> VisionEngine:

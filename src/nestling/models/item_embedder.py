@@ -15,8 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nestling import vectors
+from nestling._util.extras import look_for
 from nestling._util.numbers import whole_number
 from nestling.engine.protocol import POOLS, Engine, Item, TokenIds
+from nestling.engine.registry import EngineName
+from nestling.engine.towers import check_vision
 from nestling.errors import TextError, TextLengthError, UsageError
 from nestling.formats.multivector_head import Projector
 from nestling.inputs.late_chunking import Indices
@@ -154,12 +157,15 @@ class ItemEmbedder:
         return [found[index] for index in range(len(items))]
 
     @property
-    def has_vision(self) -> bool:
-        """True if there is a vision tower for the model's file; does not load it."""
+    def images_refused(self) -> str | None:
+        """Why the model takes no images, or None if it does; loads neither the vision tower nor Pillow."""
         try:
-            return self.path is not None and tower_of(self.path, self.spec).is_file()
-        except UsageError:
-            return False
+            tower_of(self._own_path, self.spec)
+            check_vision(EngineName.parse(self.engine.name))
+            look_for("PIL", wanted_for="an image", extra="images")
+        except UsageError as error:
+            return str(error)
+        return None
 
     @cached_property
     def vision(self) -> Vision:
@@ -167,9 +173,13 @@ class ItemEmbedder:
 
         UsageError when there is none, FileFormatError when it is damaged or another checkpoint's.
         """
+        return Vision.load(self._own_path, self.spec, self.tokenizer, engine=self.engine.name, options=self._images)
+
+    @property
+    def _own_path(self) -> Path:
         if self.path is None:
             raise UsageError("no vision tower: this model was not loaded from a file", param="images")
-        return Vision.load(self.path, self.spec, self.tokenizer, engine=self.engine.name, options=self._images)
+        return self.path
 
     def close(self) -> None:
         """Free the engine's memory. The model cannot be used afterwards.

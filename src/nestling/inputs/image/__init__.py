@@ -56,7 +56,8 @@ def decode(source: Source, spec: ImageSpec = PUBLISHED, *, max_pixels: int | Non
     """
     most = max_pixels or spec.max_pixels
     to = smart_size(source.height, source.width, min_pixels=spec.min_pixels, max_pixels=most)
-    return Image.of(resized(source.strips(), (source.height, source.width), to))
+    size = source.height, source.width
+    return Image.of(resized(source.strips(), size, to), sent_pixels=size[0] * size[1])
 
 
 def read(

@@ -21,16 +21,20 @@ PATCH = FACTOR // MERGE
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Image:
-    """A resized image: (h, w, 3) uint8, both sides multiples of 28. `key` is a hash of its pixels, for caches."""
+    """A resized image: (h, w, 3) uint8, both sides multiples of 28. `key` is a hash of its pixels, for caches.
+
+    `sent_pixels` is how many pixels it had before the resize.
+    """
 
     pixels: Pixels
     key: bytes
+    sent_pixels: int = 0
 
     @classmethod
-    def of(cls, pixels: Pixels) -> "Image":
+    def of(cls, pixels: Pixels, *, sent_pixels: int = 0) -> "Image":
         """Make an image of resized pixels."""
         shape = np.array(pixels.shape, "<u4").tobytes()
-        return cls(pixels, hashlib.sha256(shape + np.ascontiguousarray(pixels).tobytes()).digest())
+        return cls(pixels, hashlib.sha256(shape + np.ascontiguousarray(pixels).tobytes()).digest(), sent_pixels)
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -50,6 +50,8 @@ class Endpoint:
             call = Call(self._service, body, request.path_params)
             chosen = await call.run(spoken_for, self._spoken, body)
             request.scope["dialect"] = chosen.dialect
+            if not chosen.route.images:
+                self._bodies.check(body)  # read for another dialect's images
             async with aclosing(chosen.route.handler(call)) as pieces:
                 first = await _unless(gone, pieces)
                 if read:

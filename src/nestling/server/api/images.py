@@ -1,12 +1,14 @@
-"""Images in JSON, as Jina's, LlamaIndex's, Haystack's and vLLM's clients write them. Nothing is decoded here."""
+"""Images in JSON, as the clients of every dialect write them. Nothing is decoded here."""
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeGuard
+from typing import Annotated, Any, TypeGuard
 
-from nestling.errors import ImageError, InputError, TextError
+from pydantic import WithJsonSchema
+
+from nestling.errors import ImageError, InputError, TextError, UsageError
 from nestling.formats.tower_shape import PROMPT
-from nestling.server.api.bodies import kind_of, texts_or_ids
+from nestling.server.api.bodies import Body, kind_of, texts_or_ids
 from nestling.server.core.refusals import InvalidError, TooLargeError
 from nestling.server.core.requests import Inputs, Picture
 
@@ -14,6 +16,7 @@ KEYS = ("text", "image", "url", "bytes")
 """Of an item: a text, or an image as base64, data URI or URL (Jina), a URL or base64 (LlamaIndex)."""
 INSTRUCTION = PROMPT.partition("<|vision_end|>")[2].partition("<|im_end|>")[0]
 """The text that the model itself puts behind every image."""
+_PARTS = ("text", "image_url", "image_base64")
 _URL = re.compile(r"https?://", re.IGNORECASE)
 _DATA_URI = re.compile(r"data:image/", re.IGNORECASE)
 
@@ -78,25 +81,66 @@ def of_object(item: Mapping[str, Any], index: int) -> str | Picture:
     [key], value = named, item[named[0]]
     if not isinstance(value, str):
         raise TextError(f"{key}: expected a text, this is {kind_of(value)}", index=index)
-    return value if key == "text" else _picture(value, key, index)
+    return value if key == "text" else picture(value, key, index)
+
+
+_MESSAGES = {"type": "array", "items": {"type": "object"}, "minItems": 1}
+Messages = Annotated[Any, WithJsonSchema(_MESSAGES)]
+"""A field that `of_messages` reads."""
+
+
+class Content(Body):
+    """One of Cohere's or Voyage's `inputs`."""
+
+    content: list[Any]
+    """One part: a text or an image."""
+
+
+def of_contents(inputs: Sequence[Content], *, most: int) -> list[str | Picture]:
+    """Cohere's and Voyage's `inputs`, each one text or one image; errors name the input that is neither."""
+    if not inputs:
+        raise InvalidError("inputs: expected at least one", param="inputs", code="empty")
+    if len(inputs) > most:
+        raise TooLargeError(f"inputs: {len(inputs)}, this server takes {most} a request", param="inputs")
+    return [_of_content(one, index) for index, one in enumerate(inputs)]
+
+
+def _of_content(one: Content, index: int) -> str | Picture:
+    try:
+        return _only([_part(part) for part in _objects(one.content)])
+    except UsageError as error:
+        raise _refused(f"inputs[{index}].content", error, param="inputs") from None
 
 
 def of_messages(value: object) -> str | Picture:
     """VLLM's `messages`: one user's text, or one image; InvalidError for anything else."""
-    parts = [part for message in _objects(value) for part in _parts(message)]
+    try:
+        return _only([part for message in _objects(value) for part in _parts(message)])
+    except UsageError as error:
+        raise _refused("messages", error, param="messages") from None
+
+
+def _refused(place: str, error: UsageError, *, param: str) -> InvalidError:
+    said = error.reason if isinstance(error, InputError) else error
+    return InvalidError(f"{place}: {said}", param=param, code="invalid_input")
+
+
+def _only(parts: Sequence[str | Picture]) -> str | Picture:
+    """The one text or image that parts are; beside an image may stand what the model's own prompt says."""
     pictures = [part for part in parts if isinstance(part, Picture)]
     texts = [part for part in parts if isinstance(part, str)]
     if len(pictures) == 1 and set(texts) <= {INSTRUCTION}:
         return pictures[0]
     if len(texts) == 1 and not pictures:
         return texts[0]
-    raise _refused(
-        f"expected one text or one image, this is {len(texts)} and {len(pictures)}; beside an image no text but"
-        f" {INSTRUCTION!r}"
+    raise UsageError(
+        f"expected one text or one image for a vector, this is {len(texts)} and {len(pictures)}; beside an image no"
+        f" text but {INSTRUCTION!r}"
     )
 
 
-def _picture(value: str, key: str, index: int) -> Picture:
+def picture(value: str, key: str, index: int) -> Picture:
+    """The image that a text means; ImageError naming the place of one that is empty."""
     if not value:
         raise ImageError(f"{key}: empty; expected base64, a data URI or a URL", index=index)
     return Picture(value, is_url=key != "bytes" and bool(_URL.match(value)))
@@ -104,25 +148,22 @@ def _picture(value: str, key: str, index: int) -> Picture:
 
 def _parts(message: Mapping[str, Any]) -> list[str | Picture]:
     if message.get("role", "user") != "user":
-        raise _refused("role: expected user")
+        raise UsageError("role: expected user")
     content = message.get("content")
     return [content] if isinstance(content, str) else [_part(one) for one in _objects(content)]
 
 
 def _part(part: Mapping[str, Any]) -> str | Picture:
     kind = part.get("type")
-    value = part.get(kind) if kind in ("text", "image_url") else None
-    url = value.get("url") if isinstance(value, dict) else value
-    if not isinstance(url, str):
-        raise _refused("content: expected parts of type text with a text, or image_url with a url")
-    return url if kind == "text" else _picture(url, "image_url", 0)
+    value = part.get(kind) if kind in _PARTS else None
+    if kind == "image_url" and isinstance(value, dict):
+        value = value.get("url")
+    if not isinstance(value, str):
+        raise UsageError(f"expected parts of type {', '.join(_PARTS)}, each with its value under that name")
+    return value if kind == "text" else picture(value, str(kind), 0)
 
 
 def _objects(value: object) -> list[dict[str, Any]]:
     if not isinstance(value, list) or not value or not all(isinstance(one, dict) for one in value):
-        raise _refused("expected a list of objects with role and content")
+        raise UsageError("expected a list of at least one object")
     return value
-
-
-def _refused(message: str) -> InvalidError:
-    return InvalidError(f"messages: {message}", param="messages", code="invalid_input")

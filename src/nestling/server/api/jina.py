@@ -92,7 +92,7 @@ async def rerank(call: Call) -> AsyncGenerator[bytes, None]:
     scoring = Scoring.parse(request.scoring or Scoring.MAXSIM)
     settings = call.service.settings
     candidates = request.candidates(most=settings.max_inputs)
-    images.check_texts(candidates, most=settings.max_body_bytes)
+    images.check_texts([request.query, *candidates], most=settings.max_body_bytes)
     target = call.service.catalog.target(request.model, task=request.task)
     if target.role is not None:
         message = "model: a role has no meaning here: the query is one, the documents passages"

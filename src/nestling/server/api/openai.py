@@ -3,9 +3,7 @@
 from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from enum import StrEnum
 from functools import partial
-from typing import Annotated, Any
 
-from pydantic import WithJsonSchema
 from pydantic_core import to_json
 
 from nestling.server.api import answers, images
@@ -17,8 +15,6 @@ from nestling.server.core.catalog import Served
 from nestling.server.core.refusals import InvalidError, agreed
 from nestling.server.core.requests import Embedded, Embedding, Output, Reading
 from nestling.vectors import Floats
-
-_MESSAGES = {"type": "array", "items": {"type": "object"}, "minItems": 1}
 
 
 class Encoding(StrEnum):
@@ -46,7 +42,7 @@ class EmbeddingRequest(JinaFields, OpenAIFields):
     """`POST /v1/embeddings`."""
 
     input: Mixed = None
-    messages: Annotated[Any, WithJsonSchema(_MESSAGES)] = None
+    messages: images.Messages = None
     """vLLM's form of one input: a user's message whose content is a text or one image_url."""
     encoding_type: Form | None = None
     """The same as embedding_type."""
@@ -155,7 +151,14 @@ def _model(served: Served) -> dict[str, object]:
         "max_model_len": served.max_tokens,
         "dimensions": served.dimensions,
         "tasks": served.tasks,
+        **_modalities(served.images_refused),
     }
+
+
+def _modalities(images_refused: str | None) -> dict[str, object]:
+    if images_refused is None:
+        return {"input_modalities": ["text", "image"]}
+    return {"input_modalities": ["text"], "images_refused": images_refused}
 
 
 DIALECT = Dialect(

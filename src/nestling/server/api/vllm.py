@@ -9,13 +9,14 @@ embedding models; `text_1` are queries, `text_2` passages, unless they begin wit
 import time
 import uuid
 from collections.abc import AsyncGenerator, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 from pydantic_core import to_json
 
-from nestling.server.api import answers
+from nestling.server.api import answers, images
 from nestling.server.api.answers import Form
-from nestling.server.api.bodies import Body, TextsOrIds, texts_or_ids
+from nestling.server.api.bodies import Body, Mixed
 from nestling.server.api.dialect import Call, Dialect, Route
 from nestling.server.api.jina import RerankRequest as JinaRerank
 from nestling.server.core.refusals import InvalidError, TooLargeError, agreed
@@ -28,7 +29,9 @@ from nestling.vectors import Floats, paired_cosine
 class PoolingRequest(Body):
     """`POST /pooling`."""
 
-    input: TextsOrIds
+    input: Mixed = None
+    messages: images.Messages = None
+    """In place of input: a user's message whose content is a text or one image_url."""
     model: str | None = None
     """NAME or NAME/TASK.ROLE; the first served model by default."""
     dimensions: int | None = None
@@ -79,7 +82,9 @@ async def _pooling(call: Call) -> AsyncGenerator[bytes, None]:
     request = await call.read(PoolingRequest)
     if request.encoding_format not in (None, Form.FLOAT, Form.BASE64):
         raise InvalidError("encoding_format: expected float or base64", param="encoding_format")
-    inputs = await call.run(lambda: texts_or_ids(request.input, most=call.service.settings.max_inputs))
+    settings = call.service.settings
+    inputs = await call.run(partial(images.inputs_of, request.input, request.messages, most=settings.max_inputs))
+    images.check_texts(inputs, most=settings.max_body_bytes)
     reading = Reading(limit=request.truncate_prompt_tokens, typed=True)
     target = call.service.catalog.target(request.model)
     async with call.service.embedded(Embedding(inputs, target, reading, dimensions=request.dimensions)) as found:
@@ -171,7 +176,7 @@ DIALECT = Dialect(
     name="vllm",
     error=_error,
     routes=(
-        Route("/pooling", _pooling, "vLLM: a vector for each text.", body=PoolingRequest),
+        Route("/pooling", _pooling, "vLLM: a vector for each text or image.", body=PoolingRequest, images=True),
         Route(
             "/rerank",
             _rerank,

@@ -1,17 +1,17 @@
-"""Voyage's dialect: the fields of its client in `/v1/embeddings`, and its shape of `/v1/rerank`.
+"""Voyage's dialect: its fields in `/v1/embeddings`, `/v1/multimodalembeddings`, and its shape of `/v1/rerank`.
 
 Facts are those of Voyage's API reference and of its Python client, which always sends `truncation`: that field tells
 its bodies from OpenAI's and Jina's on the same paths. Texts that are too long are cut unless `truncation` is false.
 """
 
 import base64
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from enum import StrEnum
 from typing import Any, ClassVar
 
 from pydantic_core import to_json
 
-from nestling.server.api import answers
+from nestling.server.api import answers, images
 from nestling.server.api.answers import Form
 from nestling.server.api.bodies import Body, texts_or_ids
 from nestling.server.api.dialect import Call, Dialect, Route
@@ -60,6 +60,33 @@ class EmbedRequest(Body):
             raise InvalidError("encoding_format: expected base64 or null", param="encoding_format")
 
 
+class MultimodalRequest(Body):
+    """`POST /v1/multimodalembeddings`."""
+
+    OWN: ClassVar = frozenset({"inputs", "model", "input_type", "truncation", "output_encoding", "output_dimension"})
+    """Voyage's fields."""
+
+    inputs: list[images.Content]
+    """Objects whose `content` is one part of type text, image_url or image_base64."""
+    model: str | None = None
+    """As for embeddings."""
+    input_type: InputType | None = None
+    """As for embeddings; images have no role."""
+    truncation: bool | None = None
+    """false: refuse texts that are too long; cut on the right by default."""
+    output_encoding: str | None = None
+    """base64: little-endian float32."""
+    output_dimension: int | None = None
+    """One of the trained sizes; the full width by default."""
+
+    @property
+    def form(self) -> Form:
+        """The form of the vectors; InvalidError for one that Voyage does not know."""
+        if self.output_encoding not in (None, "base64"):
+            raise InvalidError("output_encoding: expected base64 or null", param="output_encoding")
+        return Form.BASE64 if self.output_encoding else Form.FLOAT
+
+
 class RerankRequest(JinaRerank):
     """`POST /v1/rerank`."""
 
@@ -87,20 +114,42 @@ async def _embeddings(call: Call) -> AsyncGenerator[bytes, None]:
     name = request.model or call.service.catalog.default.name
     async with call.service.embedded(Embedding(inputs, target, reading, dimensions=request.output_dimension)) as found:
         call.warnings.extend(found.warnings)
-        for piece in answers.pieces(_list(found, request, name)):
+        form, write = request.output_dtype or Form.FLOAT, _packed if request.encoding_format else answers.vector
+        rows = (write(row, form) for row in found.values)
+        for piece in answers.pieces(_list(rows, name, {"total_tokens": found.tokens})):
             yield piece
 
 
-def _list(found: Embedded, request: EmbedRequest, name: str) -> Iterator[bytes]:
-    form = request.output_dtype or Form.FLOAT
-    write = _packed if request.encoding_format else answers.vector
-    items = (
-        (b'{"object":"embedding","embedding":%b,"index":%d}' % (write(row, form), index),)
-        for index, row in enumerate(found.values)
-    )
+async def _multimodal(call: Call) -> AsyncGenerator[bytes, None]:
+    request, settings = await call.read(MultimodalRequest), call.service.settings
+    _check_fields(request, request.OWN)
+    form = request.form
+    inputs = images.of_contents(request.inputs, most=settings.max_inputs)
+    images.check_texts(inputs, most=settings.max_body_bytes)
+    target = call.service.catalog.target(request.model, roles={"input_type": request.input_type})
+    reading = Reading(truncate=request.truncation is not False, typed=True)
+    name = request.model or call.service.catalog.default.name
+    async with call.service.embedded(Embedding(inputs, target, reading, dimensions=request.output_dimension)) as found:
+        call.warnings.extend(found.warnings)
+        rows = (answers.vector(row, form) for row in found.values)
+        for piece in answers.pieces(_list(rows, name, _usage(found))):
+            yield piece
+
+
+def _usage(found: Embedded) -> dict[str, int]:
+    return {
+        "text_tokens": found.tokens - found.images.tokens,
+        "image_pixels": found.images.pixels,
+        "total_tokens": found.tokens,
+    }
+
+
+def _list(rows: Iterable[bytes], name: str, usage: dict[str, int]) -> Iterator[bytes]:
     yield b'{"object":"list","data":'
-    yield from answers.listed(items)
-    yield b',"model":%b,"usage":%b}' % (to_json(name), to_json({"total_tokens": found.tokens}))
+    yield from answers.listed(
+        (b'{"object":"embedding","embedding":%b,"index":%d}' % (row, index),) for index, row in enumerate(rows)
+    )
+    yield b',"model":%b,"usage":%b}' % (to_json(name), to_json(usage))
 
 
 def _packed(row: Floats, form: Form) -> bytes:
@@ -140,6 +189,14 @@ DIALECT = Dialect(
             body=EmbedRequest,
             claims=frozenset({"truncation", "output_dimension", "output_dtype"}),
             preferred_by=frozenset({"input"}),
+        ),
+        Route(
+            "/v1/multimodalembeddings",
+            _multimodal,
+            "Voyage: a vector for each text or image.",
+            body=MultimodalRequest,
+            also=("/multimodalembeddings",),
+            images=True,
         ),
         Route(
             "/v1/rerank",

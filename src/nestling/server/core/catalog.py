@@ -60,9 +60,9 @@ class Offer:
         """How one task of it is called."""
         return str(ModelReference(self.family, task, self.quant))
 
-    def served(self, spec: ModelSpec) -> list["Served"]:
+    def served(self, spec: ModelSpec, images_refused: str | None) -> list["Served"]:
         """It by its own name and, of a family, each task by its own name."""
-        whole = Served(self.name, self.tasks, spec.max_tokens, spec.dimensions)
+        whole = Served(self.name, self.tasks, spec.max_tokens, spec.dimensions, images_refused)
         if len(self.tasks) == 1:
             return [whole]
         return [whole, *(replace(whole, name=self.name_of(task), tasks=(task,)) for task in self.tasks)]
@@ -80,12 +80,16 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A model that clients may name: what it is for, its longest text in tokens, its sizes of vectors."""
+    """A model that clients may name: what it is for, its longest text in tokens, its sizes of vectors.
+
+    `images_refused` is why it takes no images, None where it does.
+    """
 
     name: str
     tasks: tuple[Task, ...]
     max_tokens: int
     dimensions: tuple[int, ...]
+    images_refused: str | None
 
 
 class Catalog:

@@ -5,7 +5,7 @@ two images at their largest are held at once; downloads have other threads, beca
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -14,8 +14,8 @@ from nestling.errors import ImageError, ImageSizeError, UsageError
 from nestling.inputs.image import Source, decode, open_base64, open_bytes
 from nestling.inputs.image.download import Downloads
 from nestling.models.embedder import Embedder
-from nestling.models.vision import Vision
-from nestling.server.core.requests import Picture
+from nestling.models.vision import ImageItem, Vision
+from nestling.server.core.requests import ImageUse, Picture
 
 DECODERS, DOWNLOADS = 2, 8
 MOST_PIXELS = 200_000_000
@@ -32,6 +32,12 @@ def texts_of(values: Sequence[object]) -> list[str]:
 def pictures_of(inputs: Sequence[object]) -> dict[int, Picture]:
     """The images among a request's inputs, by their places."""
     return {place: one for place, one in enumerate(inputs) if isinstance(one, Picture)}
+
+
+def use_of(items: Iterable[object]) -> ImageUse:
+    """What the images among a request's items take."""
+    found = [(len(one), one.image) for one in items if isinstance(one, ImageItem) and one.image]
+    return ImageUse(len(found), sum(tokens for tokens, _ in found), sum(image.sent_pixels for _, image in found))
 
 
 class PictureReader:

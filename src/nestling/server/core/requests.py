@@ -80,15 +80,26 @@ class Embedding:
 
 
 @dataclass(frozen=True, slots=True)
+class ImageUse:
+    """What a request's images took: how many they are, their tokens, and their pixels as they were sent."""
+
+    count: int = 0
+    tokens: int = 0
+    pixels: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Embedded:
     """The vectors in the order of the inputs: (B, D), or B arrays of (T, P); and the tokens that they took.
 
-    `warnings` are for the client's eyes: what was done as asked, but is probably not meant.
+    `tokens` are those of texts and images together. `warnings` are for the client's eyes: what was done as asked, but
+    is probably not meant.
     """
 
     values: Sequence[Floats] | Floats
     tokens: int
     warnings: Sequence[str] = ()
+    images: ImageUse = ImageUse()
 
 
 @dataclass(frozen=True, slots=True)

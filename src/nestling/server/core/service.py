@@ -27,6 +27,7 @@ from nestling.server.core.inputs import tokens_of, warnings_of
 from nestling.server.core.loading import limited, loader, model_cost
 from nestling.server.core.metrics import Metrics
 from nestling.server.core.model_pool import Load, ModelPool, Use
+from nestling.server.core.pictures import use_of
 from nestling.server.core.requests import (
     PER_TOKEN,
     Embedded,
@@ -72,13 +73,13 @@ class Service:
         self.answers = AnswerBudget(settings.max_answer_mb * MIB, self.metrics)
         self._inference = Inference(settings, self.metrics)
         self.in_flight, self.draining = 0, False
-        self.sees = False  # whether a model takes images, and so larger bodies
         self.given_up = 0
         """Requests that were still in progress when the time to drain was over."""
         self.stop_by: float | None = None
         self.is_stopped = False
         """True when nothing is left running behind `stop`."""
         self._specs: dict[str, ModelSpec] = {}
+        self._images_refused: dict[str, str | None] = {}
         self._noted: set[str] = set()
         self._add_gauges()
 
@@ -93,6 +94,11 @@ class Service:
         self._inference.start(self.scheduler)
         self._started = asyncio.create_task(self._load_first())
         self._housekeeper = asyncio.create_task(self._keep_house())
+
+    @property
+    def sees(self) -> bool:
+        """True where a model takes images, and so requests may have larger bodies."""
+        return None in self._images_refused.values()
 
     async def ready(self) -> None:
         """Wait until the first models are loaded; raises what kept them from it."""
@@ -146,7 +152,7 @@ class Service:
                 finish = partial(model.embedder.finish, pooled, dimension, normalized=wanted.normalized)
                 values = await self.run(finish, short=np.size(values) < SHORT_NUMBERS)
             warnings = warnings_of(wanted, model.embedder.spec)
-        return Embedded(values, tokens, warnings)
+        return Embedded(values, tokens, warnings, use_of(ids))
 
     async def ranked(self, wanted: Ranking) -> RankedDocuments:
         """The documents in the order of their nearness to the query."""
@@ -184,7 +190,11 @@ class Service:
         """Each served reference, in each file type that is here, each task by its own name, and each alias."""
         await self.ready()
         offers = [(offer, kind) for offer in self.catalog.offers for kind in self.catalog.kinds(offer)]
-        listed = [served for offer, kind in offers for served in kind.served(self._specs[offer.name])]
+        listed = [
+            served
+            for offer, kind in offers
+            for served in kind.served(self._specs[offer.name], self._images_refused[offer.name])
+        ]
         found = {served.name: served for served in listed}
         return list((found | {name: self._known_as(name) for name in self.catalog.aliases}).values())
 
@@ -203,7 +213,8 @@ class Service:
     def _known_as(self, name: str) -> Served:
         offer, target = self.catalog.found(name)
         spec = self._specs[offer.name]
-        return Served(name, (offer.chosen(target.task),), spec.max_tokens, spec.dimensions)
+        tasks, refused = (offer.chosen(target.task),), self._images_refused[offer.name]
+        return Served(name, tasks, spec.max_tokens, spec.dimensions, refused)
 
     async def run(self, work: Callable[..., Result], *values: Any, short: bool) -> Result:  # noqa: ANN401 - work's own
         """Call `work`: at once if it is `short` (a millisecond), otherwise in a thread."""
@@ -223,7 +234,7 @@ class Service:
                 for task in offer.tasks if self.settings.preload else offer.tasks[:1]:
                     model = await held.enter_async_context(self.models.use(offer.reference(task)))
                     self._specs[offer.name] = model.embedder.spec
-                    self.sees = self.sees or model.embedder.has_vision
+                    self._images_refused[offer.name] = model.embedder.images_refused
                     if not self.settings.preload:
                         await held.aclose()
 

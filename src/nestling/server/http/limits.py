@@ -4,7 +4,7 @@ A body is counted while it arrives, so that a chunked one without a length is bo
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 
 from starlette.requests import Request
@@ -43,6 +43,11 @@ class Bodies:
         finally:
             self._held -= len(parts)
 
+    def check(self, body: bytes) -> None:
+        """Problem 413 for a body beyond the usual limit."""
+        if len(body) > self._limit:
+            raise _too_large(self._limit)
+
     async def _collect(self, request: Request, parts: bytearray, most: int) -> None:
         declared = request.headers.get("content-length", "0")
         if int(declared if declared.isdigit() else "0") > most:
@@ -63,8 +68,7 @@ class Bodies:
     async def _refuse(self, request: Request, most: int) -> None:
         if "expect" not in request.headers:
             await self._discard(request, DISCARDED_BODIES * self._limit + most)
-        message = f"body: more than {most} bytes, which is this server's limit"
-        raise Problem(413, message, "request_too_large", headers=_CLOSE)
+        raise _too_large(most, _CLOSE)
 
     async def _discard(self, request: Request, left: int) -> None:
         try:
@@ -76,6 +80,11 @@ class Bodies:
                         return
         except TimeoutError:
             return
+
+
+def _too_large(most: int, headers: Mapping[str, str] | None = None) -> Problem:
+    message = f"body: more than {most} bytes, which is this server's limit"
+    return Problem(413, message, "request_too_large", headers=headers or {})
 
 
 @contextmanager

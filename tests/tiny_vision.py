@@ -29,7 +29,7 @@ SHARD, INDEX = "model-00002-of-00002.safetensors", "model.safetensors.index.json
 def write_vision_checkpoint(folder: Path, *, vocab: int = SMALL_VOCAB, prefix: str = "visual.") -> Path:
     """Write the checkpoint into `folder` and return it; `prefix` is `visual.` or the newer `model.visual.`."""
     write_tiny_checkpoint(folder, vocab=vocab)
-    noise, text = Noise(17), _without_stub(folder / SHARD)
+    noise, text = Noise(17), text_tensors(folder / SHARD)
     tower = {prefix + name: noise.tensor(name, shape) for name, shape in tower_shapes().items()}
     write_safetensors(folder / SHARD, text | tower)
     index = json.loads((folder / INDEX).read_text("utf-8"))
@@ -40,8 +40,8 @@ def write_vision_checkpoint(folder: Path, *, vocab: int = SMALL_VOCAB, prefix: s
     return folder
 
 
-def _without_stub(shard: Path) -> Tensors:
-    """The tensors of a shard but for the few of a tower that `tests.tiny` has."""
+def text_tensors(shard: Path) -> Tensors:
+    """The tensors of a shard but for those of a tower."""
     header, data = read_raw_safetensors(shard)
     return {
         name: np.frombuffer(data[slice(*entry["data_offsets"])], np.uint16).reshape(entry["shape"])

@@ -5,6 +5,8 @@ list, another task's model, equal sizes and so equal ids.
 """
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,31 @@ def test_company_and_order_change_nothing(model: Embedder) -> None:
     assert paired_cosine(model.encode_image(IMAGES[::-1])[::-1], alone).min() >= SAME
     assert alone.shape == (len(IMAGES), 64)
     np.testing.assert_allclose(np.linalg.norm(alone, axis=1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("engine", ["openvino", "reference"])
+def test_the_smallest_the_longest_and_one_colour_have_vectors(folder: Path, engine: str) -> None:
+    small = [gradient(*size) for size in ((1, 1), (1, 200), (200, 1))]
+    plains = [np.full((40, 60, 3), colour, np.uint8) for colour in ((0, 0, 0), (255, 255, 255), (0, 128, 0))]
+    loaded = Embedder.load(path_of(folder), engine=engine, threads=1)
+    found = loaded.encode_image([png(one) for one in [*small, *plains]])
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
+    assert len(np.unique(found.round(6), axis=0)) == len(found)
+    loaded.close()
+
+
+def test_texts_are_embedded_without_pillow_and_without_the_tower(folder: Path) -> None:
+    """Though both are there; a server that offers images does not load them before the first one either."""
+    code = (
+        "import sys; from nestling.models.embedder import Embedder;"
+        f"model = Embedder.load({str(path_of(folder))!r}, threads=1);"
+        "model.encode(['a text']); assert model.images_refused is None;"
+        "heavy = 'openvino.vision', '.vision_graph', 'PIL', '.inputs.image.pillow';"
+        "print([name for name in sys.modules if name.endswith(heavy)], 'vision' in vars(model))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "[] False"
 
 
 def test_texts_and_images_share_a_batch(model: Embedder) -> None:

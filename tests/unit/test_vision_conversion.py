@@ -5,7 +5,11 @@ its shape and its weights.
 """
 
 import json
+import math
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +18,8 @@ import gguf
 import numpy as np
 import pytest
 from tests import broken, tiny_vision
-from tests.tiny import Tensors, read_raw_safetensors, write_safetensors
+from tests.tiny import Tensors, read_raw_safetensors, write_json, write_raw_safetensors, write_safetensors
+from tests.tiny_vision import INDEX, SHARD, text_tensors, tower_shapes
 
 from nestling._util.files import sha256_file
 from nestling.errors import CheckpointError, UsageError
@@ -119,6 +124,45 @@ def test_the_prompt_is_the_checkpoints_own_tokens(folder: Path) -> None:
 
 def test_equal_checkpoints_give_equal_bytes(folder: Path) -> None:
     assert written(folder, "a.gguf").read_bytes() == written(folder, "b.gguf").read_bytes()
+
+
+def test_memory_is_a_piece_of_a_tensor_whatever_the_file(vision_checkpoint: Path, tmp_path: Path) -> None:
+    """Two blocks and a merger of the published widths: 129 MiB, of which a few pieces of 16 are held at a time."""
+    folder = Path(shutil.copytree(vision_checkpoint, tmp_path / "checkpoint"))
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    wide = {"depth": 2, "hidden_size": 1280, "num_heads": 16, "intermediate_size": 3420, "fullatt_block_indexes": [1]}
+    write_json(folder / "config.json", config | {"vision_config": config["vision_config"] | wide})
+    _widen(folder)
+    code = (
+        "import sys; from pathlib import Path;"
+        "from nestling.pipeline.conversion.checkpoint import Checkpoint;"
+        "from nestling.pipeline.conversion.vision import write_tower;"
+        "peak = lambda: int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0]);"
+        "folder = Path(sys.argv[1]);"
+        "checkpoint, before = Checkpoint.open(folder), peak();"
+        "write_tower(checkpoint, out=folder / 'mmproj.gguf', family='tiny'); print(peak() - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True, timeout=60)
+    grown, size = int(done.stdout) * 1024, (folder / "mmproj.gguf").stat().st_size
+    assert size > 120 << 20
+    assert grown < 100 << 20, f"{grown >> 20} MiB"
+
+
+def _widen(folder: Path) -> None:
+    """The tower's tensors at the published widths, all zero."""
+    swapped = {48: 1280, 144: 3840, 100: 3420, 192: 5120}
+    write_safetensors(folder / SHARD, text_tensors(folder / SHARD))
+    index = json.loads((folder / INDEX).read_text("utf-8"))
+    kept = {name: shard for name, shard in index["weight_map"].items() if not name.startswith("visual.")}
+    shapes = {name: size for name, size in tower_shapes().items() if not name.startswith(("blocks.2", "blocks.3"))}
+    header, end = dict[str, Any](), 0
+    for name, size in shapes.items():
+        shape, start = [swapped.get(side, side) for side in size], end
+        end = start + 2 * math.prod(shape)
+        header[f"visual.{name}"] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
+    write_raw_safetensors(folder / "tower.safetensors", header, b"")
+    os.truncate(folder / "tower.safetensors", (folder / "tower.safetensors").stat().st_size + end)
+    write_json(folder / INDEX, index | {"weight_map": kept | dict.fromkeys(header, "tower.safetensors")})
 
 
 def test_both_namings_give_the_same_tensors(folder: Path, tmp_path: Path) -> None:

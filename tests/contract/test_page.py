@@ -1,9 +1,12 @@
 """The page at `/` in a real browser: Debian's Chromium, driven by Playwright, on the starter.
 
+The doors for an image are three: a file chosen, one dropped, one pasted.
+
 Without the browser these tests are skipped, or with `NESTLING_TEST_BROWSER=1` fail. `NESTLING_SCREENSHOTS=FOLDER` keeps
 pictures of what a person would see.
 """
 
+import base64
 import json
 import os
 import shutil
@@ -12,15 +15,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, FilePayload, Page, expect, sync_playwright
 from tests.contract.conftest import Served
 from tests.contract.serving import running
+from tests.picture_files import png, saved
+from tests.pictures import bars, gradient
 
 CHROMIUM = shutil.which("chromium")
 BROWSER_REQUIRED = bool(os.environ.get("NESTLING_TEST_BROWSER"))
 SCREENSHOTS = os.environ.get("NESTLING_SCREENSHOTS")
 SUNSETS = 5
+PICTURES = {"it's a gradient.png": png(gradient(120, 200)), "bars.jpg": saved(bars(200, 90), "JPEG")}
 expect.set_options(timeout=60_000)  # a task is built and loaded on first use
 
 
@@ -142,7 +149,118 @@ def test_a_server_with_keys_asks_for_one(browser: Browser) -> None:
 def test_a_narrow_page_does_not_scroll_sideways(browser: Browser, served: Served) -> None:
     for page in opened(browser, served.url):
         page.set_viewport_size({"width": 390, "height": 800})
+        choose(page, {"a name that is longer than a narrow page is wide.png": png(gradient(60, 900))})
         page.get_by_role("button", name="Compare", exact=True).click()
-        expect(page.locator("#shown tbody tr")).to_have_count(SUNSETS)
+        expect(page.locator("#shown tbody tr")).to_have_count(SUNSETS + 1)
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         keep(page, "narrow")
+
+
+def choose(page: Page, files: dict[str, bytes]) -> None:
+    """Take files by the page's button."""
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("button", name="Add images").click()
+    payloads = [FilePayload(name=name, mimeType="", buffer=data) for name, data in files.items()]
+    chooser.value.set_files(payloads)
+
+
+def transfer(page: Page, event: str, name: str, data: bytes) -> None:
+    """Drop or paste a file, as the browser tells the page of it."""
+    page.evaluate(
+        """([event, name, code]) => {
+          const bytes = Uint8Array.from(atob(code), one => one.charCodeAt(0)), given = new DataTransfer();
+          given.items.add(new File([bytes], name, {type: "image/png"}));
+          const told = {bubbles: true, cancelable: true};
+          document.body.dispatchEvent(event === "drop" ? new DragEvent("drop", {...told, dataTransfer: given})
+            : new ClipboardEvent("paste", {...told, clipboardData: given}));
+        }""",
+        [event, name, base64.b64encode(data).decode()],
+    )
+
+
+def tokens_of(server: Served, data: bytes) -> int:
+    body = {"input": [{"image": base64.b64encode(data).decode()}]}
+    found: int = httpx.post(server.url + "/v1/embeddings", json=body, timeout=60).json()["usage"]["prompt_tokens"]
+    return found
+
+
+def test_images_beside_texts_in_the_heat_map(page: Page, served: Served) -> None:
+    choose(page, PICTURES)
+    transfer(page, "drop", "dropped.png", png(gradient(56, 56)))
+    transfer(page, "paste", "pasted.png", png(gradient(56, 56)))
+    names = [*PICTURES, "dropped.png", "pasted.png"]
+    expect(page.locator("#chosen li")).to_have_count(len(names))
+    page.get_by_role("button", name="Compare", exact=True).click()
+    expect(page.locator("#shown tbody tr")).to_have_count(SUNSETS + len(names))
+    rows = page.locator("#shown tbody th").all()[SUNSETS:]
+    assert [row.inner_text().split(maxsplit=1)[1] for row in rows] == names
+    for row in rows:
+        assert row.locator("img").evaluate("one => one.naturalWidth") > 0, "the picture itself is seen"
+    found = cosines(page)
+    assert [row[place] for place, row in enumerate(found)] == [1.0] * len(found)
+    assert found[-1][-2] == 1.0, "the same picture twice"
+    counts = [int(one) for one in page.locator("#shown tbody td.tokens").all_inner_texts()[SUNSETS:]]
+    assert counts[:2] == [tokens_of(served, data) for data in PICTURES.values()]
+    keep(page, "images")
+    page.get_by_role("button", name="Remove bars.jpg").press("Enter")
+    expect(page.locator("#chosen li")).to_have_count(len(names) - 1)
+    expect(page.get_by_role("button", name="Add images")).to_be_focused()
+
+
+def test_images_among_passages(page: Page) -> None:
+    page.get_by_role("tab", name="Search").click()
+    choose(page, PICTURES)
+    page.get_by_role("button", name="Search").click()
+    expect(page.locator("#shown li")).to_have_count(5 + len(PICTURES))
+    expect(page.locator("#shown li img")).to_have_count(len(PICTURES))
+    scores = [float(text.split()[0]) for text in page.locator("#shown li").all_inner_texts()]
+    assert scores == sorted(scores, reverse=True)
+    keep(page, "images-search")
+    page.get_by_role("tab", name="Compare").click()
+    expect(page.locator("#compare #chosen li")).to_have_count(len(PICTURES))  # the same for both
+
+
+def test_the_command_for_images_gives_the_same(page: Page, tmp_path: Path) -> None:
+    for name, data in PICTURES.items():
+        (tmp_path / name).write_bytes(data)
+    choose(page, PICTURES)
+    page.get_by_label("Texts, one a line").fill('"quotes", it\'s $HOME and `id` \\n')
+    page.get_by_role("button", name="Compare", exact=True).click()
+    expect(page.locator("#shown tbody tr")).to_have_count(3)
+    expect(page.get_by_text("Run it where the image files are.")).to_be_visible()
+    command = page.locator("#curl").inner_text()
+    done = subprocess.run(["sh", "-c", command], capture_output=True, check=True, cwd=tmp_path)
+    rows = [item["embedding"] for item in json.loads(done.stdout)["data"]]
+    assert len(rows) == 3
+    for one, shown in zip(rows, cosines(page)[0], strict=True):
+        assert sum(a * b for a, b in zip(rows[0], one, strict=True)) == pytest.approx(shown, abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "said"),
+    [
+        ("half.png", png(gradient(60, 60))[:80], "half.png: cannot be read as an image: the PNG is damaged"),
+        ("paper.pdf", b"%PDF-1.7", "paper.pdf: cannot be read as an image: this is a PDF"),
+        ("nothing.png", b"", "nothing.png: image: empty"),
+        ("long.png", png(gradient(2, 500)), "long.png: 500x2 pixels: one side is more than 200"),
+    ],
+)
+def test_a_bad_image_is_said_by_its_name(browser: Browser, served: Served, name: str, data: bytes, said: str) -> None:
+    for page in opened(browser, served.url):
+        transfer(page, "drop", name, data)
+        page.get_by_role("button", name="Compare", exact=True).click()
+        expect(page.get_by_role("alert")).to_contain_text(said)
+        keep(page, "bad-image")
+
+
+def test_a_model_without_a_tower_says_so(browser: Browser) -> None:
+    with running() as server:
+        for page in opened(browser, server.url):
+            expect(page.locator("#images-note")).to_contain_text("no vision tower")
+            expect(page.get_by_role("button", name="Add images")).to_be_disabled()
+            transfer(page, "drop", "a.png", png())
+            expect(page.get_by_role("alert")).to_contain_text("no vision tower")
+            expect(page.locator("#chosen li")).to_have_count(0)
+            page.get_by_role("button", name="Compare", exact=True).click()
+            expect(page.locator("#shown tbody tr")).to_have_count(SUNSETS)
+            keep(page, "no-tower")

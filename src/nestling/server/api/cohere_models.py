@@ -1,4 +1,4 @@
-"""What Cohere's clients send: the bodies of its routes, and what they mean. Facts are those of Cohere's API reference."""
+"""What Cohere's clients send: the bodies of its routes, with the fields of Cohere's API reference."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

@@ -139,7 +139,7 @@ async def _props(call: Call) -> AsyncGenerator[bytes, None]:
             "model_alias": call.service.catalog.default.name,
             "chat_template": "",
             "chat_template_caps": {},
-            "modalities": {"vision": embedder.has_vision, "audio": False},
+            "modalities": {"vision": embedder.images_refused is None, "audio": False},
             "build_info": f"nestling {__version__}",
             "is_sleeping": False,
         }

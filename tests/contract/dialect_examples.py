@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 ANYTHING: Any = object()
+PICTURE = "data:image/gif;base64,R0lGODlhAQABAIAAAP///wAAACwAAAAAAQABAAACAkQBADs="
+"""One white pixel."""
 QUERY, PASSAGE = "How do I open a socket?", "socket(2) creates an endpoint for communication."
 
 
@@ -42,12 +44,12 @@ OPENAI = [
     example(
         "openai", "/v1/models", None,
         {"object": "list", "data": [{"id": "m", "object": "model", "created": 1686935002, "owned_by": "openai"}]},
-        "engines", "max_model_len", "dimensions", "tasks", "images",
+        "engines", "max_model_len", "dimensions", "tasks", "input_modalities",
     ),
     example(
         "openai", "/v1/models/{model:path}", None,
         {"id": "m", "object": "model", "created": 1686935002, "owned_by": "openai"},
-        "max_model_len", "dimensions", "tasks", "images", url="/v1/models/starter",
+        "max_model_len", "dimensions", "tasks", "input_modalities", url="/v1/models/starter",
     ),
 ]  # fmt: skip
 
@@ -177,6 +179,17 @@ VOYAGE = [
         {
             "object": "list", "data": [{"object": "embedding", "embedding": VECTOR, "index": 0}],
             "model": "voyage-3.5", "usage": {"total_tokens": 10},
+        },
+    ),
+    example(
+        "voyage", "/v1/multimodalembeddings",
+        {
+            "model": "starter", "input_type": "document", "truncation": True,
+            "inputs": [{"content": [{"type": "image_base64", "image_base64": PICTURE}]}],
+        },
+        {
+            "object": "list", "data": [{"object": "embedding", "embedding": VECTOR, "index": 0}],
+            "model": "voyage-multimodal-3", "usage": {"text_tokens": 5, "image_pixels": 2000000, "total_tokens": 3576},
         },
     ),
     example(

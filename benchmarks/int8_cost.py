@@ -24,9 +24,11 @@ import tokenizers
 from benchmarks import measuring
 from nestling._util.cpu import usable_threads
 from nestling.engine import batching
+from nestling.engine.arithmetic import ArithmeticName
 from nestling.engine.hyperparameters import Hyperparameters
 from nestling.engine.numpy_reference import rms_norm, run_layer, turn
-from nestling.engine.openvino import int8_groups
+from nestling.engine.openvino import arithmetic
+from nestling.engine.openvino.arithmetic import GROUPS, group_of, matrices
 from nestling.engine.protocol import Item, TokenIds, plain
 from nestling.engine.registry import EngineName, load_engine
 from nestling.engine.weights import input_rows, tensor
@@ -68,10 +70,11 @@ def _rows(model: str, base: Path, folder: Path) -> list[dict[str, Any]]:
     for path, kind in zip(outputs, KINDS, strict=True):
         wanted = _pooled(path, ids, EngineName.REFERENCE)
         exact = wanted if exact is None else exact
-        row = {"model": model, "file_type": kind, "used": int8_groups.group_of(GGUFFile.open(path))}
+        row = {"model": model, "file_type": kind, "used": group_of(GGUFFile.open(path))}
         row["rounding"] = _cost(wanted, exact)
-        for _, group in int8_groups.GROUPS:
+        for _, group in GROUPS:
             row[f"groups of {group}"] = _cost(_in_groups(path, ids, group), wanted)
+        row["rows"] = _cost(_pooled(path, ids, EngineName.OPENVINO, ArithmeticName.INT8_ROWS), wanted)
         print(row, flush=True)
         rows.append(row)
     return rows
@@ -93,8 +96,10 @@ def _retrieval(name: str) -> data.RetrievalSet:
     return found
 
 
-def _pooled(path: Path, ids: list[TokenIds], engine: EngineName) -> Floats:
-    loaded, items = load_engine(GGUFFile.open(path), name=engine), plain(ids)
+def _pooled(
+    path: Path, ids: list[TokenIds], engine: EngineName, arithmetic: ArithmeticName = ArithmeticName.AUTO
+) -> Floats:
+    loaded, items = load_engine(GGUFFile.open(path), name=engine, arithmetic=arithmetic), plain(ids)
     rows: dict[int, Floats] = {}
     for places in batching.plan([len(item) for item in items], loaded.token_budget):
         rows.update(zip(places, loaded.pool([items[place] for place in places]), strict=True))
@@ -103,10 +108,10 @@ def _pooled(path: Path, ids: list[TokenIds], engine: EngineName) -> Floats:
 
 def _in_groups(path: Path, ids: list[TokenIds], group: int) -> Floats:
     file = GGUFFile.open(path)
-    if any(info.shape[-1] % group for info in int8_groups.matrices(file)):
+    if any(info.shape[-1] % group for info in matrices(file)):
         return Rounded(file, group).pool(plain(ids))
-    with patch.object(int8_groups, "group_of", lambda _: group):
-        return _pooled(path, ids, EngineName.OPENVINO)
+    with patch.object(arithmetic, "group_of", lambda _: group):
+        return _pooled(path, ids, EngineName.OPENVINO, ArithmeticName.INT8_GROUPS)
 
 
 class Rounded:
@@ -114,7 +119,7 @@ class Rounded:
 
     def __init__(self, file: GGUFFile, group: int) -> None:
         self._file, self._group, self._shape = file, group, Hyperparameters.of(file)
-        self._matrices = {info.name: rounded(tensor(file, info.name), group) for info in int8_groups.matrices(file)}
+        self._matrices = {info.name: rounded(tensor(file, info.name), group) for info in matrices(file)}
 
     def vector(self, name: str) -> Floats:
         """A norm or bias."""

@@ -23,7 +23,8 @@ from benchmarks import measuring
 from benchmarks.judging import Judge, Judged, embed, rankings
 from nestling._util.cpu import usable_threads
 from nestling._util.progress import Progress, no_progress
-from nestling.engine.openvino.engine import Observer, OpenVINOEngine
+from nestling.engine.openvino.engine import OpenVINOEngine
+from nestling.engine.openvino.observer import Observer
 from nestling.engine.protocol import Item
 from nestling.evaluation import data
 from nestling.formats.gguf import GGUFFile

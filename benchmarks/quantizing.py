@@ -27,7 +27,8 @@ import numpy as np
 
 from benchmarks import measuring
 from nestling._util.cpu import usable_threads
-from nestling.engine.openvino.engine import Observer, OpenVINOEngine
+from nestling.engine.openvino.engine import OpenVINOEngine
+from nestling.engine.openvino.observer import Observer
 from nestling.engine.protocol import Item
 from nestling.formats.ggml import quantize_rows
 from nestling.formats.gguf import Field, GGUFFile, TensorPlan, write_gguf

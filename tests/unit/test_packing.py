@@ -12,6 +12,7 @@ from tests.fakes import pool
 from nestling.engine import batching
 from nestling.engine.numpy_reference import ReferenceEngine
 from nestling.engine.openvino import engine, packing
+from nestling.engine.openvino.compiling import KEPT_SHAPES
 from nestling.formats.gguf import GGUFFile
 from nestling.vectors import paired_cosine
 
@@ -40,7 +41,7 @@ def test_there_is_room_for_all_rows_and_for_few_more(rows: int) -> None:
 
 
 def test_the_graph_meets_few_numbers_of_rows_and_of_earlier_tokens() -> None:
-    assert len({packing.bucket(rows) for rows in range(1, batching.TOKEN_BUDGET + 1)}) <= engine.KEPT_SHAPES
+    assert len({packing.bucket(rows) for rows in range(1, batching.TOKEN_BUDGET + 1)}) <= KEPT_SHAPES
     assert len({packing.padded_past(start) for start in range(32_768)}) <= 25
 
 

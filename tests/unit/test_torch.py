@@ -21,14 +21,14 @@ import torch
 from tests import tiny_gguf
 
 from nestling.engine import registry
+from nestling.engine.arithmetic import ArithmeticName
 from nestling.engine.hyperparameters import Hyperparameters
 from nestling.engine.lora import load_adapters
 from nestling.engine.numpy_reference import ReferenceEngine
-from nestling.engine.openvino.engine import Observer as OpenVINOObserver
+from nestling.engine.openvino.observer import Observer as OpenVINOObserver
 from nestling.engine.protocol import Item, Resumable, Rows, plain
 from nestling.engine.registry import EngineName, load_engine
 from nestling.engine.torch import attention, choice, devices
-from nestling.engine.torch.arithmetic import ArithmeticName
 from nestling.engine.torch.attention import Runs
 from nestling.engine.torch.devices import Placement, place
 from nestling.engine.torch.engine import Observer, TorchEngine
@@ -42,7 +42,7 @@ from nestling.spec import Pooling
 from nestling.vectors import Floats, paired_cosine
 
 CPU = Placement(torch.device("cpu"), 1)
-BOUNDS = {ArithmeticName.FLOAT32: 1e-7, ArithmeticName.BF16: 2e-5, ArithmeticName.INT8: 1.4e-4}
+BOUNDS = {ArithmeticName.FLOAT32: 1e-7, ArithmeticName.BF16: 2e-5, ArithmeticName.INT8_ROWS: 1.4e-4}
 TEXTS = (
     "Query: a", "Query: A beautiful sunset over the beach", "Passage: 海滩上美丽的日落", "Query: def add(a, b)",
     "Passage: " + "The lock is taken before the file is read. " * 12,
@@ -75,7 +75,7 @@ def test_the_starter_in_every_arithmetic(file_type: str) -> None:
         assert loss(made.pool(items), expected) <= bound, arithmetic
 
 
-@pytest.mark.parametrize("arithmetic", [ArithmeticName.BF16, ArithmeticName.INT8])
+@pytest.mark.parametrize("arithmetic", [ArithmeticName.BF16, ArithmeticName.INT8_ROWS])
 def test_adapters_in_every_arithmetic(arithmetic: ArithmeticName) -> None:
     """Mixed in a batch."""
     base = local.resolve("starter-base:F16")
@@ -99,8 +99,8 @@ def test_int8_survives_outliers_that_the_rotation_spreads(tmp_path: Path) -> Non
             outliers[f"blk__{layer}__{name}__weight"] = weight
     file = GGUFFile.open(tiny_gguf.write(tmp_path / "outliers.gguf", **outliers))
     items = plain([random_ids(length, length) for length in (3, 60)])
-    made = TorchEngine(file, on=CPU, arithmetic=ArithmeticName.INT8)
-    assert loss(made.pool(items), ReferenceEngine(file).pool(items)) <= 10 * BOUNDS[ArithmeticName.INT8]
+    made = TorchEngine(file, on=CPU, arithmetic=ArithmeticName.INT8_ROWS)
+    assert loss(made.pool(items), ReferenceEngine(file).pool(items)) <= 10 * BOUNDS[ArithmeticName.INT8_ROWS]
 
 
 def test_images_rows_and_positions(engine: TorchEngine, tiny_models: dict[str, Path]) -> None:
@@ -114,8 +114,8 @@ def test_images_rows_and_positions(engine: TorchEngine, tiny_models: dict[str, P
     file = GGUFFile.open(tiny_models["F32"])
     expected = ReferenceEngine(file).pool(items)
     assert loss(engine.pool(items), expected) <= BOUNDS[ArithmeticName.FLOAT32]
-    rounded = TorchEngine(file, on=CPU, arithmetic=ArithmeticName.INT8)
-    assert loss(rounded.pool(items), expected) <= 10 * BOUNDS[ArithmeticName.INT8]
+    rounded = TorchEngine(file, on=CPU, arithmetic=ArithmeticName.INT8_ROWS)
+    assert loss(rounded.pool(items), expected) <= 10 * BOUNDS[ArithmeticName.INT8_ROWS]
     narrow = Item(random_ids(3), rows=Rows(slice(0, 1), np.ones((1, 5), np.float32)))
     with pytest.raises(EngineError, match="256 dimensions"):
         engine.pool([narrow])
@@ -264,7 +264,7 @@ CARD = SimpleNamespace(device=torch.device("cuda"), is_cpu=False, threads=1, wai
 
 @pytest.mark.parametrize(
     ("file_type", "arithmetic", "reason"),
-    [("F32", "bf16", "float or Q8_0"), ("Q8_0", "bf16", "float or Q8_0"), ("Q4_K_M", "int8", "trial")],
+    [("F32", "bf16", "float or Q8_0"), ("Q8_0", "bf16", "float or Q8_0"), ("Q4_K_M", "int8-rows", "trial")],
 )
 def test_what_a_card_computes_in(
     tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, file_type: str, arithmetic: str, reason: str
@@ -276,12 +276,12 @@ def test_what_a_card_computes_in(
     assert reason in found.reason
 
 
-@pytest.mark.parametrize(("int8_s", "bf16_s", "wins"), [(1.0, 2.0, "int8"), (2.0, 1.0, "bf16")])
+@pytest.mark.parametrize(("int8_s", "bf16_s", "wins"), [(1.0, 2.0, "int8-rows"), (2.0, 1.0, "bf16")])
 def test_the_faster_of_the_two_is_taken(
     monkeypatch: pytest.MonkeyPatch, int8_s: float, bf16_s: float, wins: str
 ) -> None:
     monkeypatch.setattr(choice, "int8", lambda *_, made=choice.int8: made(shape_of(), CPU))
-    monkeypatch.setattr(choice, "_seconds", lambda one, *_: int8_s if one.name == "int8" else bf16_s)
+    monkeypatch.setattr(choice, "_seconds", lambda one, *_: int8_s if one.name == "int8-rows" else bf16_s)
     found = choice._faster(shape_of(), CARD)  # type: ignore[arg-type]
     assert found.arithmetic.name == wins
     assert "2000.00 ms" in found.reason
@@ -356,7 +356,7 @@ def test_a_card_that_is_too_small_for_the_file_is_one_line(
     tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "nestling.engine.torch.loading.Loader.tower", failing([torch.OutOfMemoryError("CUDA\nx")], lambda *_: None)
+        "nestling.engine.torch.loading.Loader.text_model", failing([torch.OutOfMemoryError("CUDA\nx")], lambda *_: None)
     )
     with pytest.raises(EngineError, match=r"out of memory loading \(0 MiB in use\)$"):
         TorchEngine(GGUFFile.open(tiny_models["F32"]), on=CPU)

@@ -16,7 +16,8 @@ import pytest
 from tests.command_line import nestling
 
 from nestling._util import files
-from nestling.engine.openvino import int8_groups, weight_cache, weight_files
+from nestling.engine.openvino import weight_cache, weight_files
+from nestling.engine.openvino.expansion import Expansion
 from nestling.engine.protocol import plain
 from nestling.engine.registry import EngineName, load_engine
 from nestling.errors import UsageError
@@ -65,7 +66,7 @@ def test_a_second_start_expands_nothing(starter_q8: Path, home: Path, monkeypatc
     def never(*_: object, **__: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(int8_groups, "expand", never)
+    monkeypatch.setattr(Expansion, "matrix", never)
     vectors(starter_q8)
     assert kept(home)[0].stat().st_mtime_ns == before
 
@@ -133,7 +134,7 @@ def test_a_copy_with_the_same_bytes_shares_them(
 ) -> None:
     first = vectors(starter_q8)
     shutil.copy(starter_q8, tmp_path / "renamed.gguf")
-    monkeypatch.setattr(int8_groups, "expand", never)
+    monkeypatch.setattr(Expansion, "matrix", never)
     assert np.array_equal(vectors(tmp_path / "renamed.gguf"), first)
     assert len(kept(home)) == 1
 
@@ -230,7 +231,7 @@ def test_a_cache_that_cannot_be_written_is_read(starter_q8: Path, home: Path, mo
     for name in ("lock", "atomic_write"):
         monkeypatch.setattr(files, name, refused)
     monkeypatch.setattr(os, "utime", refused)
-    monkeypatch.setattr(int8_groups, "expand", never)
+    monkeypatch.setattr(Expansion, "matrix", never)
     assert np.array_equal(vectors(starter_q8), first)
     assert len(kept(home)) == 1
 
@@ -283,7 +284,7 @@ def test_an_interrupted_expansion_leaves_no_half_file(
     def stopped(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(int8_groups, "expand", stopped)
+    monkeypatch.setattr(Expansion, "matrix", stopped)
     with pytest.raises(KeyboardInterrupt):
         vectors(starter_q8)
     assert not kept(home)

@@ -17,6 +17,7 @@ from nestling._util.progress import Progress
 from nestling._util.text import decode_text
 from nestling.cli.console import Bars, show_table
 from nestling.cli.options import (
+    ArithmeticOption,
     DeviceOption,
     DimensionsOption,
     EngineOption,
@@ -50,6 +51,7 @@ def embed(
     dimensions: DimensionsOption = None,
     engine: EngineOption = "auto",
     device: DeviceOption = None,
+    arithmetic: ArithmeticOption = "auto",
     spec: SpecOption = None,
     form: Annotated[Format, typer.Option("--format", help="How the vectors are written.")] = Format.TEXT,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="A file; standard output by default.")] = None,
@@ -68,7 +70,7 @@ def embed(
     watch = Watch()
     with Bars() as bars:
         with watch.stage("load"):
-            embedder = load(reference, task, Backend(engine, device), spec, bars, profile=profile)
+            embedder = load(reference, task, Backend(engine, device, arithmetic), spec, bars, profile=profile)
         with watch.stage("tokenize"), naming(rows, lines_of=None if texts else file or Path("-")):
             items = embedder.items(rows, prompt_name=prompt, truncate=truncate)
         with watch.stage("embed"):
@@ -162,10 +164,11 @@ def _read(file: Path) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """The engine of a command, and the device that it runs on."""
+    """The engine of a command, the device that it runs on, and the arithmetic of its products."""
 
     engine: str
     device: str | None
+    arithmetic: str
 
 
 def load(
@@ -179,6 +182,7 @@ def load(
         device=backend.device,
         spec=read_spec(spec) if spec else None,
         profile=profile,
+        arithmetic=backend.arithmetic,
     )
     return embedder.for_task(task) if task else embedder
 
@@ -192,6 +196,7 @@ def similarity(
     dimensions: DimensionsOption = None,
     engine: EngineOption = "auto",
     device: DeviceOption = None,
+    arithmetic: ArithmeticOption = "auto",
     spec: SpecOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -199,7 +204,7 @@ def similarity(
     rows = read_inputs(texts, None, image)
     reference = local.with_task(model, task, default=Task.TEXT_MATCHING)
     with Bars() as bars:
-        embedder = load(reference, task, Backend(engine, device), spec, bars)
+        embedder = load(reference, task, Backend(engine, device, arithmetic), spec, bars)
         if task is None and Task.TEXT_MATCHING in embedder.tasks:
             embedder = embedder.for_task(Task.TEXT_MATCHING)  # of a base
         with naming(rows, lines_of=None):

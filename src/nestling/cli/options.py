@@ -22,6 +22,9 @@ DeviceOption = Annotated[
     str | None,
     typer.Option("--device", metavar="NAME", help="Of torch: cuda[:N], xpu[:N], mps or cpu; the first GPU by default."),
 ]
+ArithmeticOption = Annotated[
+    str, typer.Option("--arithmetic", metavar="NAME", help="auto, float32, bf16, int8-groups, int8-rows or int8-mixed.")
+]
 ThreadsOption = Annotated[
     int | None, typer.Option("--threads", min=1, help="Threads; all usable processors by default.")
 ]

@@ -11,6 +11,7 @@ from nestling.cli.console import Bars, show_table
 from nestling.cli.embed import Backend, load, naming, read_inputs
 from nestling.cli.hub import open_checkpoint
 from nestling.cli.options import (
+    ArithmeticOption,
     DeviceOption,
     EngineOption,
     FamilyOption,
@@ -41,6 +42,7 @@ def rerank(
     ] = "maxsim",
     engine: EngineOption = "auto",
     device: DeviceOption = None,
+    arithmetic: ArithmeticOption = "auto",
     spec: SpecOption = None,
     truncate: Annotated[
         bool, typer.Option("--truncate", help="Cut texts that are too long, instead of refusing them.")
@@ -51,7 +53,7 @@ def rerank(
     rows = read_inputs(documents, file, image)
     reference = local.with_task(model, task, default=Task.RETRIEVAL)
     with Bars() as bars:
-        embedder = load(reference, task, Backend(engine, device), spec, bars)
+        embedder = load(reference, task, Backend(engine, device, arithmetic), spec, bars)
         with naming(rows, lines_of=None if documents else file or Path("-")):
             best = embedder.rerank(query, rows, top_n=top_n, scoring=scoring, truncate=truncate)
     if as_json:

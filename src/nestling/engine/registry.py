@@ -13,21 +13,28 @@ from enum import StrEnum
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from nestling._util.cpu import usable_threads
 from nestling._util.extras import need
 from nestling._util.numbers import whole_number
+from nestling.engine import self_check
+from nestling.engine.arithmetic import ArithmeticName
 from nestling.engine.lora import Adapter
 from nestling.engine.protocol import Engine, Profiled
 from nestling.errors import EngineError, UsageError
 from nestling.formats.gguf import GGUFFile
 from nestling.spec import Pooling
 
+if TYPE_CHECKING:
+    from nestling.engine.openvino.engine import OpenVINOEngine
+
 LOG = logging.getLogger("nestling.engine")
 FASTEST = "auto: the fastest engine on this processor"
 GPU_FOUND = "auto: a GPU is there"
 ASKED = "asked for by name"
+SAFER = (ArithmeticName.INT8_GROUPS, ArithmeticName.FLOAT32)
+"""What is taken when the arithmetic that was chosen computes something else on this processor."""
 MAX_REASON = 400
 """Most characters of OpenVINO's own error in a message."""
 
@@ -67,7 +74,7 @@ def parse_device(text: str) -> str:
     return text
 
 
-def load_engine(
+def load_engine(  # noqa: PLR0913 - each is one thing that an engine can be asked for
     file: GGUFFile,
     *,
     name: EngineName,
@@ -76,17 +83,19 @@ def load_engine(
     pooling: Pooling = Pooling.MEAN,
     adapters: Sequence[Adapter] = (),
     profile: bool = False,
+    arithmetic: ArithmeticName = ArithmeticName.AUTO,
 ) -> Engine:
     """Load a model file into an engine.
 
     `device` is one of `DEVICES`: by default the first GPU for the torch engine and the CPU for the others; `auto`
     chooses torch when it is installed and finds a GPU. `threads`: all usable processors by default. `adapters`: the
     LoRA adapters of a base; an item selects one by its index. `profile`: measure the stages (openvino and torch).
+    `arithmetic`: of the matrix products (openvino and torch).
 
-    UsageError for a device or a `profile` that the engine does not support, EngineError when the device or file
-    cannot be used.
+    UsageError for a device, a `profile` or an arithmetic that the engine does not support, EngineError when the device
+    or file cannot be used.
     """
-    wanted = _Wanted(file, _device(device, name), _threads(threads), pooling, adapters, profile=profile)
+    wanted = _Wanted(file, _device(device, name), _threads(threads), pooling, adapters, profile, arithmetic)
     engine = _LOADERS[name](wanted)
     if profile and not isinstance(engine, Profiled):
         engine.close()
@@ -112,9 +121,39 @@ class _Wanted:
     pooling: Pooling
     adapters: Sequence[Adapter] = ()
     profile: bool = False
+    arithmetic: ArithmeticName = ArithmeticName.AUTO
+
+    def without_arithmetic(self, engine: EngineName) -> None:
+        """UsageError for an arithmetic that was asked for by name."""
+        if self.arithmetic is not ArithmeticName.AUTO:
+            said = f"arithmetic='{self.arithmetic}': the {engine} engine has one of its own; openvino and torch choose"
+            raise UsageError(said, param="arithmetic")
 
 
-def _openvino(wanted: _Wanted) -> Engine:
+def _openvino(wanted: _Wanted, why: str = ASKED) -> Engine:
+    """In the arithmetic asked for; `auto` is the one chosen, or the next that gives the reference's states.
+
+    Passing one over is logged as a warning.
+    """
+    tried: list[ArithmeticName] = []
+    for arithmetic in [wanted.arithmetic, *(SAFER if wanted.arithmetic is ArithmeticName.AUTO else ())]:
+        if arithmetic in tried:
+            continue
+        engine = _compiled(wanted, arithmetic)
+        cosine = self_check.cosine(
+            engine, wanted.file, adapters=wanted.adapters, threads=wanted.threads, kept=engine.record
+        )
+        if cosine >= self_check.NEAR:
+            engine.reason = f"{why}; {engine.reason}"
+            return engine
+        engine.close()
+        tried.append(engine.arithmetic)
+        said = f"{wanted.file.path}: openvino {engine.reason}: cosine {cosine:.3f} to the reference"
+        _warn_once(f"{said}, not {self_check.NEAR}: its kernels are wrong here")
+    raise _Failed(said)
+
+
+def _compiled(wanted: _Wanted, arithmetic: ArithmeticName) -> "OpenVINOEngine":
     try:
         from nestling.engine.openvino.engine import OpenVINOEngine
 
@@ -124,6 +163,7 @@ def _openvino(wanted: _Wanted) -> Engine:
             pooling=wanted.pooling,
             adapters=wanted.adapters,
             profile=wanted.profile,
+            arithmetic=arithmetic,
         )
     except ImportError as error:
         raise _Failed(f"openvino is not installed ({error})") from error
@@ -132,6 +172,7 @@ def _openvino(wanted: _Wanted) -> Engine:
 
 
 def _llamacpp(wanted: _Wanted) -> Engine:
+    wanted.without_arithmetic(EngineName.LLAMACPP)
     try:
         from nestling.engine.llamacpp import LlamaCppEngine
     except ImportError as error:
@@ -149,6 +190,7 @@ def _torch(wanted: _Wanted, why: str = ASKED) -> Engine:
         pooling=wanted.pooling,
         adapters=wanted.adapters,
         profile=wanted.profile,
+        arithmetic=wanted.arithmetic,
     )
     made.reason = f"{why}; {made.reason}"
     return made
@@ -167,6 +209,7 @@ def has_gpu() -> bool:
 def _reference(wanted: _Wanted) -> Engine:
     from nestling.engine.numpy_reference import ReferenceEngine
 
+    wanted.without_arithmetic(EngineName.REFERENCE)
     return ReferenceEngine(wanted.file, pooling=wanted.pooling, adapters=wanted.adapters)
 
 
@@ -176,9 +219,10 @@ def _auto(wanted: _Wanted) -> Engine:
         engine = _torch(wanted, why)
     else:
         try:
-            engine = _openvino(wanted)
-            engine.reason = FASTEST
+            engine = _openvino(wanted, FASTEST)
         except _Failed as failed:
+            if wanted.arithmetic is not ArithmeticName.AUTO:
+                raise
             return _in_its_place(wanted, failed)
     LOG.info("engine %s (%s)", engine.name, engine.reason)
     return engine

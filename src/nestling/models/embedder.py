@@ -10,6 +10,7 @@ from typing import Self
 
 import numpy as np
 
+from nestling.engine.arithmetic import ArithmeticName
 from nestling.engine.lora import load_adapters
 from nestling.engine.protocol import Item
 from nestling.engine.registry import EngineName, load_engine
@@ -41,7 +42,7 @@ class Embedder(TextEmbedder):
     """
 
     @classmethod
-    def load(
+    def load(  # noqa: PLR0913 - the public surface: each is one keyword
         cls,
         reference: str | Path,
         *,
@@ -51,6 +52,7 @@ class Embedder(TextEmbedder):
         spec: ModelSpec | None = None,
         profile: bool = False,
         exact_images: bool = False,
+        arithmetic: str = "auto",
     ) -> Self:
         """Load a model. A base (`name-base[:QUANT]`) is loaded with the LoRA adapters of all tasks: see `for_task`.
 
@@ -62,6 +64,7 @@ class Embedder(TextEmbedder):
             spec: the specification of a file that has none and is not a known published one (see `read_spec`).
             profile: let the OpenVINO and torch engines record where time goes (`engine.profile()`).
             exact_images: compute the vision tower, which is loaded with the first image, in float32.
+            arithmetic: of the matrix products: `auto`, `float32`, `bf16`, `int8-groups`, `int8-rows` or `int8-mixed`.
 
         Returns:
             The loaded model; free it with `close`.
@@ -75,7 +78,7 @@ class Embedder(TextEmbedder):
         Example:
             model = nestling.Embedder.load("starter-retrieval:Q8_0")
         """
-        name = EngineName.parse(engine)
+        name, products = EngineName.parse(engine), ArithmeticName.parse(arithmetic)
         file = GGUFFile.open(content.check(local.resolve(reference)))
         adapters = load_adapters(file) if spec is None and BASE_FIELD in file.metadata else []
         for one in adapters:
@@ -89,6 +92,7 @@ class Embedder(TextEmbedder):
             pooling=specs[0].pooling,
             adapters=adapters,
             profile=profile,
+            arithmetic=products,
         )
         found = next((one for one in specs if one.task is Task.RETRIEVAL), specs[0])
         images, specs = TowerOptions(threads, exact=exact_images), specs if adapters else []

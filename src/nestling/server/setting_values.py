@@ -71,6 +71,13 @@ def engine(value: Any) -> str:  # noqa: ANN401 - a text
     return choice(str(value), EngineName)
 
 
+def arithmetic(value: Any) -> str:  # noqa: ANN401 - a text
+    """The name of an arithmetic."""
+    from nestling.engine.arithmetic import ArithmeticName
+
+    return choice(str(value), ArithmeticName)
+
+
 def device(value: Any) -> str:  # noqa: ANN401 - a text
     """A device of the torch engine."""
     from nestling.engine.registry import parse_device

@@ -17,6 +17,7 @@ from nestling.errors import UsageError
 from nestling.server.setting_values import (
     DEVICE_NAMES,
     TokenInput,
+    arithmetic,
     device,
     engine,
     several,
@@ -101,6 +102,12 @@ class ServeSettings:
     device: str | None = field(
         default=None,
         metadata={"setting": Setting(device, f"Of the torch engine: {DEVICE_NAMES}.", "NAME", unset="the first GPU")},
+    )
+    arithmetic: str = field(
+        default="auto",
+        metadata=_text(
+            "Of the matrix products: auto, float32, bf16, int8-groups, int8-rows or int8-mixed.", "NAME", arithmetic
+        ),
     )
     threads: int | None = field(
         default=None, metadata=_number("Threads of the engine.", high=1024, unset="all usable processors")

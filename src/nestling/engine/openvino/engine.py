@@ -1,9 +1,7 @@
 """The CPU engine: our own OpenVINO graph, packed batches, pooling outside the graph.
 
-Float files run in float32, so that an F32 or F16 file answers as the original does. Quantized files run in int8 where
-the processor has int8 dot products (AVX-512 VNNI, AVX2 VNNI, AMX), with bfloat16 between the products where it has
-that; elsewhere (plain AVX2) the int8 weights are expanded group by group and multiplied in float32, which is slower and
-a little more exact.
+What its products are computed in, `choice` says. In a rotated arithmetic the states between layers are rotated; what
+comes in and what goes out is not.
 """
 
 import threading
@@ -11,28 +9,33 @@ import time
 from collections import defaultdict
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nestling._util.memory import give_back_freed
 from nestling.engine import rotary
+from nestling.engine.arithmetic import ArithmeticName
 from nestling.engine.batching import TOKEN_BUDGET
 from nestling.engine.hyperparameters import Hyperparameters
 from nestling.engine.lora import Adapter
-from nestling.engine.lora_lanes import StackedAdapters
-from nestling.engine.openvino import int8_groups, packing, text_graph, weight_cache
+from nestling.engine.openvino import packing, text_graph, weight_cache
+from nestling.engine.openvino.choice import Choice, choose, named
+from nestling.engine.openvino.compiling import compiled
+from nestling.engine.openvino.layers import expanded
 from nestling.engine.openvino.runtime import ov
 from nestling.engine.protocol import Item, Positions, plain, pool_states
-from nestling.engine.weights import embedding_rows, input_rows
+from nestling.engine.weights import input_rows, tensor
 from nestling.errors import EngineError
 from nestling.formats.gguf import GGUFFile
 from nestling.spec import Pooling
 from nestling.vectors import Floats
 
-KEPT_SHAPES = 128
-"""Kernels cached by shape; unbounded, a server's memory would grow with every new number of tokens."""
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
 STAGES = {"FullyConnected": "matrix products", "FullyConnectedCompressed": "matrix products"} | dict.fromkeys(
     ("Subgraph", "ScaledDotProductAttention", "MatMul", "Softmax", "Gather", "Transpose"), "attention"
 )
@@ -57,11 +60,13 @@ class _Work:
 
 
 class OpenVINOEngine:
-    """A GGUF file compiled for this processor."""
+    """A GGUF file compiled for this processor. `arithmetic` is what its products are in; `reason` says why.
+
+    `record`: where a vector of the reference is kept beside its weights, if they are in the weight cache.
+    """
 
     name = "openvino"
     token_budget = TOKEN_BUDGET
-    reason = "asked for by name"
 
     def __init__(
         self,
@@ -71,31 +76,34 @@ class OpenVINOEngine:
         pooling: Pooling = Pooling.MEAN,
         adapters: Sequence[Adapter] = (),
         profile: bool = False,
+        arithmetic: ArithmeticName = ArithmeticName.AUTO,
     ) -> None:
         self._file, self._shape, self._lock = file, Hyperparameters.of(file), threading.Lock()
         self._rotary = rotary.Rotary(self._shape)
         self._seconds: dict[str, float] = defaultdict(float)
         self._profiled = profile
         self._pooling, self._adapted = pooling, bool(adapters)
-        lanes = StackedAdapters(adapters).width if adapters else 0
-        between = _between(file)
-        self._kept = ov.Type.bf16 if between == "bf16" else ov.Type.f32
+        asked = Choice(arithmetic, "as asked")
+        choice = choose(file, threads=threads) if arithmetic is ArithmeticName.AUTO else asked
+        self._arithmetic, self.arithmetic = named(file, choice.name), choice.name
+        self.reason = f"in {choice.name}: {choice.reason}"
+        self._output_norm = tensor(file, "output_norm.weight")
+        self._kept = ov.Type.bf16 if self._arithmetic.precision == "bf16" else ov.Type.f32
         self._nothing = [self._past(np.zeros(0, self._kept.to_dtype()))] * (2 * self._shape.layers)
         token_bytes = 2 * self._shape.kv_heads * self._shape.head_dim * self._kept.size
         self._groups = packing.layer_groups(
             self._shape.layers, layer_bytes=PAST_TOKENS * token_bytes, most_bytes=PAST_BYTES
         )
-        with weight_cache.store(file, adapters=[one.file for one in adapters], lanes=lanes) as store:
-            model = text_graph.build(
-                file, threads=threads, groups=self._groups, store=store, adapters=adapters, kept=self._kept
-            )
-        more = {"PERF_COUNT": True} if profile else {}
-        self._request = _compiled(model, file, threads, INFERENCE_PRECISION_HINT=between, **more)
+        with expanded(file, self._arithmetic, adapters=adapters, threads=threads) as products:
+            model = text_graph.build(products, groups=self._groups, kept=self._kept)
+        self._request = compiled(model, self._arithmetic, threads=threads, profile=profile)
         del model
-        if isinstance(store, weight_cache.Mapped):
+        self.record: Path | None = None
+        if isinstance(products.store, weight_cache.Mapped):
+            self.record = products.store.record
             one = plain([np.zeros(1, np.int32)])
             self.pool(one, adapters=[0][: len(adapters)])  # the plugin copies the weights on its first run
-            store.release()
+            products.store.release()
             self._seconds.clear()
 
     def pool(self, items: Sequence[Item], *, adapters: Sequence[int] = ()) -> Floats:
@@ -136,7 +144,7 @@ class OpenVINOEngine:
         packed = packing.side_by_side(lengths, heads=self._shape.kv_heads)
         rows = np.repeat(np.array(adapters, np.int64), lengths if adapters else 0)
         work = _Work(packed, rotary.positions(items), rows, range(len(self._groups)), self._nothing)
-        return self._infer(self._embedded(items), work)
+        return self._final(self._infer(self._embedded(items), work))
 
     def steps(self, item: Item, *, adapters: Sequence[int] = ()) -> Generator[float, None, Floats]:
         """One item in prefill chunks, each attending to the KV cache of those before it: T tokens -> (T, D).
@@ -149,7 +157,7 @@ class OpenVINOEngine:
             yield from self._through(states, positions, adapters, place)
             if len(self._groups) > 1:
                 self._shrink()
-        return states
+        return self._final(states)
 
     def _through(
         self, states: Floats, positions: Positions, adapters: Sequence[int], place: int
@@ -202,42 +210,21 @@ class OpenVINOEngine:
 
     def _embedded(self, items: Sequence[Item]) -> Floats:
         began = time.perf_counter()
-        states = input_rows(self._file, items)
+        states, rotation = input_rows(self._file, items), self._arithmetic.rotation
+        if rotation is not None:
+            states = rotation.enter(states)
         self._seconds["embedding rows"] += time.perf_counter() - began
         return states
+
+    def _final(self, states: Floats) -> Floats:
+        """Out of the rotated residual stream, if it is, where the final norm's scales are not in the graph."""
+        rotation = self._arithmetic.rotation
+        return states if rotation is None else rotation.leave(states) * self._output_norm
 
     def _past(self, values: Floats) -> ov.Tensor:
         """Past keys or values as an input tensor, not copied; an empty array is an empty past."""
         shape = (len(values), self._shape.kv_heads, self._shape.head_dim)
         return ov.Tensor(values.reshape(shape), ov.Shape(shape), self._kept)
-
-
-class Observer:
-    """The same file, returning the sums of squares that make an importance matrix.
-
-    Sums run over all tokens of all texts of a call.
-    """
-
-    def __init__(self, file: GGUFFile, *, threads: int, adapters: Sequence[Adapter] = ()) -> None:
-        self._file, self._shape, self._adapters = file, Hyperparameters.of(file), len(adapters)
-        model, self._names = text_graph.build_observed(file, threads=threads, adapters=adapters)
-        self._request = _compiled(model, file, threads, INFERENCE_PRECISION_HINT="f32")
-
-    def collect(self, sequences: Sequence[Sequence[int]]) -> dict[str, tuple[NDArray[np.float32], int]]:
-        """Run the texts: matrix name -> (sum over tokens of the input's squares (W,), number of tokens).
-
-        With adapters, text i takes adapter i modulo their number.
-        """
-        ids = np.concatenate([np.asarray(one, np.int32) for one in sequences])
-        packed = packing.side_by_side([len(one) for one in sequences], heads=self._shape.kv_heads)
-        rows = np.repeat(np.arange(len(sequences)) % max(self._adapters, 1), [len(one) for one in sequences])
-        nothing = np.empty((0, self._shape.kv_heads, self._shape.head_dim), np.float32)
-        positions = np.concatenate([np.arange(len(one)) for one in sequences])
-        inputs = [embedding_rows(self._file, ids), rotary.Rotary(self._shape).cos_sin(positions), *packed.inputs()]
-        self._request.infer([*inputs, *([rows] if self._adapters else []), *[nothing] * (2 * self._shape.layers)])
-        first = 1 + 2 * self._shape.layers
-        sums = [np.array(self._request.get_output_tensor(first + place).data) for place in range(len(self._names))]
-        return {name: (row, len(ids)) for names, row in zip(self._names, sums, strict=True) for name in names}
 
 
 def _drained(steps: Generator[float, None, Floats]) -> Floats:
@@ -248,23 +235,3 @@ def _drained(steps: Generator[float, None, Floats]) -> Floats:
         except StopIteration as done:
             states: Floats = done.value
             return states
-
-
-def _between(file: GGUFFile) -> str:
-    """Precision between the matrix products: bfloat16 if they are int8 and the processor has it, else float32."""
-    in_floats = any(info.kind.is_float for info in int8_groups.matrices(file))
-    has_it = "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    return "bf16" if has_it and not in_floats else "f32"
-
-
-def _compiled(model: ov.Model, file: GGUFFile, threads: int, **more: str | bool) -> ov.InferRequest:
-    properties = {
-        "INFERENCE_NUM_THREADS": threads,
-        "NUM_STREAMS": 1,
-        "ENABLE_CPU_PINNING": False,  # pinned, several processes would share the first cores
-        "PERFORMANCE_HINT": "LATENCY",
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": int8_groups.group_of(file),
-        "CPU_RUNTIME_CACHE_CAPACITY": KEPT_SHAPES,
-        **more,
-    }
-    return ov.Core().compile_model(model, "CPU", properties).create_infer_request()

@@ -1,10 +1,7 @@
-"""A GGUF file's matrices and norms as nodes of an OpenVINO graph.
+"""A GGUF file's matrices and norms as nodes of an OpenVINO graph, in one arithmetic."""
 
-Weights of float files keep their type. Those of quantized files become int8 with a scale per group (`int8_groups`);
-the plugin multiplies them in int8 where the processor can, and dequantizes them group by group where it cannot.
-"""
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -12,10 +9,15 @@ from itertools import pairwise
 import numpy as np
 
 from nestling.engine.hyperparameters import Hyperparameters
+from nestling.engine.lora import Adapter
 from nestling.engine.lora_lanes import StackedAdapters
-from nestling.engine.openvino import int8_groups, weight_cache
+from nestling.engine.openvino import weight_cache
+from nestling.engine.openvino.arithmetic import Arithmetic, matrices
+from nestling.engine.openvino.expansion import Expansion
+from nestling.engine.openvino.nodes import integer, ints, number
 from nestling.engine.openvino.runtime import Node, op
-from nestling.engine.weights import tensor
+from nestling.engine.openvino.weight_formats.base import Arrays, Factor, WeightFormat, empty, part
+from nestling.engine.openvino.weight_formats.floats import FloatFormat
 from nestling.formats.gguf import GGUFFile
 from nestling.formats.quant_types import QuantType
 from nestling.vectors import Floats
@@ -31,108 +33,100 @@ class Products:
     file: GGUFFile
     shape: Hyperparameters
     threads: int
+    arithmetic: Arithmetic
     squares: dict[tuple[str, ...], Node] | None = None
     adapters: StackedAdapters | None = None
     store: weight_cache.Store = field(default_factory=weight_cache.InMemory)
     gates: Mapping[int, Node] = field(default_factory=dict)
 
-    @cached_property
-    def group(self) -> int:
-        """Values per scale of the int8 matrices."""
-        return int8_groups.group_of(self.file)
-
-    def vector(self, name: str) -> Node:
-        """A vector of the file: (W,)."""
-        return op.constant(tensor(self.file, name))
-
     def linear(self, x: Node, *names: str) -> Node:
         """X times one matrix, or several stacked into one product: (N, in) -> (N, sum of out)."""
         self._observe(x, names)
-        return self._product(x, names)
+        held = self._format(names)
+        return self._product(held.factor(x), held, names)
 
     def each(self, x: Node, *names: str) -> list[Node]:
         """X times several matrices, one product each, so that later nodes fuse with it: (N, in) -> (N, out) each."""
         self._observe(x, names)
-        return [self._product(x, (name,)) for name in names]
+        held = [self._format((name,)) for name in names]
+        factors = {one: one.factor(x) for one in held}
+        return [self._product(factors[one], one, (name,)) for one, name in zip(held, names, strict=True)]
+
+    def bias(self, *names: str) -> Node:
+        """Biases one after another: (sum of out,)."""
+        return op.constant(np.concatenate([self._expansion.bias(name) for name in names]))
+
+    def norm(self, x: Node, name: str) -> Node:
+        """RMSNorm in the pattern that the plugin fuses into one operation."""
+        mean = op.reduce_mean(op.multiply(x, x), ints(-1), keep_dims=True)
+        root = op.sqrt(op.add(mean, number(self.shape.rms_eps)))
+        return op.multiply(op.divide(x, root), op.constant(self._expansion.norm(name)))
+
+    @cached_property
+    def _expansion(self) -> Expansion:
+        return Expansion(self.file, self.arithmetic.rotation, self.threads)
 
     def _observe(self, x: Node, names: tuple[str, ...]) -> None:
         if self.squares is not None:
             self.squares[names] = op.reduce_sum(op.multiply(x, x), ints(0), keep_dims=False)
 
-    def _product(self, x: Node, names: Sequence[str]) -> Node:
+    def _format(self, names: Sequence[str]) -> WeightFormat:
+        return self.arithmetic.format_of([self.file.tensors[name] for name in names])
+
+    def _product(self, x: Factor, held: WeightFormat, names: Sequence[str]) -> Node:
         """With adapters, A is stacked below the matrices, which saves a pass over `x`."""
         if self.adapters is None:
-            return _times(x, self._matrix(names))
+            return held.times(x, self._matrix(held, names))
         out = sum(self.file.tensors[name].shape[0] for name in names)
-        product = _times(x, self._matrix(names, self.adapters.rows(names)))
+        product = held.times(x, self._matrix(held, names, self.adapters.rows(names)))
         whole, low = op.variadic_split(product, integer(1), ints(out, len(names) * self.adapters.width)).outputs()
         gated = op.multiply(low, self.gates[len(names)])
-        return op.add(whole, _times(gated, self._added(names, self.adapters.columns(names))))
+        return op.add(whole, self._added(gated, held, names))
 
-    def _matrix(self, names: Sequence[str], below: Floats | None = None) -> Node:
-        """Stacked matrices, with the adapters' A rows below, in one precision."""
+    def _added(self, gated: Node, held: WeightFormat, names: Sequence[str]) -> Node:
+        """Times the adapters' B, in floats: its input has been rounded once already."""
+        assert self.adapters is not None
+        floats = held if isinstance(held, FloatFormat) else FloatFormat(QuantType.F16)
+        heights = [self.file.tensors[name].shape[0] for name in names]
+        parts = np.split(self.adapters.columns(names), np.cumsum(heights)[:-1])
+        columns = np.concatenate([self._expansion.outputs(name, rows) for name, rows in zip(names, parts, strict=True)])
+        matrix = empty(floats.spaces(*columns.shape))
+        floats.fill(columns, matrix)
+        return floats.times(floats.factor(gated), matrix)
+
+    def _matrix(self, held: WeightFormat, names: Sequence[str], below: Floats | None = None) -> Arrays:
+        """Stacked matrices, with the adapters' A rows below; only int8 is worth keeping on the disk."""
         more = [] if below is None else [below]
-        infos = [self.file.tensors[name] for name in names]
-        if self._in_floats(names):
-            stacked = np.concatenate([tensor(self.file, name) for name in names] + more)
-            return _float_matrix(stacked, self._kinds(names))
-
-        heights = [info.shape[0] for info in infos] + [len(rows) for rows in more]
+        heights = [self.file.tensors[name].shape[0] for name in names] + [len(rows) for rows in more]
         tops = np.cumsum([0, *heights]).tolist()
 
-        def fill(whole: int8_groups.Groups) -> None:
-            parts = [whole.rows(top, bottom) for top, bottom in pairwise(tops)]
-            for name, part in zip(names, parts, strict=False):
-                int8_groups.expand(self.file, name, part, threads=self.threads)
-            for rows, part in zip(more, parts[len(names) :], strict=True):
-                int8_groups.quantize(rows, part, threads=self.threads)
+        def fill(whole: Arrays) -> None:
+            parts = [part(whole, top, bottom) for top, bottom in pairwise(tops)]
+            for name, into in zip(names, parts, strict=False):
+                self._expansion.matrix(name, held, into)
+            for rows, into in zip(more, parts[len(names) :], strict=True):
+                self._expansion.rows(names[0], rows, held, into)
 
-        return self._int8(tops[-1], infos[0].shape[-1], fill)
-
-    def _added(self, names: Sequence[str], columns: Floats) -> Node:
-        """The adapters' B, in floats: its input has been rounded to int8 once already."""
-        kinds = self._kinds(names)
-        return _float_matrix(columns, kinds if self._in_floats(names) else {QuantType.F16})
-
-    def _int8(self, rows: int, width: int, fill: int8_groups.Fill) -> Node:
-        return _int8_matrix(self.store.matrix(rows, width, self.group, fill))
-
-    def _kinds(self, names: Sequence[str]) -> set[QuantType]:
-        return {self.file.tensors[name].kind for name in names}
-
-    def _in_floats(self, names: Sequence[str]) -> bool:
-        every_float = all(kind.is_float for kind in self._kinds(names))
-        return every_float or bool(self.file.tensors[names[0]].shape[-1] % self.group)
-
-    def norm(self, x: Node, name: str) -> Node:
-        """RMSNorm in the pattern that the plugin fuses into one operation."""
-        mean = op.reduce_mean(op.multiply(x, x), op.constant(np.array([-1], np.int64)), keep_dims=True)
-        root = op.sqrt(op.add(mean, op.constant(np.float32(self.shape.rms_eps))))
-        return op.multiply(op.divide(x, root), self.vector(name))
+        store = weight_cache.InMemory() if isinstance(held, FloatFormat) else self.store
+        return store.arrays(held.spaces(tops[-1], self.file.tensors[names[0]].shape[-1]), fill)
 
 
-def _times(x: Node, matrix: Node) -> Node:
-    return op.matmul(x, matrix, transpose_a=False, transpose_b=True)
+@contextmanager
+def expanded(
+    file: GGUFFile, arithmetic: Arithmetic, *, adapters: Sequence[Adapter] = (), threads: int
+) -> Iterator[Products]:
+    """A model's products over the weight cache; what the block makes is kept there only if it succeeds."""
+    side = StackedAdapters(adapters) if adapters else None
+    used, most = [file, *(one.file for one in adapters)], _most_bytes(file, arithmetic, side.width if side else 0)
+    with weight_cache.store(used, layout=arithmetic.key, most=most) as store:
+        yield Products(file, Hyperparameters.of(file), threads, arithmetic, adapters=side, store=store)
 
 
-def _int8_matrix(groups: int8_groups.Groups) -> Node:
-    """Groups and scales as one matrix, in the pattern that the plugin multiplies in int8; not copied."""
-    values = op.convert(op.constant(groups.values, shared_memory=True), "f32")
-    numbers = op.multiply(values, op.constant(groups.scales, shared_memory=True))
-    return op.reshape(numbers, ints(len(groups.values), -1), special_zero=False)
-
-
-def _float_matrix(rows: Floats, kinds: set[QuantType]) -> Node:
-    if kinds == {QuantType.F16}:
-        return op.convert(op.constant(rows.astype(np.float16)), "f32")
-    return op.constant(rows)
-
-
-def integer(value: int) -> Node:
-    """One whole number."""
-    return op.constant(np.int64(value))
-
-
-def ints(*values: int) -> Node:
-    """Several whole numbers: (n,)."""
-    return op.constant(np.array(values, np.int64))
+def _most_bytes(file: GGUFFile, arithmetic: Arithmetic, lanes: int) -> int:
+    """An upper bound of the int8 matrices' bytes."""
+    spaces = [
+        arithmetic.format_of([info]).spaces(info.shape[0] + lanes, info.shape[1])
+        for info in matrices(file)
+        if arithmetic.is_rounded([info])
+    ]
+    return sum(weight_cache.in_pages(space.size_bytes) for held in spaces for space in held)

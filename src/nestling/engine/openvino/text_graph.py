@@ -15,13 +15,10 @@ from typing import Self
 import numpy as np
 
 from nestling.engine.hyperparameters import Hyperparameters
-from nestling.engine.lora import Adapter
 from nestling.engine.lora_lanes import StackedAdapters
-from nestling.engine.openvino import weight_cache
-from nestling.engine.openvino.layers import Products, integer, ints
+from nestling.engine.openvino.layers import Products
+from nestling.engine.openvino.nodes import integer, ints
 from nestling.engine.openvino.runtime import Node, op, ov
-from nestling.engine.weights import tensor
-from nestling.formats.gguf import GGUFFile
 
 END = np.iinfo(np.int32).max
 """An end beyond any row; int32, since OpenVINO computes int64 in 32 bits on CPUs."""
@@ -136,44 +133,16 @@ def _rows(x: Node, start: Node, stop: Node) -> Node:
     return op.slice(x, start, stop, ints(1), ints(0))
 
 
-def build(
-    file: GGUFFile,
-    *,
-    threads: int,
-    groups: Sequence[range],
-    store: weight_cache.Store | None = None,
-    adapters: Sequence[Adapter] = (),
-    kept: ov.Type = ov.Type.f32,
-) -> ov.Model:
+def build(b: Products, *, groups: Sequence[range], kept: ov.Type = ov.Type.f32) -> ov.Model:
     """Build the tower's graph; `packing.Packed` holds its index inputs, in their order.
 
-    `groups`: layers that run together. `store` caches the int8 matrices; without one they are made in memory. With
-    adapters one more input follows, each row's adapter, (N,) int64; with several groups another, which are active, (G,)
-    int64; then each layer's KV cache in type `kept`.
+    `groups`: layers that run together. With adapters one more input follows, each row's adapter, (N,) int64; with
+    several groups another, which are active, (G,) int64; then each layer's KV cache in type `kept`.
 
-    Outputs for N tokens: hidden states (N, D), after the final norm if the last group is active; then each layer's new
-    keys and values in type `kept`, (N, kv heads, d) each, empty for an inactive layer.
+    Outputs for N tokens: hidden states (N, D), normalised if the last group is active; then each layer's new keys and
+    values in type `kept`, (N, kv heads, d) each, empty for an inactive layer. In a rotated arithmetic states come in
+    and go out rotated, and the final norm's scales are left to the caller.
     """
-    side = StackedAdapters(adapters) if adapters else None
-    products = Products(file, Hyperparameters.of(file), threads, adapters=side, store=store or weight_cache.InMemory())
-    return _tower(products, groups, kept)
-
-
-def build_observed(
-    file: GGUFFile, *, threads: int, adapters: Sequence[Adapter] = ()
-) -> tuple[ov.Model, list[tuple[str, ...]]]:
-    """The same graph in one group, with more outputs: the sum of squares over tokens of each product's input, (W,).
-
-    Also returns the names of the matrices that share each of those outputs, in output order.
-    """
-    squares: dict[tuple[str, ...], Node] = {}
-    shape, side = Hyperparameters.of(file), StackedAdapters(adapters) if adapters else None
-    model = _tower(Products(file, shape, threads, squares, side), [range(shape.layers)], ov.Type.f32)
-    model.add_outputs([node.output(0) for node in squares.values()])
-    return model, list(squares)
-
-
-def _tower(b: Products, groups: Sequence[range], kept: ov.Type) -> ov.Model:
     inputs = _Inputs.of(b.shape, adapted=b.adapters is not None, grouped=len(groups) > 1, kept=kept)
     mask = _mask(inputs)
     x, out, memory = None, [], []
@@ -209,8 +178,7 @@ def _feed_forward(b: Products, y: Node, at: str) -> Node:
 def _projections(b: Products, y: Node, at: str, turn: tuple[Node, Node]) -> tuple[Node, Node, Node]:
     """Queries, keys and values, rotary positions applied: (N, D) -> (N, heads, d) and two of (N, kv heads, d)."""
     shape = b.shape
-    bias = np.concatenate([tensor(b.file, f"{at}attn_{n}.bias") for n in "qkv"])
-    flat = op.add(b.linear(y, *(f"{at}attn_{n}.weight" for n in "qkv")), op.constant(bias))
+    flat = op.add(b.linear(y, *(f"{at}attn_{n}.weight" for n in "qkv")), b.bias(*(f"{at}attn_{n}.bias" for n in "qkv")))
     heads = op.reshape(flat, ints(0, shape.heads + 2 * shape.kv_heads, shape.head_dim), special_zero=True)
     turned, v = op.variadic_split(heads, integer(1), ints(shape.heads + shape.kv_heads, shape.kv_heads)).outputs()
     q, k = op.variadic_split(_rope(turned, turn), integer(1), ints(shape.heads, shape.kv_heads)).outputs()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nestling.engine.openvino.layers import integer, ints
+from nestling.engine.openvino.nodes import integer, ints, times
 from nestling.engine.openvino.runtime import Node, op, ov
 from nestling.engine.weights import tensor
 from nestling.engine.windows import GROUP
@@ -109,7 +109,7 @@ class _Tower:
             op.reshape(_to(ov.Type.f32, self._stored(name)), side, special_zero=False) for name in PATCH_EMBEDDING
         ]
         matrix = op.reshape(op.concat(frames, 2), ints(hidden, -1), special_zero=False)
-        return _times(self.inputs["patches"], matrix)
+        return times(self.inputs["patches"], matrix)
 
     def heads(self, x: Node, at: str) -> Node:
         """A block's queries and keys, rotary positions applied, and values: (N, D) -> (N, 3 H, d)."""
@@ -155,7 +155,7 @@ class _Tower:
     def _linear(self, x: Node, name: str) -> Node:
         """(N, in) -> (N, out), in the type of the products."""
         matrix, bias = (self._rounded(self._stored(f"{name}.{side}")) for side in ("weight", "bias"))
-        return op.add(_times(self._rounded(x), matrix), bias)
+        return op.add(times(self._rounded(x), matrix), bias)
 
     def _norm(self, x: Node, name: str) -> Node:
         """RMSNorm in the pattern that the plugin fuses into one operation."""
@@ -176,7 +176,3 @@ class _Tower:
 
 def _to(kind: ov.Type, x: Node) -> Node:
     return x if x.get_output_element_type(0) == kind else op.convert(x, kind)
-
-
-def _times(x: Node, matrix: Node) -> Node:
-    return op.matmul(x, matrix, transpose_a=False, transpose_b=True)

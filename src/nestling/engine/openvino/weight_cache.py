@@ -9,9 +9,8 @@ import mmap
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from math import prod
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,11 +19,11 @@ from numpy.typing import NDArray
 
 from nestling._util import files
 from nestling.engine.openvino import weight_files
-from nestling.engine.openvino.int8_groups import FINE, Fill, Groups, group_of, matrices
+from nestling.engine.openvino.weight_formats.base import Arrays, Space, empty
 from nestling.errors import UsageError
 from nestling.formats.gguf import GGUFFile
 
-FORMAT = b"int8 in groups, scales float32, pages of 4096: 2"
+FORMAT = b"pages of 4096: 3; "
 PAGE = 4096
 MAPPED_FROM = 1 << 28
 """Bytes of matrices from which a file is cached: dequantizing so many takes more than a second."""
@@ -33,11 +32,14 @@ SPARE_BYTES = 1 << 30
 IN_MEMORY = "weights are expanded at every start and kept in memory"
 
 
-class Store(Protocol):
-    """Where dequantized matrices are held; asked for them in the same order at every start."""
+Fill = Callable[[Arrays], None]
 
-    def matrix(self, rows: int, width: int, group: int, fill: Fill) -> Groups:
-        """A matrix, filled if it is not there."""
+
+class Store(Protocol):
+    """Where expanded matrices are held; asked for them in the same order at every start."""
+
+    def arrays(self, spaces: Sequence[Space], fill: Fill) -> Arrays:
+        """The arrays of a matrix, filled if they are not there."""
         ...
 
     def release(self) -> None:
@@ -46,11 +48,11 @@ class Store(Protocol):
 
 
 class InMemory:
-    """Matrices in memory, dequantized at every start."""
+    """Matrices in memory, expanded at every start."""
 
-    def matrix(self, rows: int, width: int, group: int, fill: Fill) -> Groups:
-        """The matrix, made now."""
-        made = Groups.empty(rows, width, group)
+    def arrays(self, spaces: Sequence[Space], fill: Fill) -> Arrays:
+        """Arrays made now."""
+        made = empty(spaces)
         fill(made)
         return made
 
@@ -59,16 +61,17 @@ class InMemory:
 
 
 class Mapped:
-    """Matrices in an mmapped file, each aligned to a page."""
+    """Matrices in an mmapped file, each array aligned to a page."""
 
     def __init__(self, path: Path, *, fresh: bool) -> None:
+        self.path = path
+        self.record = path.with_name(path.name.removesuffix(".part")).with_suffix(weight_files.RECORD)
         self._bytes = np.memmap(path, np.uint8, "r+" if fresh else "c")  # "c": the plugin wants to be able to write
         self._fresh, self.size = fresh, 0
 
-    def matrix(self, rows: int, width: int, group: int, fill: Fill) -> Groups:
-        """The matrix as views of the file, written first when the file is new."""
-        values = self._next((rows, width // group, group), np.dtype(np.int8))
-        kept = Groups(values, self._next((*values.shape[:2], 1), np.dtype(np.float32)))
+    def arrays(self, spaces: Sequence[Space], fill: Fill) -> Arrays:
+        """The arrays as views of the file, written first when the file is new."""
+        kept = tuple(self._next(space) for space in spaces)
         if self._fresh:
             fill(kept)
         return kept
@@ -81,27 +84,31 @@ class Mapped:
         """Write what is in memory to the file."""
         self._bytes.flush()
 
-    def _next(self, shape: tuple[int, ...], kind: np.dtype[Any]) -> NDArray[Any]:
-        start = self.size
-        stop = start + prod(shape) * kind.itemsize
-        self.size = -(-stop // PAGE) * PAGE
-        return self._bytes[start:stop].view(kind).reshape(shape)
+    def _next(self, space: Space) -> NDArray[Any]:
+        start, stop = self.size, self.size + space.size_bytes
+        self.size = in_pages(stop)
+        return self._bytes[start:stop].view(space.kind).reshape(space.shape)
+
+
+def in_pages(size: int) -> int:
+    """Bytes, rounded up to whole pages."""
+    return -(-size // PAGE) * PAGE
 
 
 @contextmanager
-def store(file: GGUFFile, *, adapters: Sequence[GGUFFile] = (), lanes: int = 0) -> Iterator[Store]:
-    """The store of this file's matrices; a new cache file is kept only if the block succeeds.
+def store(files_used: Sequence[GGUFFile], *, layout: bytes, most: int) -> Iterator[Store]:
+    """The store of a model's matrices; a new cache file is kept only if the block succeeds.
 
-    `lanes`: LoRA lanes per matrix, with adapters. When the cache neither holds the matrices nor can be written, they
-    stay in memory, with a RuntimeWarning.
+    `files_used`: the model's own first. `layout` tells formats apart, `most` is an upper bound of their bytes. When the
+    cache neither holds the matrices nor can be written, they stay in memory, with a RuntimeWarning.
     """
-    most, limit = _most_bytes(file, lanes), weight_files.limit_bytes()
+    file, limit = files_used[0], weight_files.limit_bytes()
     if most < MAPPED_FROM:
         yield InMemory()
         return
     with ExitStack() as stack:
         try:
-            found: Store = stack.enter_context(_in_cache([file, *adapters], most, limit))
+            found: Store = stack.enter_context(_in_cache(files_used, layout, most, limit))
         except (OSError, UsageError) as error:
             where = getattr(error, "filename", None) or file.path
             reason = f"{where}: {getattr(error, 'strerror', None) or error}; {IN_MEMORY}"
@@ -112,11 +119,10 @@ def store(file: GGUFFile, *, adapters: Sequence[GGUFFile] = (), lanes: int = 0) 
 
 
 @contextmanager
-def _in_cache(sources: Sequence[GGUFFile], most: int, limit: int) -> Iterator[Mapped]:
+def _in_cache(sources: Sequence[GGUFFile], layout: bytes, most: int, limit: int) -> Iterator[Mapped]:
     """The mmapped cache file, created when it is missing; an existing one needs no write permission."""
-    layout = FORMAT + bytes([group_of(sources[0])])
     stamps = weight_files.stamps_of((file.path, file.data) for file in sources)
-    path = weight_files.place(stamps, layout)
+    path = weight_files.place(stamps, FORMAT + layout)
     with ExitStack() as stack:
         if not path.exists():
             stack.enter_context(files.lock(path.with_suffix(".lock"), what=f"expanded weights of {sources[0].path}"))
@@ -156,10 +162,3 @@ def release(mapped: NDArray[Any]) -> None:
     owner = mapped.base
     if isinstance(owner, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
         owner.madvise(mmap.MADV_DONTNEED)
-
-
-def _most_bytes(file: GGUFFile, lanes: int) -> int:
-    """An upper bound of what the expanded matrices take, each padded to whole pages."""
-    shapes = [info.shape for info in matrices(file)]
-    values = sum((rows + lanes) * width for rows, width in shapes)
-    return values * (FINE + 4) // FINE + 4 * PAGE * len(shapes)

@@ -1,6 +1,7 @@
 """The weight cache's folder: which file holds whose weights, what is stale, what is evicted.
 
     <key>.int8    expanded weights; the key is a hash of the bytes of all files that they were made from
+    <key>.npy     what the reference answers for one text (`self_check`)
     <key>.json    which models use them, and the stamp and hash of each of their files
 
 Hashing a model takes a second or two, so a file's hash is remembered with its stamp (`_util.hashes`). So two files with
@@ -28,7 +29,7 @@ from nestling._util.cpu import usable_threads
 from nestling._util.hashes import keeps_times, stamp
 from nestling.errors import NestlingError, UsageError
 
-SUFFIX = ".int8"
+SUFFIX, RECORD = ".int8", ".npy"
 LIMIT_VARIABLE = "NESTLING_WEIGHT_CACHE_GB"
 DEFAULT_LIMIT_GB = 20.0
 GB = 10**9
@@ -78,7 +79,7 @@ class Expansion:
 
     def remove(self) -> None:
         """Delete it. An engine that has it mapped keeps what it mapped."""
-        for end in (SUFFIX, ".json", ".lock"):
+        for end in (SUFFIX, RECORD, ".json", ".lock"):
             self.path.with_suffix(end).unlink(missing_ok=True)
 
     def _write(self, models: dict[str, Stamps]) -> None:

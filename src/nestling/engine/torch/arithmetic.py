@@ -5,27 +5,19 @@ the residual stream is always float32. float16 is never used: states of this mod
 """
 
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from nestling.engine.arithmetic import ArithmeticName
 from nestling.engine.torch import products
 from nestling.engine.torch.products import Quantized
 from nestling.engine.torch.rotation import Rotation
 
 Rows: TypeAlias = Tensor | Quantized
 """What a product takes, (N, in), or a packed matrix, (out, in)."""
-
-
-class ArithmeticName(StrEnum):
-    """Which arithmetic; float32 is the exact one."""
-
-    FLOAT32 = "float32"
-    BF16 = "bf16"
-    INT8 = "int8"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +62,7 @@ class Int8Arithmetic:
     `by` computes: our kernels on a card, the same formulas in plain torch elsewhere. Shapes as in `FloatArithmetic`.
     """
 
-    name: ClassVar[ArithmeticName] = ArithmeticName.INT8
+    name: ClassVar[ArithmeticName] = ArithmeticName.INT8_ROWS
     bias_dtype: ClassVar[torch.dtype] = torch.float32
     dtype: torch.dtype
     rotation: Rotation

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 
 import torch
 
+from nestling.engine.arithmetic import ArithmeticName
 from nestling.engine.hyperparameters import LAYER_MATRICES, Hyperparameters
-from nestling.engine.torch.arithmetic import Arithmetic, ArithmeticName, FloatArithmetic, Int8Arithmetic
+from nestling.engine.torch.arithmetic import Arithmetic, FloatArithmetic, Int8Arithmetic
 from nestling.engine.torch.devices import Placement, first_line
 from nestling.engine.torch.products import Int8Products, PlainProducts
 from nestling.engine.torch.rotation import Rotation, misfit
+from nestling.errors import EngineError, UsageError
 from nestling.formats.gguf import GGUFFile
 from nestling.formats.quant_types import QuantType
 
@@ -41,6 +43,17 @@ def choose(file: GGUFFile, on: Placement) -> Choice:
     if why := misfit(shape) or _no_kernels(on):
         return Choice(floats(ArithmeticName.BF16), f"no int8: {why}")
     return _faster(shape, on)
+
+
+def forced(name: ArithmeticName, shape: Hyperparameters, on: Placement) -> Choice:
+    """The arithmetic of this name. UsageError for one that this engine lacks, EngineError where it cannot run."""
+    if name in (ArithmeticName.INT8_GROUPS, ArithmeticName.INT8_MIXED):
+        raise UsageError(f"arithmetic='{name}': expected auto, float32, bf16 or int8-rows on torch", param="arithmetic")
+    if name is not ArithmeticName.INT8_ROWS:
+        return Choice(floats(name), "as asked")
+    if why := misfit(shape):
+        raise EngineError(f"no int8: {why}")
+    return Choice(int8(shape, on), "as asked")
 
 
 def floats(name: ArithmeticName) -> Arithmetic:

@@ -18,17 +18,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nestling.engine import rotary
+from nestling.engine.arithmetic import ArithmeticName
 from nestling.engine.batching import TOKEN_BUDGET
 from nestling.engine.hyperparameters import Hyperparameters
 from nestling.engine.lora import Adapter
 from nestling.engine.protocol import Item, plain
-from nestling.engine.torch.arithmetic import ArithmeticName
 from nestling.engine.torch.attention import Runs
-from nestling.engine.torch.choice import Choice, choose, floats, int8
+from nestling.engine.torch.choice import choose, forced
 from nestling.engine.torch.devices import Placement, first_line
 from nestling.engine.torch.loading import Loader
 from nestling.engine.torch.pooling import pooled
-from nestling.engine.torch.rotation import misfit
 from nestling.engine.torch.text import Batch, Squares, TextModel
 from nestling.errors import EngineError
 from nestling.formats.gguf import GGUFFile
@@ -63,9 +62,9 @@ class TorchEngine:
         pooling: Pooling = Pooling.MEAN,
         adapters: Sequence[Adapter] = (),
         profile: bool = False,
-        arithmetic: ArithmeticName | None = None,
+        arithmetic: ArithmeticName = ArithmeticName.AUTO,
     ) -> None:
-        """`arithmetic`: one of its own choosing by default (`choice`); else that one, for tests and measurements."""
+        """`arithmetic`: `auto` is one of its own choosing (`choice`)."""
         self._path, self._on, self._pooling, self._lock = file.path, on, pooling, threading.Lock()
         self._shape, self._profiled = Hyperparameters.of(file), profile
         self._rotary = rotary.Rotary(self._shape)
@@ -73,7 +72,7 @@ class TorchEngine:
         self._halved = False
         self.token_budget = TOKEN_BUDGET if on.is_cpu else CARD_BUDGET
         with torch.inference_mode(), self._device_errors("loading"):
-            chosen = choose(file, on) if arithmetic is None else _forced(arithmetic, self._shape, on)
+            chosen = choose(file, on) if arithmetic is ArithmeticName.AUTO else forced(arithmetic, self._shape, on)
             loader = Loader(file, on, chosen.arithmetic, adapters)
             self._model: TextModel | None = loader.text_model(self._stage)
             self._gates = loader.gates()
@@ -223,11 +222,3 @@ class Observer:
         adapters = [place % self._adapters for place in range(len(items))] if self._adapters else []
         tokens, sums = sum(map(len, items)), self._engine.squares(items, adapters=adapters)
         return {name: (row, tokens) for name, row in sums.items()}
-
-
-def _forced(name: ArithmeticName, shape: Hyperparameters, on: Placement) -> Choice:
-    if name is not ArithmeticName.INT8:
-        return Choice(floats(name), "as asked")
-    if why := misfit(shape):
-        raise EngineError(f"no int8: {why}")
-    return Choice(int8(shape, on), "as asked")

@@ -142,7 +142,7 @@ def _observed(
     adapters: Sequence[Adapter] = (),
 ) -> ImportanceMatrix:
     """Run the chunks; with adapters, one chunk per adapter in each batch."""
-    from nestling.engine.openvino.engine import Observer
+    from nestling.engine.openvino.observer import Observer
 
     observer = Observer(file, threads=threads, adapters=adapters)
     return collect_imatrix(

@@ -28,7 +28,12 @@ def loader(settings: ServeSettings) -> Load:
 
     def load(reference: str) -> Embedder:
         embedder = Embedder.load(
-            reference, engine=settings.engine, device=settings.device, threads=settings.threads, spec=spec
+            reference,
+            engine=settings.engine,
+            device=settings.device,
+            threads=settings.threads,
+            spec=spec,
+            arithmetic=settings.arithmetic,
         )
         with closed_on_failure(embedder):
             self_test.check(embedder.path or resolve(reference), partial(embedder.encode, prompt_name=Role.RAW))

@@ -1,0 +1,22 @@
+"""A text graph compiled for this processor."""
+
+from nestling.engine.openvino.arithmetic import Arithmetic
+from nestling.engine.openvino.runtime import ov
+
+KEPT_SHAPES = 128
+"""Kernels cached by shape; unbounded, a server's memory would grow with every new number of tokens."""
+
+
+def compiled(model: ov.Model, arithmetic: Arithmetic, *, threads: int, profile: bool = False) -> ov.InferRequest:
+    """Compile. RuntimeError, OpenVINO's, where that fails."""
+    properties = {
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,
+        "ENABLE_CPU_PINNING": False,  # pinned, several processes would share the first cores
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": arithmetic.precision,
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": arithmetic.group,
+        "CPU_RUNTIME_CACHE_CAPACITY": KEPT_SHAPES,
+        **({"PERF_COUNT": True} if profile else {}),
+    }
+    return ov.Core().compile_model(model, "CPU", properties).create_infer_request()

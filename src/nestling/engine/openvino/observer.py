@@ -1,0 +1,53 @@
+"""The same file, returning the sums of squares that make an importance matrix."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nestling.engine import rotary
+from nestling.engine.hyperparameters import Hyperparameters
+from nestling.engine.lora import Adapter
+from nestling.engine.lora_lanes import StackedAdapters
+from nestling.engine.openvino import packing, text_graph
+from nestling.engine.openvino.choice import unrotated
+from nestling.engine.openvino.compiling import compiled
+from nestling.engine.openvino.layers import Products
+from nestling.engine.weights import embedding_rows
+from nestling.formats.gguf import GGUFFile
+
+if TYPE_CHECKING:
+    from nestling.engine.openvino.runtime import Node
+
+
+class Observer:
+    """Sums of squares of every product's input, over all tokens of all texts of a call.
+
+    Never in a rotated arithmetic: an importance matrix is of the file's own channels.
+    """
+
+    def __init__(self, file: GGUFFile, *, threads: int, adapters: Sequence[Adapter] = ()) -> None:
+        self._file, self._shape, self._adapters = file, Hyperparameters.of(file), len(adapters)
+        squares: dict[tuple[str, ...], Node] = {}
+        side, arithmetic = StackedAdapters(adapters) if adapters else None, unrotated(file)
+        products = Products(file, self._shape, threads, arithmetic, squares, side)
+        model = text_graph.build(products, groups=[range(self._shape.layers)])
+        model.add_outputs([node.output(0) for node in squares.values()])
+        self._names, self._request = list(squares), compiled(model, arithmetic, threads=threads)
+
+    def collect(self, sequences: Sequence[Sequence[int]]) -> dict[str, tuple[NDArray[np.float32], int]]:
+        """Run the texts: matrix name -> (sum over tokens of the input's squares (W,), number of tokens).
+
+        With adapters, text i takes adapter i modulo their number.
+        """
+        ids = np.concatenate([np.asarray(one, np.int32) for one in sequences])
+        packed = packing.side_by_side([len(one) for one in sequences], heads=self._shape.kv_heads)
+        rows = np.repeat(np.arange(len(sequences)) % max(self._adapters, 1), [len(one) for one in sequences])
+        nothing = np.empty((0, self._shape.kv_heads, self._shape.head_dim), np.float32)
+        positions = np.concatenate([np.arange(len(one)) for one in sequences])
+        inputs = [embedding_rows(self._file, ids), rotary.Rotary(self._shape).cos_sin(positions), *packed.inputs()]
+        self._request.infer([*inputs, *([rows] if self._adapters else []), *[nothing] * (2 * self._shape.layers)])
+        first = 1 + 2 * self._shape.layers
+        sums = [np.array(self._request.get_output_tensor(first + place).data) for place in range(len(self._names))]
+        return {name: (row, len(ids)) for names, row in zip(self._names, sums, strict=True) for name in names}

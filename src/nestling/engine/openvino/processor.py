@@ -1,0 +1,59 @@
+"""Which kind of processor this is, by the instructions that OpenVINO's kernels may use.
+
+`ONEDNN_MAX_CPU_ISA` caps the kernels, so it caps the kind: that is how the choice for another processor is tried here.
+Elsewhere than on Linux with x86, the kind is not known.
+"""
+
+import os
+from enum import StrEnum
+from pathlib import Path
+
+CPUINFO = Path("/proc/cpuinfo")
+CAP = "ONEDNN_MAX_CPU_ISA"
+
+
+class Processor(StrEnum):
+    """Kinds between which the fastest arithmetic differs, the newest first."""
+
+    AMX = "AMX"
+    AVX512_VNNI = "AVX-512 VNNI"
+    AVX2_VNNI = "AVX2 VNNI"
+    AVX2 = "AVX2"
+    OTHER = "another"
+
+
+_KINDS = {
+    Processor.AMX: ("amx_int8", "AVX512_CORE_AMX"),
+    Processor.AVX512_VNNI: ("avx512_vnni", "AVX512_CORE_VNNI"),
+    Processor.AVX2_VNNI: ("avx_vnni", "AVX2_VNNI"),
+    Processor.AVX2: ("avx2", "AVX2"),
+}
+"""The flag of each kind in /proc/cpuinfo, and the first cap that allows its kernels."""
+_CAPS = (
+    "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI", "AVX512_CORE_BF16", "AVX512_CORE_FP16",
+    "AVX512_CORE_AMX", "AVX512_CORE_AMX_FP16",
+)  # fmt: skip
+"""oneDNN's names, each with all instructions of those before."""
+
+
+def flags(cpuinfo: Path = CPUINFO) -> frozenset[str]:
+    """The instruction sets of the first processor; none where there is no such file."""
+    try:
+        lines = cpuinfo.read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(next((line for line in lines if line.startswith("flags")), "").split())
+
+
+def kind(cpuinfo: Path = CPUINFO) -> Processor:
+    """The newest kind that the processor is and the cap allows. An AVX-512 VNNI processor counts as AVX2 VNNI below."""
+    found, cap = flags(cpuinfo), os.environ.get(CAP, "").upper()
+    allowed = _CAPS.index(cap) if cap in _CAPS else len(_CAPS)
+    has = found | ({"avx_vnni"} if "avx512_vnni" in found else set())
+    fitting = (one for one, (flag, first) in _KINDS.items() if flag in has and _CAPS.index(first) <= allowed)
+    return next(fitting, Processor.OTHER)
+
+
+def has_bf16(processor: Processor) -> bool:
+    """Whether bfloat16 between products saves time: only kinds with AVX-512 can have its instructions."""
+    return processor in (Processor.AMX, Processor.AVX512_VNNI) and bool(flags() & {"avx512_bf16", "amx_bf16"})

@@ -1,0 +1,118 @@
+"""A Hadamard rotation folded into a model's weights, under which one int8 scale for a whole row is nearly exact.
+
+Outliers of a few channels are spread over all. Rotated are the residual stream (norm scales first go into the next
+matrices, since a norm without scales commutes with a rotation) and each head's values (`attn_v`, its bias and
+`attn_output`). Before a rotation channels change sign at random, so that no pattern of channels is a row of H: a row of
+mean square 1 then has the tails of a normal distribution, whatever the row. The signs are the same for all models, and
+free: they go into the weights too. The input of `ffn_down` cannot be rotated for nothing; a format that wants it
+rotated does so itself. Pure numpy; knows nothing of int8.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Self
+
+import numpy as np
+
+from nestling.engine.hyperparameters import Hyperparameters
+from nestling.vectors import Floats
+
+SMALLEST = 32
+"""A smaller block than this would spread nothing."""
+NORM_OF = {
+    "attn_q": "attn_norm", "attn_k": "attn_norm", "attn_v": "attn_norm", "ffn_gate": "ffn_norm", "ffn_up": "ffn_norm",
+}  # fmt: skip
+"""The norm whose scales go into each matrix."""
+
+
+@cache
+def hadamard(size: int) -> Floats:
+    """Sylvester's matrix, scaled to be orthogonal, its own inverse: (size, size), size a power of two."""
+    h = np.ones((1, 1), np.float32)
+    while len(h) < size:
+        h = np.block([[h, h], [h, -h]])
+    return h / np.float32(np.sqrt(size))
+
+
+@cache
+def signs(size: int) -> Floats:
+    """Random signs of so many channels, always the same: (size,), 1 or -1."""
+    return np.random.default_rng(size).choice(np.array([-1, 1], np.float32), size)
+
+
+def spread(rows: Floats, block: int) -> Floats:
+    """Every `block` neighbours of a row times H, as the product of two smaller ones: (R, W) -> (R, W)."""
+    first, second = _factors(block)
+    inner = rows.reshape(-1, second) @ hadamard(second)
+    return (hadamard(first) @ inner.reshape(-1, first, second)).reshape(rows.shape)
+
+
+def spread_columns(rows: Floats, block: int) -> Floats:
+    """H times every `block` neighbours of a column: (R, W) -> (R, W)."""
+    first, second = _factors(block)
+    inner = hadamard(second) @ rows.reshape(-1, second, rows.shape[1])
+    return (hadamard(first) @ inner.reshape(-1, first, second * rows.shape[1])).reshape(rows.shape)
+
+
+def _factors(block: int) -> tuple[int, int]:
+    first = 1 << (block.bit_length() - 1) // 2
+    return first, block // first
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """Widths of the residual stream and of a head."""
+
+    hidden: int
+    head: int
+
+    @classmethod
+    def of(cls, shape: Hyperparameters) -> Self:
+        """For a model that `misfit` finds nothing wrong with."""
+        return cls(shape.hidden, shape.head_dim)
+
+    def enter(self, rows: Floats) -> Floats:
+        """Rows as the rotated residual stream has them: (R, D) -> (R, D)."""
+        return _turned(rows, self.hidden)
+
+    def leave(self, rows: Floats) -> Floats:
+        """The inverse of `enter`."""
+        return spread(rows, _block(self.hidden)) * signs(self.hidden)
+
+    def inputs(self, kind: str, rows: Floats, norm: Floats | None) -> Floats:
+        """Rows of a matrix (or of an adapter's A) for rotated inputs: (R, in) -> (R, in).
+
+        `norm`: the scales (in,) of the norm before it (`NORM_OF`), which go into the matrix.
+        """
+        if norm is not None:
+            return self.enter(rows * norm)
+        return _turned(rows, self.head) if kind == "attn_output" else rows
+
+    def outputs(self, kind: str, columns: Floats) -> Floats:
+        """A matrix (or a bias as one column, or an adapter's B) whose outputs are rotated: (out, W) -> (out, W)."""
+        width = {"attn_v": self.head, "attn_output": self.hidden, "ffn_down": self.hidden}.get(kind)
+        if width is None:
+            return columns
+        signed = columns * np.tile(signs(width), len(columns) // width)[:, None]
+        return spread_columns(signed, _block(width))
+
+
+def mixes_outputs(kind: str) -> bool:
+    """Whether `outputs` mixes the rows of this matrix, so that it cannot be taken piece by piece."""
+    return kind in ("attn_v", "attn_output", "ffn_down")
+
+
+def _turned(rows: Floats, width: int) -> Floats:
+    return spread(rows * np.tile(signs(width), rows.shape[1] // width), _block(width))
+
+
+def _block(width: int) -> int:
+    return width & -width
+
+
+def misfit(shape: Hyperparameters) -> str | None:
+    """Why a model of this shape cannot be rotated; None if it can."""
+    for name, size in (("embedding_length", shape.hidden), ("head size", shape.head_dim)):
+        if _block(size) < SMALLEST:
+            return f"{name} {size} is not a multiple of {SMALLEST}"
+    return None

@@ -1,14 +1,14 @@
-"""jina-embeddings-v4's own Python surface, for code written against the original: the same names, defaults and order.
+"""The Python interface of the original jina-embeddings-v4: the same names, defaults and order of parameters.
 
     model = JinaEmbeddingsV4.from_pretrained("jinaai/jina-embeddings-v4", trust_remote_code=True)
     vector = model.encode_text("a beach", task="retrieval", prompt_name="query")
 
-As in the original, one text gives one vector and a list gives a list, and `encode_text` cuts texts to `max_length`
-tokens. Differences, all towards the documented behaviour: text-matching puts `Query: ` on both sides whatever way the
-task is given; an empty text is an error; any sequence of texts gives a list, not a list alone. Arrays are numpy's. What
-cannot be honoured is refused, not ignored: `truncate_dim` with multi-vectors, where and in what precision the
-weights go (`torch_dtype`, `device_map` and the like). Images take the vision tower beside the models; URLs of them are
-fetched from public addresses alone, within limits of time and size.
+As in the original, one text gives one vector and a list gives a list, and `encode_text` truncates texts to `max_length`
+tokens. It differs from the original where that contradicts its own documentation: text-matching always uses the prefix
+`Query: `, an empty text is an error, and every sequence of texts (not only a list) gives a list. Arrays are numpy's.
+Parameters without effect are refused, not ignored: `truncate_dim` with multi-vectors, and where or in what precision
+the weights are loaded (`torch_dtype`, `device_map` and the like). Images need the vision tower of the model; their URLs
+are downloaded from public addresses only, with limits of time and size.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ from nestling.vectors import Floats
 
 
 class JinaEmbeddingsV4:
-    """A family of three task models that loads each on its first use."""
+    """A family of three task models, each loaded on first use; `task` is the default task of `encode_*`."""
 
     def __init__(self, family: str, *, quant: str | None, engine: str, threads: int | None) -> None:
         self._family, self._quant, self._engine, self._threads = family, quant, engine, threads
@@ -48,19 +48,28 @@ class JinaEmbeddingsV4:
         trust_remote_code: bool = False,
         **refused: object,
     ) -> Self:
-        """A family by its name (`starter`, `jina-v4`) or its checkpoint's (`jinaai/jina-embeddings-v4`).
+        """Choose a family by its name (`starter`, `jina-v4`) or its checkpoint's (`jinaai/jina-embeddings-v4`).
 
         Args:
-            name: the family; its models are loaded when a task is first used.
-            quant: the file type, Q8_0 by default.
+            name: the family.
+            quant: the file type; Q8_0 by default.
             engine: as in `Embedder.load`.
             threads: as in `Embedder.load`.
-            trust_remote_code: taken for the original's sake; no code of a repository is ever run.
-            refused: whatever else the original takes; a UsageError names it.
+            trust_remote_code: ignored, since no code of a repository is ever run.
+            refused: any other parameter of the original; a UsageError names it.
+
+        Returns:
+            A `JinaEmbeddingsV4`; its models are loaded when a task is first used.
+
+        Raises:
+            UsageError: An unknown checkpoint, or a parameter that is not supported.
+
+        Example:
+            model = nestling.compat.JinaEmbeddingsV4.from_pretrained("jinaai/jina-embeddings-v4")
         """
         if refused:
             raise UsageError(
-                f"{', '.join(refused)}: not an option here; quant says the precision, engine and threads what computes",
+                f"{', '.join(refused)}: not supported; quant sets the precision, engine and threads the computation",
                 param=next(iter(refused)),
             )
         return cls(_family(name), quant=quant, engine=engine, threads=threads)
@@ -102,13 +111,28 @@ class JinaEmbeddingsV4:
         truncate_dim: int | None = None,
         prompt_name: str | None = None,
     ) -> Floats | list[Floats]:
-        """Embed texts as the original does: one text -> (dim,) float32, a unit vector; a list -> a list of them.
+        """Embed texts, as the original does.
 
-        With `return_multivector`, (tokens, width) arrays of unit rows instead, one row a token, prefix included.
+        Args:
+            texts: one string, or a sequence of them.
+            task: `retrieval`, `text-matching` or `code`; the attribute `task` by default.
+            max_length: truncate texts to so many tokens.
+            batch_size: has no effect, since batches are packed by tokens.
+            return_multivector: return a vector for every token, including those of the prefix.
+            return_numpy: has no effect, since arrays are always numpy's.
+            truncate_dim: one of the trained vector sizes; the full width by default.
+            prompt_name: `query` (default) or `passage`.
 
-        `task` falls back to the `task` attribute; without either it is a UsageError. `batch_size` and `return_numpy`
-        change nothing: batches are packed by tokens, and there are no tensors but numpy's. `prompt_name` is `query`
-        (default) or `passage`.
+        Returns:
+            (dim,) float32, a unit vector; with `return_multivector` (T, width), unit rows. A list for a sequence.
+
+        Raises:
+            UsageError: No task, an unknown one, an untrained size, or `truncate_dim` with `return_multivector`.
+            TextError: A text is empty or not a string; `index` is its index.
+            ModelNotFoundError: The task's model is not on this machine.
+
+        Example:
+            vector = model.encode_text("a beach", task="retrieval", prompt_name="query")
         """
         if return_multivector:
             _refuse_size(truncate_dim)
@@ -155,10 +179,27 @@ class JinaEmbeddingsV4:
         truncate_dim: int | None = None,
         max_pixels: int | None = None,
     ) -> Floats | list[Floats]:
-        """Embed images as the original does: one -> (dim,) float32, a unit vector; a list -> a list of them.
+        """Embed images, as the original does.
 
-        An image is a path, a URL (http or https, of a public address), a PIL image; bytes and arrays besides.
-        `max_pixels` holds for this call; the other parameters are those of `encode_text`.
+        Args:
+            images: one or a sequence of: a path, an http(s) URL, bytes, a PIL image or a uint8 array.
+            task: as in `encode_text`.
+            batch_size: has no effect.
+            return_multivector: return a vector for every token, including those of the prompt around the image.
+            return_numpy: has no effect.
+            truncate_dim: as in `encode_text`.
+            max_pixels: images are resized to at most so many pixels; 602,112 by default.
+
+        Returns:
+            (dim,) float32, a unit vector; with `return_multivector` (T, width), unit rows. A list for a sequence.
+
+        Raises:
+            UsageError: As in `encode_text`, or the model has no vision tower.
+            ImageError: An image is damaged, over a limit, not an image, or cannot be downloaded; `index` is its index.
+            ModelNotFoundError: The task's model is not on this machine.
+
+        Example:
+            vector = model.encode_image("beach.jpg", task="retrieval")
         """
         whole_number(batch_size, param="batch_size")
         if return_multivector:
@@ -186,20 +227,20 @@ class JinaEmbeddingsV4:
 def _refuse_size(truncate_dim: int | None) -> None:
     if truncate_dim is not None:
         raise UsageError(
-            "truncate_dim: the vectors of tokens have one size; leave it out with return_multivector",
+            "truncate_dim: not supported with return_multivector, since token vectors have one size",
             param="truncate_dim",
         )
 
 
 def _is_one(images: object) -> bool:
-    """True for what is one image, or can be none: a list of images is anything else that can be gone through."""
+    """True for a single image; any other iterable is a sequence of images."""
     return isinstance(images, str | bytes | bytearray | memoryview | Path | np.ndarray) or not hasattr(
         images, "__iter__"
     )
 
 
 def _fetched(images: object) -> list[Any]:
-    """The images, URLs among them as the bytes behind them."""
+    """The images, with URLs replaced by the downloaded bytes."""
     values = listed(images, "images", "a list of images")
     for index, value in enumerate(values):
         if isinstance(value, str) and value.startswith("http"):
@@ -211,11 +252,11 @@ def _fetched(images: object) -> list[Any]:
 
 
 def _family(name: object) -> str:
-    """The family that a name means: its own, or that of the checkpoint that it was made from."""
+    """The family of a name: a family's name, or that of its checkpoint."""
     if not isinstance(name, str):
-        raise UsageError(f"name: expected a family's name, not {type(name).__name__}", param="name")
+        raise UsageError(f"name: expected the name of a family, not {type(name).__name__}", param="name")
     known = {alias: one.family for one in FAMILIES for alias in (one.checkpoint, one.published)}
     if "/" in name and name not in known:
         names = ", ".join([*known, "starter"])
-        raise UsageError(f"name={name!r}: expected a family's name or one of {names}", param="name")
+        raise UsageError(f"name={name!r}: expected the name of a family or one of {names}", param="name")
     return known.get(name, name)

@@ -94,7 +94,7 @@ def test_what_is_left_out_is_counted_and_named(make: Make, source: Path, tiny_mo
         "7 files of no kind that is read: notes0.txt, notes1.txt, notes2.txt, notes3.txt, notes4.txt and 2 more",
     )
     done = nestling("bulk", source, "--out", source.parent / "o2", "-m", tiny_models["F32"], "--backend", "reference")
-    assert [f"left out: {line}" for line in skipped] == done.err.splitlines()
+    assert [f"skipped: {line}" for line in skipped] == done.err.splitlines()
 
 
 def test_an_earlier_result_below_the_source_is_no_source(make: Make, source: Path) -> None:

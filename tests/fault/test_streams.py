@@ -90,7 +90,7 @@ def test_a_place_is_a_line(folder: Path) -> None:
     done = shell("nestling rerank q -m m.gguf -e reference --scoring cosine --file texts", folder)
     assert (done.returncode, done.stderr) == (1, "nestling: texts: line 2: the text is empty\n")
     done = shell(f"{EMBED} $'h\\xe9llo'", folder)
-    assert done.stderr == "nestling: input 0: the lone surrogate U+DCE9 at 1 has no UTF-8 form\n"
+    assert done.stderr == "nestling: input 0: the lone surrogate U+DCE9 at character 1 cannot be encoded as UTF-8\n"
 
 
 @pytest.mark.parametrize("verb", ["verify", "inspect", "show"])

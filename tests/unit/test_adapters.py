@@ -332,4 +332,4 @@ def test_build_list_show_embed_and_remove(
 def test_keep_adapters_is_for_all_tasks(small_checkpoint: Path) -> None:
     done = nestling("build", small_checkpoint, "--keep-adapters", "--task", "code")
     assert done.code == 2
-    assert "leave --task out" in done.err
+    assert "not supported with --task" in done.err

@@ -215,8 +215,8 @@ def test_truncate(model: Path) -> None:
         (["--model", "a b", "a"], 2, "name[-task][:QUANT]"),
         (["--file", "absent.txt"], 2, "absent.txt: cannot be read: No such file"),
         (["--file", ".", "--model", "x.gguf"], 2, "cannot be read: Is a directory"),
-        (["--file", "x", "a"], 2, "give one of them"),
-        ([], 2, "no texts: give them as arguments"),
+        (["--file", "x", "a"], 2, "expected only one of them"),
+        ([], 2, "no texts: expected arguments"),
     ],
 )
 def test_mistakes_before_a_model_is_loaded(arguments: list[str], code: int, part: str) -> None:
@@ -241,7 +241,7 @@ def test_mistakes_about_a_model(model: Path, arguments: list[str], code: int, pa
 @pytest.mark.parametrize(
     ("stdin", "code", "part"),
     [
-        (b"", 2, "standard input: no texts in it"),
+        (b"", 2, "standard input: no texts"),
         (b"a\nb\n\xff\n", 2, "standard input: line 3 is not UTF-8"),
         (b"a\n\nb\n", 1, "standard input: line 2: the text is empty"),
     ],

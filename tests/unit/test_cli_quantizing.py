@@ -105,16 +105,16 @@ def test_a_mix_is_chosen_written_and_reapplied_to_the_same_bytes(folder: Path, t
 @pytest.mark.parametrize(
     ("arguments", "code", "part"),
     [
-        ([], 2, "quant: nothing says what to make; give one of a file type, --target-bpw, --target-size, --recipe"),
-        (["Q8_0", "--target-bpw", "4"], 2, "a file type and --target-bpw exclude each other"),
-        (["--target-bpw", "4", "--target-size", "9000000"], 2, "--target-bpw and --target-size exclude each other"),
-        (["--target-bpw", "4"], 2, "a mix is chosen with an importance matrix: --imatrix FILE"),
+        ([], 2, "quant: expected exactly one of a file type, --target-bpw, --target-size, --recipe"),
+        (["Q8_0", "--target-bpw", "4"], 2, "--recipe, found a file type and --target-bpw"),
+        (["--target-bpw", "4", "--target-size", "9000000"], 2, "found --target-bpw and --target-size"),
+        (["--target-bpw", "4"], 2, "choosing a mix needs an importance matrix: --imatrix FILE"),
         (["--target-bpw", "1", "--imatrix", "MATRIX"], 1, "target_bpw=1.0: expected at least 2."),
         (["--target-size", "99", "--imatrix", "MATRIX"], 1, "target_size=99: expected at least"),
         (["--target-bpw", "4", "--imatrix", "MATRIX", "--keep-embedding", "IQ1_S"], 2, "keep_embedding=IQ1_S"),
-        (["--target-bpw", "4", "--tensor-type", "a=Q4_K"], 2, "tensor_type: this goes with a file type"),
-        (["Q4_K_M", "--recipe-out", "x.json"], 2, "recipe_out: this goes with --target-bpw or --target-size"),
-        (["Q4_K_M", "--keep-embedding", "Q6_K"], 2, "keep_embedding: this goes with"),
+        (["--target-bpw", "4", "--tensor-type", "a=Q4_K"], 2, "tensor_type: expected only with a file type"),
+        (["Q4_K_M", "--recipe-out", "x.json"], 2, "recipe_out: expected only with --target-bpw or --target-size"),
+        (["Q4_K_M", "--keep-embedding", "Q6_K"], 2, "keep_embedding: expected only with"),
         (["Q4_K_M", "--tensor-type", "ffn_up"], 2, "expected PATTERN=TYPE"),
         (["Q4_K_M", "--tensor-type", "ffn_dwon=Q4_K"], 2, "expected a match in one of"),
         (["Q4_K_M", "--token-embedding-type", "Q9"], 2, "token_embedding_type='Q9'"),
@@ -167,7 +167,7 @@ def test_a_target_that_cannot_be_met_is_refused_before_anything_is_measured(
 
 def test_a_file_to_write_is_needed(folder: Path) -> None:
     done = nestling("quantize", folder / "model.gguf", "Q8_0")
-    assert (done.code, done.err) == (2, "nestling: out: the file to write is missing: --out FILE, or --dry-run\n")
+    assert (done.code, done.err) == (2, "nestling: out: expected --out FILE or --dry-run\n")
 
 
 def test_requantizing_is_asked_for(folder: Path, tmp_path: Path, tiny_models: dict[str, Path]) -> None:

@@ -105,10 +105,10 @@ def test_the_originals_call_finds_the_family(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "more", "said"),
     [
-        ("kin", {"torch_dtype": "float16"}, "torch_dtype: not an option here; quant says the precision"),
-        ("kin", {"device_map": "cuda", "revision": "x"}, "device_map, revision: not an option here"),
-        ("other/model", {}, "name='other/model': expected a family's name or one of jinaai/jina-embeddings-v4"),
-        (None, {}, "name: expected a family's name, not NoneType"),
+        ("kin", {"torch_dtype": "float16"}, "torch_dtype: not supported; quant sets the precision"),
+        ("kin", {"device_map": "cuda", "revision": "x"}, "device_map, revision: not supported"),
+        ("other/model", {}, "name='other/model': expected the name of a family or one of jinaai/jina-embeddings-v4"),
+        (None, {}, "name: expected the name of a family, not NoneType"),
     ],
 )
 def test_a_call_that_cannot_be_honoured_is_refused_by_name(name: Any, more: dict[str, Any], said: str) -> None:
@@ -160,7 +160,7 @@ def test_a_text_longer_than_the_model_is_cut(model: JinaEmbeddingsV4) -> None:
         ({}, "task: expected one of retrieval, text-matching, code"),
         ({"task": "clustering"}, "retrieval, text-matching, code"),
         ({"task": "code", "prompt_name": "answer"}, "query, passage, raw"),
-        ({"task": "code", "return_multivector": True, "truncate_dim": 32}, "vectors of tokens have one size"),
+        ({"task": "code", "return_multivector": True, "truncate_dim": 32}, "token vectors have one size"),
         ({"task": "code", "max_length": 0}, "max_length=0"),
         ({"task": "code", "batch_size": 0}, "batch_size=0"),
     ],
@@ -200,7 +200,7 @@ def test_images_get_multi_vectors_and_pixels_for_this_call(pictured: JinaEmbeddi
     many = pictured.encode_image([gradient(500, 500)], "code", return_multivector=True)
     assert few.shape[0] == 9 + 20 < many[0].shape[0]
     assert few.shape[1] == 32
-    with pytest.raises(UsageError, match="leave it out with return_multivector"):
+    with pytest.raises(UsageError, match="not supported with return_multivector"):
         pictured.encode_image([png()], "code", return_multivector=True, truncate_dim=16)
 
 

@@ -187,5 +187,5 @@ def test_the_command_prints_and_warns(
         "was not idle",
     ):
         assert part in text
-    with pytest.raises(UsageError, match="give a MODEL or --url"):
+    with pytest.raises(UsageError, match="expected a MODEL or --url"):
         CliRunner().invoke(evaluate.app, ["speed"], catch_exceptions=False)

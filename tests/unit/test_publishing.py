@@ -202,14 +202,14 @@ def empty_hub(hub_server: HubServer, hub_cache: Path) -> HubServer:
 def test_without_yes_nothing_is_sent(built: Path, empty_hub: HubServer) -> None:
     done = nestling("publish", built, REPOSITORY)
     assert (done.code, done.err, empty_hub.requests) == (0, "", [])
-    assert "Nothing was sent; --yes sends it." in done.out
+    assert "Nothing was uploaded; use --yes to upload." in done.out
     assert all(part in done.out for part in (*FILES, README, SUMS, "license: other", "## Prefixes"))
 
 
 def test_published_then_pulled_then_shown_then_removed(built: Path, empty_hub: HubServer) -> None:
     done = nestling("publish", built, REPOSITORY, "--yes")
     assert (done.code, done.err) == (0, "")
-    assert f"sent: {empty_hub.endpoint}/{REPOSITORY}/commit/" in done.out
+    assert f"uploaded: {empty_hub.endpoint}/{REPOSITORY}/commit/" in done.out
     assert empty_hub.repositories[REPOSITORY][FILES[1]] == (built / FILES[1]).read_bytes()
     reference = f"{REPOSITORY}:Q8_0"
     pulled_path = Path(json.loads(nestling("pull", reference, "--json").out)[0]["path"])

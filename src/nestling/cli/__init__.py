@@ -1,6 +1,6 @@
-"""The command line: a table of verbs, each one library call with the same parameter names.
+"""The command line: a table of commands, each one library call with the same parameter names.
 
-Exit codes: 0 done, 1 it could not be done (the reason in one line on standard error), 2 wrong usage, 130 interrupted.
+Exit codes: 0 success, 1 failure (the reason in one line on standard error), 2 wrong usage, 130 interrupted.
 """
 
 import sys
@@ -11,11 +11,11 @@ from nestling.cli import notices, streams
 from nestling.errors import NestlingError, TextError, UsageError
 
 INTERRUPTED = 130
-"""128 + SIGINT, as a shell has it; typer ends with it when it meets a KeyboardInterrupt."""
+"""128 + SIGINT, as in shells; typer's exit code for a KeyboardInterrupt."""
 
 
 def main() -> None:
-    """Run the command of `sys.argv`; the entry point of `nestling`."""
+    """Run the command in `sys.argv`; the entry point of `nestling`."""
     streams.prepare()
     try:
         _run()
@@ -33,7 +33,7 @@ def main() -> None:
 
 
 def _run() -> None:
-    """Parse and run; what the parser refuses becomes a UsageError in one line."""
+    """Parse and run; errors of the parser become a UsageError in one line."""
     import typer
 
     from nestling.cli.commands import app
@@ -58,7 +58,7 @@ def _run() -> None:
 
 
 def _said(error: Any) -> str:  # noqa: ANN401 - the parser's UsageError
-    """The parser's refusal in our words, with the nearest right spelling."""
+    """The parser's error as one line, with the nearest right spelling."""
     verb = error.ctx.command if error.ctx else None
     if wrong := getattr(error, "option_name", None) if hasattr(error, "possibilities") else None:
         options = [name for one in verb.params for name in one.opts] if verb else []

@@ -1,4 +1,4 @@
-"""The verbs that make, show and check files."""
+"""The commands that build, show and check files."""
 
 import json
 from dataclasses import asdict
@@ -32,26 +32,26 @@ LADDER = "F32,F16,BF16,Q8_0,Q6_K,Q5_K_M,Q4_K_M,Q3_K_M"
 
 def build(
     checkpoint: Annotated[
-        str, typer.Argument(help="A checkpoint folder, org/repo on the hub, or `starter` for the one in the package.")
+        str, typer.Argument(help="A checkpoint folder, org/repo on the hub, or `starter` for the shipped checkpoint.")
     ] = "starter",
     task: Annotated[
-        list[str] | None, typer.Option("--task", "-t", help="A task, several times; all by default.")
+        list[str] | None, typer.Option("--task", "-t", help="A task; may be repeated; all by default.")
     ] = None,
     quant: Annotated[
-        str, typer.Option("--quant", "-q", help="File types, separated by commas; `all` for the whole ladder.")
+        str, typer.Option("--quant", "-q", help="File types, separated by commas; `all` for every one.")
     ] = LADDER,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder; the model cache by default.")] = None,
     family: FamilyOption = None,
     keep_adapters: Annotated[
         bool,
-        typer.Option("--keep-adapters", help="One base for all tasks, and each task's adapter in a file beside it."),
+        typer.Option("--keep-adapters", help="Build one base for all tasks, and each task's LoRA adapter as a file."),
     ] = False,
     calibration: CalibrationOption = None,
     chunks: ChunksOption = None,
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Build a checkpoint's task models in every file type asked for; what is already there is kept."""
+    """Build a checkpoint's task models in the given file types; existing files are kept."""
     from nestling._util.cpu import usable_threads
     from nestling._util.progress import TotalProgress
     from nestling.models.families import family_of
@@ -61,7 +61,9 @@ def build(
     from nestling.pipeline.quantization.calibration import for_pipeline
 
     if keep_adapters and task:
-        raise UsageError("keep_adapters: the base is for all three tasks; leave --task out", param="keep_adapters")
+        raise UsageError(
+            "keep_adapters: not supported with --task, since the base is for all tasks", param="keep_adapters"
+        )
     if out is not None:
         files.check_output_folder(out)
     starter = checkpoint == local.STARTER
@@ -82,7 +84,7 @@ def build(
     if as_json:
         typer.echo(json.dumps([_card_json(file.path, file.fresh) for file in built], indent=2))
         return
-    columns = ["file", "bits per weight", "MiB", "cosine to F16", "lowest", "worst tensor: error's share", ""]
+    columns = ["file", "bits per weight", "MiB", "cosine to F16", "lowest", "worst tensor, relative error", ""]
     show_table(f"{folder}", columns, [_row(file, fidelity.get(file.path)) for file in built])
 
 
@@ -131,7 +133,7 @@ def convert(
     family: FamilyOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Merge one task's adapter, drop the vision tower and write a float GGUF file."""
+    """Merge one task's LoRA adapter into the text model and write a float GGUF file."""
     from nestling.models.families import family_of
     from nestling.pipeline.conversion.convert import convert as run
 
@@ -184,7 +186,7 @@ def _brief(value: object) -> str:
 
 
 def list_models(as_json: JsonOption = False) -> None:
-    """List the models that are on this machine, pulled or built, and the starter's that are built on first use."""
+    """List the models on this machine, pulled or built, and those of the starter, which are built on first use."""
     found = {str(m.reference): m.path for m in local.available()}
     found |= {str(m.reference): m.path for m in hub_models.models() if m.name is None}
     found |= {f"{path.stem} (images)": path for path in stored_towers()}
@@ -201,12 +203,12 @@ def list_models(as_json: JsonOption = False) -> None:
 def verify(
     file: Annotated[str, typer.Argument(help="A GGUF file or a model reference.")],
     against: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Another file: report the cosine to its vectors.")
+        str | None, typer.Option(metavar="FILE", help="Also report the cosine to another file's vectors.")
     ] = None,
     spec: SpecOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check a file: structure, hash, finite weights, both engines agree; exit code 1 when a check fails."""
+    """Check a file: structure, hash, finite weights, agreement of engines; exit code 1 when a check fails."""
     from nestling.evaluation.verify import verify as run
     from nestling.models.families import read_spec
 

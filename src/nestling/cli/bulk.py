@@ -1,4 +1,4 @@
-"""The verbs for whole corpora: `bulk` and `search`."""
+"""The commands for large corpora: `bulk` and `search`."""
 
 import json
 import time
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from nestling.bulk.settings import Outcome, Status
 
 LINE_S = 60.0
-"""Seconds between lines of progress where there is no terminal."""
+"""Seconds between progress lines without a terminal."""
 SHOWN_LETTERS = 80
 _SPEC, _OPTIONS = JobSpec(local.STARTER), RunOptions()
-"""Where the defaults of the options are declared."""
+"""The defaults of the options."""
 
 
 def bulk(
@@ -40,42 +40,42 @@ def bulk(
     task: TaskOption = None,
     text_column: Annotated[
         str | None,
-        typer.Option(help="The column of texts [text where there is no --image-column].", show_default=False),
+        typer.Option(help="The column of texts [`text` without --image-column].", show_default=False),
     ] = _SPEC.text_column,
     image_column: Annotated[
         str | None, typer.Option(help="The column of images: bytes, paths from the table's folder, or data URIs.")
     ] = _SPEC.image_column,
     id_column: Annotated[
         str | None,
-        typer.Option(help="The column of ids, or `none` for file#row [id if there is one].", show_default=False),
+        typer.Option(
+            help="The column of ids, or `none` for file#row; `id` by default, if there is one.", show_default=False
+        ),
     ] = None,
     keep: Annotated[
-        list[str] | None, typer.Option(help="Another column that goes into the result, several times.")
+        list[str] | None, typer.Option(help="Another column to copy into the result; may be repeated.")
     ] = None,
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="passage, query or raw.")] = _SPEC.prompt,
     dimensions: DimensionsOption = None,
     embedding_type: Annotated[str, typer.Option(help="float, float16, int8 or binary.")] = _SPEC.embedding_type,
-    truncate: Annotated[bool, typer.Option("--truncate", help="Cut texts that are too long.")] = False,
+    truncate: Annotated[bool, typer.Option("--truncate", help="Truncate texts that are too long.")] = False,
     engine: Annotated[str, typer.Option("--engine", "-e", help="local, or ray for Ray Data.")] = _OPTIONS.runner,
-    workers: Annotated[int, typer.Option(min=1, help="Engines at work at the same time.")] = _OPTIONS.workers,
+    workers: Annotated[int, typer.Option(min=1, help="Worker processes, each with an engine.")] = _OPTIONS.workers,
     threads: ThreadsOption = None,
     backend: Annotated[str, typer.Option(help="openvino, llamacpp or reference.")] = _SPEC.backend,
     ray_address: Annotated[str | None, typer.Option(help="An existing Ray cluster.")] = None,
     shard_rows: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Rows that are embedded and written together [1000; 64 with images].", show_default=False
+            min=1, help="Rows per shard, the unit of writing and resuming [1000; 64 with images].", show_default=False
         ),
     ] = _SPEC.shard_rows,
-    max_rejects: Annotated[int | None, typer.Option(min=0, help="End when more rows are rejected.")] = None,
-    skip_bad_files: Annotated[
-        bool, typer.Option("--skip-bad-files", help="Leave out files that cannot be read.")
-    ] = False,
+    max_rejects: Annotated[int | None, typer.Option(min=0, help="Fail when more rows are rejected.")] = None,
+    skip_bad_files: Annotated[bool, typer.Option("--skip-bad-files", help="Skip files that cannot be read.")] = False,
     sink: Annotated[str, typer.Option(help="parquet, or lance for a LanceDB table as well.")] = _OPTIONS.sink,
-    index: Annotated[bool, typer.Option("--index", help="Have LanceDB build its index.")] = False,
+    index: Annotated[bool, typer.Option("--index", help="Build an index with LanceDB.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Embed a corpus into Parquet files; run again after any interruption, it resumes."""
+    """Embed a corpus into Parquet files; a rerun resumes after an interruption."""
     library = need("nestling.bulk", wanted_for="bulk", extra="bulk")
     check_output_folder(out)
     reference = local.with_task(model, task, default=Task.RETRIEVAL)
@@ -110,7 +110,7 @@ def bulk(
 
 
 class _Shown(AbstractContextManager["_Shown"]):
-    """Progress on standard error: a bar on a terminal, a line a minute elsewhere."""
+    """Progress on standard error: a bar on a terminal, else a line per minute."""
 
     def __init__(self) -> None:
         columns = (BarColumn(), TextColumn("{task.percentage:>3.0f} %  {task.description}"))
@@ -130,7 +130,7 @@ class _Shown(AbstractContextManager["_Shown"]):
         self._bars.stop()
 
     def told(self, status: "Status") -> None:
-        """Show how far it is."""
+        """Update the progress."""
         said = describe(status)
         self._bars.update(self._bar, completed=status.rows_done, total=status.rows_total, description=said)
         if self._lines and time.monotonic() > self._next:
@@ -139,14 +139,14 @@ class _Shown(AbstractContextManager["_Shown"]):
 
 
 def describe(status: "Status") -> str:
-    """How far a job is, in a line."""
+    """A job's progress in one line."""
     left = status.remaining_s
     said = f"{status.rows_done:,} of {status.rows_total:,} rows"
     return said + (f", {status.tokens_per_s:,.0f} tokens/s, {duration(left)} left" if left is not None else "")
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them: 3 d 4 h, 5 h 6 min, 7 min 8 s."""
+    """Seconds in readable units: 3 d 4 h, 5 h 6 min, 7 min 8 s."""
     whole = round(seconds)
     for size, name, part, part_name in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
         if whole >= size:
@@ -160,7 +160,7 @@ def _tell(outcome: "Outcome", *, as_json: bool) -> None:
         typer.echo(json.dumps(told | {"out": str(outcome.out), "skipped": list(outcome.skipped)}))
         return
     for reason in outcome.skipped:
-        typer.echo(f"left out: {reason}", err=True)
+        typer.echo(f"skipped: {reason}", err=True)
     typer.echo(
         f"{outcome.out}: {outcome.rows:,} vectors in {outcome.shards:,} shards, {outcome.rejected:,} rows rejected; "
         f"this run: {outcome.shards_now:,} shards, {outcome.tokens:,} tokens in {duration(outcome.seconds)}"
@@ -169,18 +169,16 @@ def _tell(outcome: "Outcome", *, as_json: bool) -> None:
 
 def search(
     dest: Annotated[Path, typer.Argument(metavar="DEST", help="The folder of a `nestling bulk` job.")],
-    query: Annotated[str | None, typer.Argument(help="What to look for.", show_default=False)] = None,
-    image: Annotated[
-        Path | None, typer.Option("--image", "-i", metavar="FILE", help="An image to look for, in place of QUERY.")
-    ] = None,
-    top: Annotated[int, typer.Option(min=1, help="How many rows to show.")] = 10,
+    query: Annotated[str | None, typer.Argument(help="The query.", show_default=False)] = None,
+    image: Annotated[Path | None, typer.Option("--image", "-i", metavar="FILE", help="An image as the query.")] = None,
+    top: Annotated[int, typer.Option(min=1, help="Number of rows to show.")] = 10,
     model: Annotated[
-        str | None, typer.Option("--model", "-m", metavar="REF", help="Where the job's model file is now.")
+        str | None, typer.Option("--model", "-m", metavar="REF", help="The job's model file, if it was moved.")
     ] = None,
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Find the rows of a corpus that are nearest to a text or an image; every vector is compared."""
+    """Find the rows of a corpus that are most similar to a text or an image, by exact search."""
     if (query is None) == (image is None):
         raise UsageError("query: give a text or --image FILE, one of them", param="query")
     found = need("nestling.bulk", wanted_for="search", extra="bulk").search(
@@ -194,7 +192,7 @@ def search(
         rows = [[f"{hit.score:.4f}", str(hit.id), *(_short(hit.kept[name]) for name in kept)] for hit in found.hits]
         show_table("", ["score", "id", *kept], rows)
     if found.rows < found.rows_total:
-        typer.echo(f"unfinished: {found.rows:,} of {found.rows_total:,} rows are searched", err=True)
+        typer.echo(f"unfinished: {found.rows:,} of {found.rows_total:,} rows were searched", err=True)
 
 
 def _short(value: object) -> str:

@@ -1,4 +1,4 @@
-"""The table of verbs."""
+"""The table of commands."""
 
 from typing import Annotated, Any
 
@@ -56,4 +56,4 @@ def root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Options before the verb."""
+    """Options before the command."""

@@ -1,4 +1,4 @@
-"""What the commands show: progress bars and tables on standard error and output. Knows no model."""
+"""Progress bars and tables of the commands, on standard error and standard output."""
 
 import time
 from pathlib import Path
@@ -14,19 +14,16 @@ from nestling._util.files import is_stream
 from nestling._util.progress import Progress as Told
 
 WIDE = 240
-"""Columns of a table that goes into a file or a pipe."""
+"""Width of a table that is written to a file or a pipe."""
 QUIET_S = 2.0
-"""A piece of work that is done sooner shows no bar."""
+"""Steps that take less time show no progress bar."""
 SPEED_S = 600.0
-"""What the remaining time is reckoned from: steps of a large model come minutes apart."""
+"""The period from which the remaining time is estimated: steps of a large model take minutes."""
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
 
 
 class Bars:
-    """Progress bars on standard error, one a step, for work that takes longer than two seconds.
-
-    There are none when standard error is not a terminal.
-    """
+    """Progress bars on standard error, one per step that takes longer than two seconds; only on a terminal."""
 
     def __init__(self) -> None:
         columns = (
@@ -51,7 +48,7 @@ class Bars:
             self._bars.stop()
 
     def step(self, name: str) -> Told:
-        """Begin a step; answers with what is to be told of its progress."""
+        """Begin a step; returns its progress callback."""
         bar = self._bars.add_task(name, total=None)
 
         def told(done: int, total: int) -> None:
@@ -64,12 +61,12 @@ class Bars:
 
 
 def say_written(out: Path, text: str) -> None:
-    """Say what was written, on standard output; on standard error when `out` may itself be standard output."""
+    """Print a line on standard output, or on standard error if `out` may be standard output itself."""
     typer.echo(text, err=is_stream(out))
 
 
 def show_table(title: str, columns: list[str], rows: list[list[str]], *, to_error: bool = False) -> None:
-    """A table on standard output or error; columns whose cells are all numbers are set to the right."""
+    """Print a table on standard output or error; columns of numbers are right-aligned."""
     table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
     for place, name in enumerate(columns):
         numeric = bool(rows) and all(row[place].replace(".", "").replace("-", "").isdigit() for row in rows)

@@ -1,4 +1,4 @@
-"""The verbs that embed."""
+"""The commands that embed: `embed` and `similarity`."""
 
 import json
 import sys
@@ -43,7 +43,9 @@ TextsArgument = Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", 
 
 def embed(
     texts: TextsArgument = None,
-    file: Annotated[Path | None, typer.Option("--file", "-f", help="One text a line; `-` is standard input.")] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", help="A file with one text per line; `-` is standard input.")
+    ] = None,
     image: ImagesOption = None,
     model: ModelOption = local.STARTER,
     task: TaskOption = None,
@@ -53,17 +55,17 @@ def embed(
     device: DeviceOption = None,
     arithmetic: ArithmeticOption = "auto",
     spec: SpecOption = None,
-    form: Annotated[Format, typer.Option("--format", help="How the vectors are written.")] = Format.TEXT,
+    form: Annotated[Format, typer.Option("--format", help="The output format.")] = Format.TEXT,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="A file; standard output by default.")] = None,
     truncate: Annotated[
-        bool, typer.Option("--truncate", help="Cut texts that are too long, instead of refusing them.")
+        bool, typer.Option("--truncate", help="Truncate texts that are too long; an error by default.")
     ] = False,
     multivector: Annotated[
-        bool, typer.Option("--multivector", help="A vector for every token, prefix included.")
+        bool, typer.Option("--multivector", help="Write a vector for every token, including those of the prefix.")
     ] = False,
-    profile: Annotated[bool, typer.Option("--profile", help="Print to standard error where the time went.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Print the time of each stage to standard error.")] = False,
 ) -> None:
-    """Embed texts and images; the task's prefix is put in front of each text."""
+    """Embed texts and images; the prefix of the task is added to each text."""
     _refuse(form, out, dimensions, multivector=multivector)
     rows = read_inputs(texts, file, image)
     reference = local.with_task(model, task, default=Task.RETRIEVAL)
@@ -87,14 +89,12 @@ def _refuse(form: Format, out: Path | None, dimensions: int | None, *, multivect
         check_output(out)
     if multivector and dimensions is not None:
         raise UsageError(
-            "--dimensions: not together with --multivector: token vectors have one size", param="dimensions"
+            "--dimensions: not supported with --multivector, since token vectors have one size", param="dimensions"
         )
     if multivector and form is Format.NPY:
-        raise UsageError(
-            "--format npy holds one array; --multivector goes with text, array, json, jsonl", param="format"
-        )
+        raise UsageError("--format npy: expected one of text, array, json, jsonl with --multivector", param="format")
     if form is Format.NPY and out is None and sys.stdout.isatty():
-        raise UsageError("--format npy is binary: give --out FILE or send it down a pipe", param="format")
+        raise UsageError("--format npy is binary: give --out FILE or redirect the output", param="format")
 
 
 def _write(content: bytes, out: Path | None) -> None:
@@ -118,31 +118,31 @@ def _vectors(
 
 
 def read_texts(texts: list[str] | None, file: Path | None) -> list[str]:
-    """The texts of a command: its arguments, or the lines of a file or of standard input."""
+    """The texts of a command: its arguments, or the lines of a file or standard input."""
     if texts and file:
-        raise UsageError("texts and --file: give one of them", param="file")
+        raise UsageError("texts, --file: expected only one of them", param="file")
     if texts:
         return texts
     if file is None and sys.stdin.isatty():
-        raise UsageError("no texts: give them as arguments, with --file, or on standard input", param="input")
+        raise UsageError("no texts: expected arguments, --file or lines on standard input", param="input")
     raw = sys.stdin.buffer.read() if file is None or str(file) == "-" else _read(file)
     name, error = str(file or "standard input"), partial(UsageError, param="file")
     content = decode_text(raw, what=name, error=error)
     if not content:
-        raise error(f"{name}: no texts in it")
-    lines = content.split("\n")  # splitlines() would also cut at form feeds, U+2028 and the like
+        raise error(f"{name}: no texts: expected at least one line")
+    lines = content.split("\n")  # splitlines() would also split at form feeds, U+2028 and the like
     return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
 
 
 def read_inputs(texts: list[str] | None, file: Path | None, images: list[Path] | None) -> list[str | Path]:
-    """The texts of a command, then its images; standard input is not waited for when there are images."""
+    """The texts of a command, then its images; with images, standard input is read only if `--file -` is given."""
     rows = [] if images and not texts and file is None else read_texts(texts, file)
     return [*rows, *(images or [])]
 
 
 @contextmanager
 def naming(rows: Sequence[str | Path], *, lines_of: Path | None) -> Iterator[None]:
-    """An image that cannot be embedded is named by its path, a text by its line where texts are a file's lines."""
+    """Within the block, errors name an image by its path, and a text by its line if texts are the lines of a file."""
     try:
         yield
     except TextError as error:
@@ -164,7 +164,7 @@ def _read(file: Path) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """The engine of a command, the device that it runs on, and the arithmetic of its products."""
+    """The engine of a command, its device, and the arithmetic of its matrix products."""
 
     engine: str
     device: str | None
@@ -174,7 +174,7 @@ class Backend:
 def load(
     reference: str, task: str | None, backend: Backend, spec: Path | None, bars: Bars, *, profile: bool = False
 ) -> Embedder:
-    """The model of a command, for the task that it names."""
+    """Load the model of a command, for its task."""
     path = local.resolve(reference, steps=bars.step)
     embedder = Embedder.load(
         path,
@@ -188,7 +188,7 @@ def load(
 
 
 def similarity(
-    texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts; two inputs or more.")] = None,
+    texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts; at least two inputs.")] = None,
     image: ImagesOption = None,
     model: ModelOption = local.STARTER,
     task: TaskOption = None,
@@ -200,7 +200,7 @@ def similarity(
     spec: SpecOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Print the cosine of every pair of texts and images."""
+    """Print the cosine similarity of every pair of texts and images."""
     rows = read_inputs(texts, None, image)
     reference = local.with_task(model, task, default=Task.TEXT_MATCHING)
     with Bars() as bars:

@@ -1,4 +1,4 @@
-"""The verbs that measure: `eval quality` and `eval speed`, and `report`, which draws what they measured."""
+"""The commands that measure: `eval quality`, `eval speed`, and `report`, which shows their results."""
 
 import json
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ app = typer.Typer(help="Measure quality and speed.", no_args_is_help=True)
 ModelsArgument = Annotated[
     list[str],
     typer.Argument(
-        metavar="MODEL...", help="References, families, GGUF files, folders of them, or URL#MODEL of a server."
+        metavar="MODEL...", help="Model references, families, GGUF files, folders of them, or URL#MODEL of a server."
     ),
 ]
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="The folder for result files.")]
@@ -35,16 +35,18 @@ def quality(
     benchmark: Annotated[
         list[str] | None,
         typer.Option(
-            "--benchmark", "-b", help="A shipped set, a folder, a file of pairs, a hub name, or `all`; several times."
+            "--benchmark",
+            "-b",
+            help="A shipped set, a folder, a file of pairs, a hub data set, or `all`; may be repeated.",
         ),
     ] = None,
     dimensions: Annotated[
         list[int] | None,
-        typer.Option("--dimensions", "-d", help="Vector sizes, several times; all trained by default."),
+        typer.Option("--dimensions", "-d", help="A vector size; may be repeated; all trained sizes by default."),
     ] = None,
     against: Annotated[
         str | None,
-        typer.Option(metavar="REF", help="The model to compare with; the largest file of a task by default."),
+        typer.Option(metavar="REF", help="The reference model; the largest file of a task by default."),
     ] = None,
     engine: EngineOption = "auto",
     threads: ThreadsOption = None,
@@ -52,7 +54,7 @@ def quality(
     out: OutOption = RESULTS,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure retrieval and similarity, with uncertainty; results that are already there are kept."""
+    """Measure retrieval and similarity with confidence intervals; existing results are kept."""
     need("ir_measures", wanted_for="nestling eval", extra="eval")
     from nestling.evaluation import quality as library
     from nestling.evaluation import tables
@@ -82,26 +84,28 @@ def quality(
 @app.command()
 def speed(
     models: Annotated[
-        list[str] | None, typer.Argument(metavar="[MODEL]...", help="References, GGUF files or folders.")
+        list[str] | None, typer.Argument(metavar="[MODEL]...", help="Model references, GGUF files or folders.")
     ] = None,
     url: Annotated[
-        list[str] | None, typer.Option(metavar="URL#MODEL", help="An OpenAI-compatible server, several times.")
+        list[str] | None, typer.Option(metavar="URL#MODEL", help="An OpenAI-compatible server; may be repeated.")
     ] = None,
-    engine: Annotated[list[str] | None, typer.Option("--engine", "-e", help="An engine, several times.")] = None,
+    engine: Annotated[list[str] | None, typer.Option("--engine", "-e", help="An engine; may be repeated.")] = None,
     threads: ThreadsOption = None,
-    length: Annotated[list[int] | None, typer.Option(help="Tokens a text, several times.")] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds that count.")] = 5,
-    pass_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each pass over a length.")] = 4096,
-    clients: Annotated[list[int] | None, typer.Option(help="Clients at once, several times.")] = None,
-    inputs: Annotated[list[int] | None, typer.Option(help="Texts a request, several times.")] = None,
-    together: Annotated[int, typer.Option(min=1, help="Sides that are loaded at once and take turns.")] = 4,
+    length: Annotated[list[int] | None, typer.Option(help="Tokens per text; may be repeated.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Measured rounds, after one warm-up round.")] = 5,
+    pass_tokens: Annotated[int, typer.Option(min=1, help="Tokens of one pass over the texts of a length.")] = 4096,
+    clients: Annotated[list[int] | None, typer.Option(help="Concurrent clients; may be repeated.")] = None,
+    inputs: Annotated[list[int] | None, typer.Option(help="Texts per request; may be repeated.")] = None,
+    together: Annotated[
+        int, typer.Option(min=1, help="Models or servers that are loaded together and measured in turn.")
+    ] = 4,
     cell_s: Annotated[
-        float, typer.Option("--cell-seconds", min=0, help="Seconds of each latency figure a round.")
+        float, typer.Option("--cell-seconds", min=0, help="Seconds per latency measurement and round.")
     ] = 2.0,
     out: OutOption = RESULTS,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure tokens per second, latency, load time and memory, all sides in turns; wants an idle machine."""
+    """Measure tokens per second, latency, load time and memory, models in turn; needs an idle machine."""
     need("nestling.evaluation.results", wanted_for="nestling eval", extra="eval")
     from nestling.errors import UsageError
     from nestling.evaluation import speed as library
@@ -109,7 +113,7 @@ def speed(
 
     check_output_folder(out)
     if not models and not url:
-        raise UsageError("nothing to measure: give a MODEL or --url", param="models")
+        raise UsageError("nothing to measure: expected a MODEL or --url", param="models")
     settings = library.Settings(
         out=out,
         engines=tuple(engine or ("auto",)),
@@ -138,7 +142,7 @@ def report(
     results: Annotated[list[Path], typer.Argument(help="Result files, or folders of them.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write the report into.")],
 ) -> None:
-    """Write report.md and one self-contained report.html, every number of them from the result files."""
+    """Write report.md and a self-contained report.html from result files."""
     need("nestling.evaluation.plots", wanted_for="nestling report", extra="eval")
     from nestling.evaluation import report as library
     from nestling.evaluation.results import read_all

@@ -1,4 +1,4 @@
-"""The verbs that fetch, show, remove and publish models."""
+"""The commands that pull, show, remove and publish models."""
 
 import json
 from collections import Counter
@@ -25,10 +25,12 @@ def pull(
     reference: Annotated[
         str, typer.Argument(help="org/repo[:QUANT] on the hub, or a published name such as jina-v4-retrieval:Q4_K_M.")
     ],
-    images: Annotated[bool, typer.Option("--images", help="With the vision tower, which images need.")] = False,
+    images: Annotated[
+        bool, typer.Option("--images", help="Also download the vision tower, which is needed for images.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Fetch a model, or a checkpoint to build from, into the hub's cache; interrupted downloads resume."""
+    """Download a model, or a checkpoint to build from, into the hub's cache; interrupted downloads resume."""
     with Bars() as bars:
         paths = [
             path
@@ -43,7 +45,7 @@ def pull(
 
 
 def open_checkpoint(checkpoint: str, bars: Bars) -> "Checkpoint":
-    """A checkpoint given as a folder, as `starter`, or as org/repo, which is fetched if need be."""
+    """Open a checkpoint: a folder, `starter`, or org/repo, which is downloaded if necessary."""
     from nestling.pipeline.conversion.checkpoint import Checkpoint
 
     if checkpoint == local.STARTER:
@@ -57,7 +59,7 @@ def show(
     spec: SpecOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what a model is for, where it comes from and what it is made of."""
+    """Show a model's specification, source and contents."""
     with Bars() as bars:
         found = _facts(local.resolve(model, steps=bars.step), spec)
     if as_json:
@@ -104,12 +106,10 @@ def _words(value: object) -> str:
 
 
 def rm(
-    model: Annotated[
-        str, typer.Argument(help="A name or org/repo on the hub; without a task or a file type, all of them.")
-    ],
+    model: Annotated[str, typer.Argument(help="A model name or org/repo; without a task or file type, all of them.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Delete a model's files from this machine; the package's starter is built again when it is asked for."""
+    """Delete a model's files from this machine; the shipped starter is built again when it is used."""
     gone, freed = removal.remove(model)
     if as_json:
         typer.echo(json.dumps({"removed": gone, "freed_bytes": freed}, indent=2))
@@ -119,17 +119,17 @@ def rm(
 
 def cache(
     clean: Annotated[
-        bool, typer.Option("--clean", help="Delete all of them; they are made again when a model is loaded.")
+        bool, typer.Option("--clean", help="Delete all cached weights; they are made again when a model is loaded.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the weight cache (weights expanded for the OpenVINO engine), or clean it."""
+    """Show the weight cache (weights dequantized for the OpenVINO engine), or clean it."""
     from nestling.engine.openvino import weight_files
 
     limit, found = weight_files.limit_bytes(), weight_files.expansions()[::-1]
     total, rows = sum(one.size_bytes for one in found), [_expansion(one) for one in found]
     cells = [
-        [", ".join(one.models) or "not known", _gb(one.size_bytes), row["last_used"], "stale" if one.is_stale else ""]
+        [", ".join(one.models) or "unknown", _gb(one.size_bytes), row["last_used"], "stale" if one.is_stale else ""]
         for one, row in zip(found, rows, strict=True)
     ]
     for one in found if clean else []:
@@ -157,23 +157,30 @@ def _gb(size_bytes: int) -> str:
 
 
 def publish(
-    folder: Annotated[Path, typer.Argument(help="A folder that `nestling build` filled.")],
-    repository: Annotated[str, typer.Argument(metavar="ORG/REPO", help="The repository to make or add to.")],
-    task: Annotated[str | None, typer.Option("--task", "-t", help="The task, if the folder has several.")] = None,
+    folder: Annotated[Path, typer.Argument(help="A folder with files of `nestling build`.")],
+    repository: Annotated[
+        str, typer.Argument(metavar="ORG/REPO", help="The repository; created if it does not exist.")
+    ],
+    task: Annotated[
+        str | None, typer.Option("--task", "-t", help="The task, if the folder has files of several.")
+    ] = None,
     base_model: Annotated[
-        str | None, typer.Option(metavar="ORG/REPO", help="Where the weights come from, if the cards do not say.")
+        str | None,
+        typer.Option(metavar="ORG/REPO", help="The source repository of the weights, if the cards do not name it."),
     ] = None,
     results: Annotated[
         list[Path] | None,
-        typer.Option("--results", help="Result files of `nestling eval`, for the card; several times."),
+        typer.Option("--results", help="Result files of `nestling eval` for the model card; may be repeated."),
     ] = None,
-    private: Annotated[bool, typer.Option("--private", help="Make the repository a private one.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Create a private repository.")] = False,
     yes: Annotated[
         bool,
-        typer.Option("--yes/--dry-run", help="Send it; by default, only show what would be.", show_default=False),
+        typer.Option(
+            "--yes/--dry-run", help="Upload; by default, only show what would be uploaded.", show_default=False
+        ),
     ] = False,
 ) -> None:
-    """Show, and with --yes send, a folder's files as a hub repository with its card."""
+    """Show, and with --yes upload, a folder's files as a hub repository with a model card."""
     from nestling.models import publish
 
     with Bars() as bars:
@@ -188,13 +195,13 @@ def publish(
     show_table(f"to {repository}", ["file", "bytes"], [[name, str(size)] for name, size in made.sizes().items()])
     typer.echo(f"\n{publish.README}:\n\n{made.readme}")
     if not yes:
-        typer.echo("Nothing was sent; --yes sends it.")
+        typer.echo("Nothing was uploaded; use --yes to upload.")
         return
-    typer.echo(f"sent: {publish.send(made, private=private)}")
+    typer.echo(f"uploaded: {publish.send(made, private=private)}")
 
 
 def _scores(folder: Path, results: list[Path]) -> str:
-    """The quality tables, as Markdown, of those result files that measured a file of the folder."""
+    """The quality tables, as Markdown, of the result files about a file of the folder."""
     from nestling.evaluation.results import QualityResult, read_all
     from nestling.evaluation.tables import quality
     from nestling.formats.card import cards_in
@@ -203,6 +210,6 @@ def _scores(folder: Path, results: list[Path]) -> str:
     hashes = {card.sha256 for card in cards_in(folder)}
     found = [one for one in read_all(results) if isinstance(one, QualityResult) and one.model.sha256 in hashes]
     if not found:
-        raise UsageError("no quality result in there is of a file of this folder", param="results")
+        raise UsageError("results: expected a quality result of a file in this folder", param="results")
     parts = [[f"### {one.title}", table(one.columns, one.rows), *one.notes] for one in quality(found)]
     return "\n\n".join(["## Scores", *(line for part in parts for line in part)])

@@ -1,6 +1,6 @@
-"""What engines say, on standard error: warnings at once, which engine `auto` took when the command has ended well.
+"""Log messages of engines on standard error: warnings at once, the engine that `auto` chose after the command.
 
-Then and not before, so that a command that fails says why in one line.
+The latter is printed only on success, so that a command that fails prints one line, the reason.
 """
 
 import logging
@@ -9,18 +9,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 ENGINE_LOG = "nestling.engine"
-"""The log of `engine.registry`, which is not imported here: `nestling --help` need not load it."""
+"""The logger of `engine.registry`, which is not imported here, so that `nestling --help` does not load it."""
 
 
 class Notices(logging.Handler):
-    """Prints warnings and keeps information, each text once."""
+    """Prints warnings at once and collects information, without duplicates."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
         self._lines: dict[str, None] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
-        """logging: a record."""
+        """Print or collect a record."""
         text = f"nestling: {record.getMessage()}\n"
         if record.levelno < logging.WARNING:
             self._lines[text] = None
@@ -28,13 +28,13 @@ class Notices(logging.Handler):
             sys.stderr.write(text)
 
     def show(self) -> None:
-        """Print what was kept."""
+        """Print the collected messages."""
         sys.stderr.write("".join(self._lines))
 
 
 @contextmanager
 def kept() -> Iterator[Notices]:
-    """The notices of the block."""
+    """Collect the notices of the block."""
     log, notices = logging.getLogger(ENGINE_LOG), Notices()
     log.setLevel(logging.INFO)
     log.addHandler(notices)

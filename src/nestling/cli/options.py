@@ -1,4 +1,4 @@
-"""The options that several verbs share."""
+"""The options that several commands share."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,21 +12,23 @@ ModelOption = Annotated[
 ]
 TaskOption = Annotated[str | None, typer.Option("--task", "-t", help=f"One of {', '.join(Task)}.")]
 PromptOption = Annotated[
-    str, typer.Option("--prompt", "-p", help="query, passage or raw: which prefix is put in front.")
+    str, typer.Option("--prompt", "-p", help="The role, which chooses the prefix: query, passage or raw.")
 ]
 DimensionsOption = Annotated[
-    int | None, typer.Option("--dimensions", "-d", help="A trained vector size; the full one by default.")
+    int | None, typer.Option("--dimensions", "-d", help="A trained vector size; the full width by default.")
 ]
 EngineOption = Annotated[str, typer.Option("--engine", "-e", help="auto, openvino, llamacpp, torch or reference.")]
 DeviceOption = Annotated[
     str | None,
-    typer.Option("--device", metavar="NAME", help="Of torch: cuda[:N], xpu[:N], mps or cpu; the first GPU by default."),
+    typer.Option(
+        "--device", metavar="NAME", help="For torch: cuda[:N], xpu[:N], mps or cpu; the first GPU by default."
+    ),
 ]
 ArithmeticOption = Annotated[
     str, typer.Option("--arithmetic", metavar="NAME", help="auto, float32, bf16, int8-groups, int8-rows or int8-mixed.")
 ]
 ThreadsOption = Annotated[
-    int | None, typer.Option("--threads", min=1, help="Threads; all usable processors by default.")
+    int | None, typer.Option("--threads", min=1, help="Compute threads; all usable processors by default.")
 ]
 SpecOption = Annotated[
     Path | None,
@@ -37,17 +39,22 @@ SpecOption = Annotated[
     ),
 ]
 CalibrationOption = Annotated[
-    Path | None, typer.Option("--calibration", metavar="FILE", help="Plain text; the package's own by default.")
+    Path | None, typer.Option("--calibration", metavar="FILE", help="A calibration text; the shipped one by default.")
 ]
 FamilyOption = Annotated[
-    str | None, typer.Option("--family", help="The family name of the files of a checkpoint of your own.")
+    str | None, typer.Option("--family", help="The family name for the files of your own checkpoint.")
 ]
 ImagesOption = Annotated[
     list[Path] | None,
-    typer.Option("--image", "-i", metavar="FILE", help="PNG, JPEG, WebP, GIF or BMP, after the texts; several times."),
+    typer.Option(
+        "--image",
+        "-i",
+        metavar="FILE",
+        help="A PNG, JPEG, WebP, GIF or BMP file, embedded after the texts; may be repeated.",
+    ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ChunksOption = Annotated[
     int | None,
-    typer.Option("--chunks", min=1, help="Calibrate with so many chunks of 512 tokens."),
+    typer.Option("--chunks", min=1, help="Number of calibration chunks of 512 tokens."),
 ]

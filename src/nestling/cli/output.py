@@ -1,4 +1,4 @@
-"""Vectors in the formats that `nestling embed` writes. Pure functions of texts, vectors and counts."""
+"""The output formats of `nestling embed`."""
 
 import io
 import json
@@ -12,7 +12,7 @@ from nestling.vectors import Floats
 
 
 class Format(StrEnum):
-    """How vectors are written."""
+    """An output format."""
 
     TEXT = "text"
     ARRAY = "array"
@@ -23,9 +23,9 @@ class Format(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """What `embed` made of B texts, the model's reference and the tokens used.
+    """The result of `embed` for B texts, with the model's reference and the token count.
 
-    `vectors` is (B, D), unit rows, or for multi-vectors B arrays of (T, P).
+    `vectors` is (B, D), unit rows, or B arrays of (T, P) for multi-vectors.
     """
 
     texts: Sequence[str]
@@ -35,19 +35,19 @@ class Embedded:
 
     @property
     def rows(self) -> list[list[float]]:
-        """The numbers of each text: a list, or a list of lists."""
+        """The vectors as lists: a list per text, or a list of lists for multi-vectors."""
         return [row.tolist() for row in self.vectors]
 
     @property
     def kind(self) -> str:
-        """What a text has: an `embedding`, or `embeddings`."""
+        """The key of a text's vectors in JSON: `embedding`, or `embeddings` for multi-vectors."""
         return "embeddings" if isinstance(self.vectors, list) else "embedding"
 
 
 def render(embedded: Embedded, form: Format) -> bytes:
-    """The bytes of the result: text and jsonl one line a text, array and json one document, npy a numpy file.
+    """The result in a format: a line per text (text, jsonl), one JSON document (array, json) or a numpy file (npy).
 
-    As text, a multi-vector is a line a token and an empty line after each text.
+    In the format `text`, a multi-vector has a line per token, and an empty line follows each text.
     """
     return _RENDERERS[form](embedded)
 
@@ -83,7 +83,7 @@ def _jsonl(embedded: Embedded) -> bytes:
 
 
 def _npy(embedded: Embedded) -> bytes:
-    assert not isinstance(embedded.vectors, list), "several arrays are no array"
+    assert not isinstance(embedded.vectors, list), "npy holds one array"
     file = io.BytesIO()
     np.save(file, embedded.vectors)
     return file.getvalue()

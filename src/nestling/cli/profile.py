@@ -1,4 +1,4 @@
-"""Where the time of a command goes, printed to standard error."""
+"""The time of each stage of a command, printed to standard error."""
 
 import time
 from collections.abc import Iterator
@@ -8,14 +8,14 @@ from nestling.cli.console import show_table
 
 
 class Watch:
-    """Seconds by stage, in the order in which stages began."""
+    """Seconds by stage, in order of their beginning."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Add the time that the block takes."""
+        """Add the time of the block to a stage."""
         began = time.perf_counter()
         try:
             yield
@@ -23,7 +23,7 @@ class Watch:
             self.seconds[name] = self.seconds.get(name, 0) + time.perf_counter() - began
 
     def show(self, inner: dict[str, float]) -> None:
-        """Print the stages; `inner` is what the engine says of itself, in place of what was seen of it from outside."""
+        """Print the stages; `inner` has the engine's own stages, which replace the time of the whole engine."""
         stages = {"load": self.seconds["load"], "tokenize": self.seconds["tokenize"], **inner}
         stages["other"] = max(0.0, self.seconds["embed"] - sum(inner.values()))
         stages["serialize"] = self.seconds["serialize"]
@@ -31,4 +31,4 @@ class Watch:
         rows = [
             [name, f"{took:.3f}", "" if name == "load" else f"{took / embedding:.1%}"] for name, took in stages.items()
         ]
-        show_table("where the time went", ["stage", "seconds", "share without load"], rows, to_error=True)
+        show_table("time by stage", ["stage", "seconds", "share without load"], rows, to_error=True)

@@ -1,4 +1,4 @@
-"""The verbs that quantize a file: with a stock recipe, with a mix of one's own, and the importance matrix for both."""
+"""The commands `imatrix` and `quantize`: a stock file type or a chosen mix, with an importance matrix."""
 
 import json
 from collections.abc import Mapping
@@ -32,11 +32,11 @@ ImatrixOption = Annotated[
 ]
 TensorTypeOption = Annotated[
     list[str] | None,
-    typer.Option(metavar="PATTERN=TYPE", help="Another type for tensors whose names match; several times."),
+    typer.Option(metavar="PATTERN=TYPE", help="The type of tensors whose names match; may be repeated."),
 ]
 EmbeddingTypeOption = Annotated[str | None, typer.Option(metavar="TYPE", help="The embedding table's type.")]
 TargetBitsOption = Annotated[
-    float | None, typer.Option(metavar="BITS", help="Choose the best mix of so many bits per weight.")
+    float | None, typer.Option(metavar="BITS", help="Choose the best mix with so many bits per weight.")
 ]
 TargetSizeOption = Annotated[
     int | None, typer.Option(metavar="BYTES", help="Choose the best mix for a file of so many bytes.")
@@ -44,13 +44,17 @@ TargetSizeOption = Annotated[
 KeepEmbeddingOption = Annotated[
     str | None, typer.Option(metavar="TYPE", help="The embedding table's type in a chosen mix.")
 ]
-TrialsOption = Annotated[int, typer.Option(min=1, help="Measurements that refine a chosen mix.")]
-RecipeOption = Annotated[Path | None, typer.Option(metavar="FILE", help="Apply a mix that was chosen before.")]
-RecipeOutOption = Annotated[Path | None, typer.Option(metavar="FILE", help="Write the chosen mix.")]
-RequantizeOption = Annotated[
-    bool, typer.Option("--allow-requantize", help="Take a quantized file for a source, at a cost in quality.")
+TrialsOption = Annotated[int, typer.Option(min=1, help="Measurements for the refinement of a chosen mix.")]
+RecipeOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Apply a mix that was saved with --recipe-out.")
 ]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show the tensors' types and sizes; write no GGUF file.")]
+RecipeOutOption = Annotated[Path | None, typer.Option(metavar="FILE", help="Save the chosen mix.")]
+RequantizeOption = Annotated[
+    bool, typer.Option("--allow-requantize", help="Allow a quantized source, which loses quality.")
+]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Show the tensors' types and sizes without writing a GGUF file.")
+]
 
 
 def imatrix(
@@ -62,7 +66,7 @@ def imatrix(
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Collect an importance matrix: run calibration text through a model and weigh the columns of its matrices."""
+    """Collect an importance matrix: run calibration text through a float model and weight its matrices' columns."""
     from nestling._util.cpu import usable_threads
     from nestling.pipeline.quantization.calibration import collect
 
@@ -106,7 +110,7 @@ def quantize(
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Quantize a float GGUF file: a file type as llama-quantize makes it, or the best mix for a size."""
+    """Quantize a float GGUF file to a file type, as llama-quantize does, or to the best mix for a size."""
     from nestling.pipeline.quantization.plan import plan_file
     from nestling.pipeline.quantization.quantize import quantize as run
 
@@ -114,7 +118,7 @@ def quantize(
     wish = _Wish(target_bpw, target_size, keep_embedding, calibration, trials, recipe_out)
     _check_order(stock, wish, recipe)
     if out is None and not dry_run:
-        raise UsageError("out: the file to write is missing: --out FILE, or --dry-run", param="out")
+        raise UsageError("out: expected --out FILE or --dry-run", param="out")
     _check_outputs(out, recipe_out, [imatrix, calibration, recipe])
     with Bars() as bars:
         source = content.check(local.resolve(model, steps=bars.step))
@@ -136,7 +140,7 @@ def _check_outputs(out: Path | None, recipe_out: Path | None, sources: list[Path
 
 @dataclass(frozen=True, slots=True)
 class _Stock:
-    """A file type and what differs from it."""
+    """A stock file type with exceptions."""
 
     quant: str | None
     tensor_type: tuple[str, ...]
@@ -145,7 +149,7 @@ class _Stock:
 
 @dataclass(frozen=True, slots=True)
 class _Wish:
-    """What a mix is to be chosen for."""
+    """The options of the search for a mix."""
 
     bits_per_weight: float | None
     size_bytes: int | None
@@ -161,7 +165,7 @@ class _Wish:
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """The model, its matrix, and how to work on them."""
+    """The model, its importance matrix, and how to process them."""
 
     model: Path
     matrix: "ImportanceMatrix | None"
@@ -182,14 +186,14 @@ def _check_order(stock: _Stock, wish: _Wish, recipe: Path | None) -> None:
 def _check_sources(given: Mapping[str, object]) -> None:
     found = [name for name, value in given.items() if value is not None]
     if len(found) != 1:
-        wrong = "nothing says what to make" if not found else f"{' and '.join(found)} exclude each other"
-        raise UsageError(f"quant: {wrong}; give one of {', '.join(given)}", param="quant")
+        wrong = f", found {' and '.join(found)}" if found else ""
+        raise UsageError(f"quant: expected exactly one of {', '.join(given)}{wrong}", param="quant")
 
 
 def _check_unused(options: Mapping[str, object], *, used: bool, needed: str) -> None:
     name = next((name for name, value in options.items() if value), None)
     if name and not used:
-        raise UsageError(f"{name}: this goes with {needed}", param=name)
+        raise UsageError(f"{name}: expected only with {needed}", param=name)
 
 
 def _read(path: Path | None) -> "ImportanceMatrix | None":
@@ -201,7 +205,7 @@ def _read(path: Path | None) -> "ImportanceMatrix | None":
 def _needed(matrix: "ImportanceMatrix | None") -> "ImportanceMatrix":
     if matrix is None:
         raise UsageError(
-            "imatrix: a mix is chosen with an importance matrix: --imatrix FILE, as `nestling imatrix` makes it",
+            "imatrix: choosing a mix needs an importance matrix: --imatrix FILE, as `nestling imatrix` makes it",
             param="imatrix",
         )
     return matrix
@@ -240,7 +244,7 @@ def _chosen(work: _Work, wish: _Wish) -> "MixRecipe":
     name, matrix = wish.keep_embedding, _needed(work.matrix)
     keep = embedding_kept(parse_quant_type(name, param="keep_embedding")) if name else None
     budget = Budget(wish.size_bytes, wish.bits_per_weight)
-    check_budget(work.model, matrix, budget, keep=keep)  # sizes alone decide: no need to measure first
+    check_budget(work.model, matrix, budget, keep=keep)  # depends on sizes only: fail before measuring
     chooser = Chooser.measure(
         work.model,
         matrix=matrix,
@@ -262,12 +266,12 @@ def _show_report(report: "QuantizeReport", *, as_json: bool) -> None:
 
 
 def _show_plan(made: "QuantizePlan", *, as_json: bool) -> None:
-    """The size table of a dry run."""
+    """Print the size table of a dry run."""
     facts = {"size_bytes": made.size_bytes, "bits_per_weight": made.bits_per_weight}
     rows = [(head.name, head.kind.name, head.size_bytes) for head in made.tensors]
     if as_json:
         tensors = [{"name": name, "type": kind, "size_bytes": size} for name, kind, size in rows]
         typer.echo(json.dumps({**facts, "tensors": tensors}))
         return
-    title = f"{made.size_bytes:,} bytes, {made.bits_per_weight:.3f} bits per weight; nothing is written"
+    title = f"{made.size_bytes:,} bytes, {made.bits_per_weight:.3f} bits per weight; dry run, nothing written"
     show_table(title, ["tensor", "type", "bytes"], [[name, kind, str(size)] for name, kind, size in rows])

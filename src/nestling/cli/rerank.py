@@ -1,4 +1,4 @@
-"""The verbs that compare token by token: rank candidates, make the head that it takes."""
+"""The commands `rerank` and `multivector`, which builds the head that MaxSim needs."""
 
 import json
 from pathlib import Path
@@ -26,20 +26,18 @@ from nestling.spec import Task
 
 
 def rerank(
-    query: Annotated[str, typer.Argument(help="What is searched with.")],
+    query: Annotated[str, typer.Argument(help="The query.")],
     documents: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Candidates.")] = None,
     file: Annotated[
-        Path | None, typer.Option("--file", "-f", help="One candidate a line; `-` is standard input.")
+        Path | None, typer.Option("--file", "-f", help="A file with one candidate per line; `-` is standard input.")
     ] = None,
     image: ImagesOption = None,
     model: ModelOption = local.STARTER,
     task: TaskOption = None,
     top_n: Annotated[
-        int | None, typer.Option("--top-n", "-n", help="Show so many of the best; all by default.")
+        int | None, typer.Option("--top-n", "-n", help="Number of candidates to show; all by default.")
     ] = None,
-    scoring: Annotated[
-        str, typer.Option(help="maxsim: the vectors of all tokens; cosine: one vector a text.")
-    ] = "maxsim",
+    scoring: Annotated[str, typer.Option(help="maxsim (a vector per token) or cosine (a vector per text).")] = "maxsim",
     engine: EngineOption = "auto",
     device: DeviceOption = None,
     arithmetic: ArithmeticOption = "auto",
@@ -49,7 +47,7 @@ def rerank(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Order texts and images by their nearness to a query, best first."""
+    """Rank texts and images by their similarity to a query, best first."""
     rows = read_inputs(documents, file, image)
     reference = local.with_task(model, task, default=Task.RETRIEVAL)
     with Bars() as bars:
@@ -67,13 +65,13 @@ def rerank(
 def multivector(
     checkpoint: Annotated[str, typer.Argument(help="A checkpoint folder, org/repo on the hub, or `starter`.")],
     task: Annotated[
-        list[str] | None, typer.Option("--task", "-t", help="A task, several times; all by default.")
+        list[str] | None, typer.Option("--task", "-t", help="A task; may be repeated; all by default.")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder; the model cache by default.")] = None,
     family: FamilyOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make the multi-vector head of a checkpoint's tasks, for models that lie here without it; `build` makes it too."""
+    """Build only the multi-vector heads of a checkpoint's tasks, for models without one; `build` includes them."""
     from nestling.models.families import family_of
     from nestling.pipeline.pipeline import Pipeline
 

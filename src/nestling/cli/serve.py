@@ -1,4 +1,4 @@
-"""The verb that serves. Its options are made from the settings' one declaration."""
+"""The command `serve`, with options generated from the declaration of the settings."""
 
 from functools import partial
 from inspect import Parameter, Signature

@@ -1,8 +1,7 @@
-"""Standard streams that are closed or full: one line and exit code 1, never a traceback.
+"""Closed or full standard streams: an error in one line and exit code 1, never a traceback.
 
-A shell's `>&-` leaves a command without a stream, and the next file that is opened gets its number, so that whatever
-is printed would go into that file. `prepare` takes the numbers first; a stand-in says what is missing when
-something is read or written.
+A shell's `>&-` closes a stream; the next file that is opened would get its number, and printed text would go into that
+file. `prepare` occupies the numbers first, with stand-ins that raise an error when they are read or written.
 """
 
 import errno
@@ -19,13 +18,13 @@ _NUMBERS = (0, 1, 2)
 
 
 class _Closed(io.RawIOBase):
-    """A standard stream that is not there."""
+    """A stand-in for a closed standard stream."""
 
     def __init__(self, name: str) -> None:
         self._what = {"stdin": "standard input", "stdout": "standard output"}[name]
 
     def readable(self) -> bool:
-        """As an open one."""
+        """True, so that reading is attempted and raises the error."""
         return True
 
     def writable(self) -> bool:
@@ -33,19 +32,19 @@ class _Closed(io.RawIOBase):
         return True
 
     def readinto(self, _buffer: object) -> int:
-        """Nothing can be read."""
+        """Raise the error."""
         raise OSError(errno.EBADF, "it is closed", self._what)
 
     def write(self, _content: object) -> int:
-        """Nothing can be written."""
+        """Raise the error."""
         raise OSError(errno.EBADF, "it is closed", self._what)
 
 
 class _Output(io.FileIO):
-    """Standard output whose errors name it."""
+    """Standard output, named in its errors."""
 
     def write(self, content: "Buffer") -> int:
-        """Write, as any file does."""
+        """Write to the file."""
         try:
             return super().write(content)
         except OSError as error:
@@ -54,12 +53,12 @@ class _Output(io.FileIO):
 
 
 def prepare() -> None:
-    """Put something in the place of every closed standard stream; call it before any file is opened."""
+    """Replace every closed standard stream by a stand-in; must be called before any file is opened."""
     for number in _NUMBERS:
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest free number: this one
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, _stand_in(name))
@@ -69,13 +68,13 @@ def prepare() -> None:
 
 def _stand_in(name: str) -> io.TextIOWrapper:
     if name == "stderr":
-        return open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123 - there is nobody to tell anything
+        return open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123 - standard error is closed
     raw = _Closed(name)
     return io.TextIOWrapper(raw, encoding="utf-8", write_through=True)  # type: ignore[arg-type]
 
 
 def _named(stream: io.TextIOWrapper) -> io.TextIOWrapper:
-    """The same stream; a path that is not UTF-8 is written as the bytes that it is."""
+    """Set the stream to write paths that are not UTF-8 as their bytes."""
     raw = _Output(stream.fileno(), "w", closefd=False)
     errors = "surrogateescape" if stream.errors == "strict" else stream.errors
     return io.TextIOWrapper(
@@ -84,11 +83,11 @@ def _named(stream: io.TextIOWrapper) -> io.TextIOWrapper:
 
 
 def settle_output() -> None:
-    """Write out what is buffered; when that cannot be it goes nowhere, and no second error comes of it at the end."""
+    """Flush standard output; if that fails, discard the rest, so that no second error follows at exit."""
     try:
         sys.stdout.flush()
     except OSError:
-        with suppress(OSError):  # a test's stream has no number
+        with suppress(OSError):  # a stream of a test has no file descriptor
             number, null = sys.stdout.fileno(), os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, number)
             os.close(null)

@@ -1,4 +1,4 @@
-"""The verb that makes a vision tower's file."""
+"""The command `vision`, which builds the file of a vision tower."""
 
 import json
 from pathlib import Path
@@ -19,12 +19,13 @@ if TYPE_CHECKING:
 def vision(
     checkpoint: Annotated[str, typer.Argument(help="A checkpoint folder, org/repo on the hub, or `starter`.")],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="FILE", help="A file; in the model cache by default.")
+        Path | None,
+        typer.Option("--out", "-o", metavar="FILE", help="The file to write; in the model cache by default."),
     ] = None,
     family: FamilyOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make the vision tower of a checkpoint, one file for all tasks (`mmproj-*-BF16.gguf`); `build` makes it too."""
+    """Build only the vision tower of a checkpoint, one file for all tasks (`mmproj-*-BF16.gguf`)."""
     from nestling.models.families import family_of
 
     if out:
@@ -37,7 +38,7 @@ def vision(
 
 
 def _made(source: "Checkpoint", out: Path | None, family: str, bars: Bars) -> dict[str, str]:
-    """A file with its card beside it, kept if it is there."""
+    """Build a file with its card, or keep an existing one."""
     from nestling.pipeline.pipeline import Pipeline
 
     folder = out.parent if out else local.family_folder(family)
@@ -46,7 +47,7 @@ def _made(source: "Checkpoint", out: Path | None, family: str, bars: Bars) -> di
 
 
 def _streamed(source: "Checkpoint", out: Path, family: str) -> dict[str, str]:
-    """A pipe or a device, which has no card."""
+    """Write to a pipe or a device, without a card."""
     from nestling.pipeline.conversion.vision import write_tower
 
     return {"path": str(out), "sha256": write_tower(source, out=out, family=family)}

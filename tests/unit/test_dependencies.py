@@ -20,6 +20,7 @@ OWN_HOMES = {
     "bulk/ray.py": ("ray",),
     "evaluation/mteb_model.py": ("mteb",),
     "inputs/image/pillow.py": ("images",),
+    "server/http/tracing.py": ("otel",),
 }
 NOT_INSTALLED = {"mteb": "mteb", "triton": "torch"}
 """Module -> distribution, of what the development environment leaves out, or comes with another (torch's triton)."""

@@ -1,8 +1,10 @@
 """The ASGI application: the dialects' routes, those to watch the server by, the pages, and what stands before them."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic_core import to_json
 from starlette.applications import Starlette
@@ -31,6 +33,9 @@ from nestling.server.http.limits import Bodies
 from nestling.server.http.problems import Problem, Respond, problem_of
 from nestling.server.settings import ServeSettings
 
+if TYPE_CHECKING:
+    from nestling.server.http.tracing import Tracing  # needs an extra
+
 PAGES = Path(__file__).parent / "playground"
 POLICY = (
     "default-src 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'"
@@ -39,9 +44,16 @@ _JSON = "application/json"
 
 
 def create_app(
-    settings: ServeSettings, load: Load | None = None, *, dialects: Sequence[Dialect] = DIALECTS
+    settings: ServeSettings,
+    load: Load | None = None,
+    *,
+    dialects: Sequence[Dialect] = DIALECTS,
+    tracing: "Tracing | None" = None,
 ) -> Starlette:
-    """The application; `load` replaces how models are loaded. `app.state` has the `service` and the `keys`."""
+    """The application; `load` replaces how models are loaded. `app.state` has the `service` and the `keys`.
+
+    `tracing` makes the spans of requests.
+    """
     _check_preferred(settings.dialect, [dialect.name for dialect in dialects])
     service = Service(settings, load)
 
@@ -50,6 +62,8 @@ def create_app(
         await service.start()
         yield
         await service.stop()
+        if tracing:
+            await asyncio.to_thread(tracing.close)
 
     respond, keys = _writer(dialects, settings.dialect), KeyRing(settings.api_key)
     routes = [*_watching(service, dialects), *_pages(), *_spoken(dialects, service)]  # matched in this order
@@ -58,7 +72,7 @@ def create_app(
     app = Starlette(
         routes=routes,
         lifespan=lifespan,
-        middleware=_guards(service, respond, keys),
+        middleware=[*_traces(service, tracing), *_guards(service, respond, keys)],
         exception_handlers=dict.fromkeys((Problem, NestlingError, HTTPException), _answer(respond)),
     )
     app.state.service, app.state.keys = service, keys
@@ -107,6 +121,13 @@ def _answer(respond: Respond) -> Callable[[Request, Exception], Response]:
 
 
 _CODES = {404: "not_found", 405: "method_not_allowed"}
+
+
+def _traces(service: Service, tracing: "Tracing | None") -> list[Middleware]:
+    if tracing is None:
+        return []
+    service.trace(tracing.span)
+    return [Middleware(tracing.middleware)]
 
 
 def _guards(service: Service, respond: Respond, keys: KeyRing) -> list[Middleware]:

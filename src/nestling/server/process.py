@@ -32,6 +32,7 @@ from nestling.server.http.connection import PunctualProtocol
 from nestling.server.listening import HandedOver, listening
 from nestling.server.reloading import Reread, reload
 from nestling.server.settings import ServeSettings
+from nestling.server.telemetry import tracing
 
 LINGER_S = 1.0
 """Time between the signal and the closing of the port, in which every answer closes its connection."""
@@ -48,7 +49,7 @@ def run(settings: ServeSettings, load: Load | None = None, *, reread: Reread | N
 
     `reread`: SIGHUP takes the keys and aliases of what it gives.
     """
-    app = create_app(settings, load)
+    app = create_app(settings, load, tracing=tracing())
     _allow_many_sockets()
     with _logging(), listening(settings) as listener:
         server = Server(app, listener, drain_s=settings.drain_s)
@@ -218,7 +219,7 @@ def _logging() -> Iterator[None]:
     """All that nestling logs, and Python's warnings, as lines of JSON on standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Lines())
-    sources = [logging.getLogger(name) for name in ("nestling", "py.warnings")]
+    sources = [logging.getLogger(name) for name in ("nestling", "py.warnings", "opentelemetry")]
     engines = logging.getLogger("nestling.engine")
     engines.setLevel(logging.WARNING)  # "model loaded" has the engine and why
     engines.handlers.clear()  # the command line's, which writes for people

@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -35,6 +35,10 @@ SHORT_CHARACTERS = 4000
 """Texts that tokenize in about a millisecond."""
 SHORT_NUMBERS = 10_000
 """Vector components that are normalised or compared in less than a millisecond."""
+COMPUTE = "compute"
+"""A request's wait for the engine and its time there, as a trace names it."""
+Span = Callable[[str], AbstractContextManager[object]]
+"""Marks a stage in the trace of the request that the present task answers."""
 Result = TypeVar("Result")
 
 
@@ -43,6 +47,7 @@ class Inference:
 
     def __init__(self, settings: ServeSettings, metrics: Metrics) -> None:
         self._metrics = metrics
+        self.span: Span = nullcontext
         self.cache = ResultCache(settings.cache_mb * MIB)
         self._reader = Reader(settings.token_input)
         self._pictures = PictureReader(settings.allow_image_urls)
@@ -70,14 +75,16 @@ class Inference:
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Tell the metrics how long the block takes."""
+        """Tell the metrics how long the block takes, and the request's trace."""
         start = time.perf_counter()
-        yield
+        with self.span(stage):
+            yield
         self._metrics.stage.labels(stage).observe(time.perf_counter() - start)
 
     async def rows(self, output: Output, model: Use, items: Sequence[Item]) -> Sequence[Floats] | Floats:
         """B items -> (B, D) pooled states, or an array (tokens, D) for each item: what `output` says."""
-        return await self._works[output](model, items)
+        with self.span(COMPUTE):
+            return await self._works[output](model, items)
 
     async def items(self, wanted: Embedding, model: Use) -> list[Item]:
         """An item for each input; InputError names the one that cannot be embedded."""
@@ -149,7 +156,8 @@ class Inference:
         with self.timed("tokenize"):
             found = await self.run(cut, short=_are_short(wanted.inputs))
         make = model.embedder.chunk_pool(found.indices)
-        [rows] = await self._scheduler.run(model.model, plain([found.ids]), task=model.task, make=make)
+        with self.span(COMPUTE):
+            [rows] = await self._scheduler.run(model.model, plain([found.ids]), task=model.task, make=make)
         return rows, [found.ids]
 
 

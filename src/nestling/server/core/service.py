@@ -22,7 +22,7 @@ from nestling.models.reranking import Scoring, check_top_n, ranked
 from nestling.server.core import token_vectors as of_tokens
 from nestling.server.core.answer_budget import AnswerBudget
 from nestling.server.core.catalog import LATEST, Catalog, Served, Target
-from nestling.server.core.inference import SHORT_CHARACTERS, SHORT_NUMBERS, Inference, is_short
+from nestling.server.core.inference import COMPUTE, SHORT_CHARACTERS, SHORT_NUMBERS, Inference, Span, is_short
 from nestling.server.core.inputs import tokens_of, warnings_of
 from nestling.server.core.loading import limited, loader, model_cost
 from nestling.server.core.metrics import Metrics
@@ -82,6 +82,10 @@ class Service:
         self._images_refused: dict[str, str | None] = {}
         self._noted: set[str] = set()
         self._add_gauges()
+
+    def trace(self, span: Span) -> None:
+        """Mark the stages of requests with this from now on."""
+        self._inference.span = span
 
     async def start(self) -> None:
         """Load and self-test the models that must be ready: each served reference's default, or with `preload` all."""
@@ -162,7 +166,8 @@ class Service:
             make = model.embedder.projector.project if wanted.scoring is Scoring.MAXSIM else None
             rows, width = sum(map(len, ids)) if make else len(ids), model.embedder.spec.dimension(None)
             with self.answers.held(rows * width * FLOAT_BYTES):
-                values = await self.scheduler.run(model.model, ids, task=model.task, make=make)
+                with self._inference.span(COMPUTE):
+                    values = await self.scheduler.run(model.model, ids, task=model.task, make=make)
                 tokens = self._counted(wanted.target, texts=len(ids), ids=ids)
                 scores = await self.run(of_tokens.scores, wanted.scoring, values, short=tokens < SHORT_CHARACTERS)
             warnings = warnings_of(wanted, model.embedder.spec)

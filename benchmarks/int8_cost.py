@@ -28,7 +28,7 @@ from nestling.engine.arithmetic import ArithmeticName
 from nestling.engine.hyperparameters import Hyperparameters
 from nestling.engine.numpy_reference import rms_norm, run_layer, turn
 from nestling.engine.openvino import arithmetic
-from nestling.engine.openvino.arithmetic import GROUPS, group_of, matrices
+from nestling.engine.openvino.grouping import GROUPS, group_of, matrices
 from nestling.engine.protocol import Item, TokenIds, plain
 from nestling.engine.registry import EngineName, load_engine
 from nestling.engine.weights import input_rows, tensor

@@ -115,7 +115,10 @@ def test_every_verb_reads(start: Start, verb: str) -> None:
             child.communicate(timeout=120)
     with start(*VERBS[verb]) as child:
         out, err = child.communicate(timeout=120)
-    took = "nestling: engine openvino (auto: the fastest engine on this processor)\n"
+    took = (
+        "nestling: engine openvino (auto: the fastest engine on this processor"
+        "; in int8-groups: a file that is as fine as groups of 32)\n"
+    )
     assert (child.returncode, err) == (0, took if verb in LOADS else ""), out + err
     assert out
 

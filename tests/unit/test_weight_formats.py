@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nestling.engine.openvino.arithmetic import group_of
 from nestling.engine.openvino.expansion import Expansion
+from nestling.engine.openvino.grouping import group_of
 from nestling.engine.openvino.weight_formats.base import Arrays, WeightFormat, empty
 from nestling.engine.openvino.weight_formats.floats import FloatFormat
 from nestling.engine.openvino.weight_formats.int8_groups import Int8Groups

@@ -20,8 +20,9 @@ from nestling.engine import rotary
 from nestling.engine.arithmetic import ArithmeticName
 from nestling.engine.hyperparameters import Hyperparameters
 from nestling.engine.openvino import packing, processor, text_graph, weight_files
-from nestling.engine.openvino.arithmetic import FINE, MAKERS, Arithmetic, group_of, is_quantized, matrices, misfit
+from nestling.engine.openvino.arithmetic import MAKERS, Arithmetic, misfit
 from nestling.engine.openvino.compiling import compiled
+from nestling.engine.openvino.grouping import FINE, group_of, is_quantized, matrices
 from nestling.engine.openvino.layers import Products
 from nestling.engine.openvino.processor import Processor
 from nestling.engine.openvino.runtime import ov

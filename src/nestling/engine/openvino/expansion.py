@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nestling.engine.openvino.arithmetic import kind_of
+from nestling.engine.openvino.grouping import kind_of
 from nestling.engine.openvino.weight_formats.base import Arrays, WeightFormat, in_chunks, part
 from nestling.engine.rotation import NORM_OF, Rotation, mixes_outputs
 from nestling.engine.weights import as_float32, tensor

@@ -12,8 +12,9 @@ from nestling.engine.hyperparameters import Hyperparameters
 from nestling.engine.lora import Adapter
 from nestling.engine.lora_lanes import StackedAdapters
 from nestling.engine.openvino import weight_cache
-from nestling.engine.openvino.arithmetic import Arithmetic, matrices
+from nestling.engine.openvino.arithmetic import Arithmetic
 from nestling.engine.openvino.expansion import Expansion
+from nestling.engine.openvino.grouping import matrices
 from nestling.engine.openvino.nodes import integer, ints, number
 from nestling.engine.openvino.runtime import Node, op
 from nestling.engine.openvino.weight_formats.base import Arrays, Factor, WeightFormat, empty, part

@@ -34,6 +34,7 @@ _CAPS = (
     "AVX512_CORE_AMX", "AVX512_CORE_AMX_FP16",
 )  # fmt: skip
 """oneDNN's names, each with all instructions of those before."""
+_OLDER = ("SSE41", "AVX")
 
 
 def flags(cpuinfo: Path = CPUINFO) -> frozenset[str]:
@@ -48,7 +49,7 @@ def flags(cpuinfo: Path = CPUINFO) -> frozenset[str]:
 def kind(cpuinfo: Path = CPUINFO) -> Processor:
     """The newest kind that the processor is and the cap allows. An AVX-512 VNNI processor counts as AVX2 VNNI below."""
     found, cap = flags(cpuinfo), os.environ.get(CAP, "").upper()
-    allowed = _CAPS.index(cap) if cap in _CAPS else len(_CAPS)
+    allowed = _CAPS.index(cap) if cap in _CAPS else -1 if cap in _OLDER else len(_CAPS)
     has = found | ({"avx_vnni"} if "avx512_vnni" in found else set())
     fitting = (one for one, (flag, first) in _KINDS.items() if flag in has and _CAPS.index(first) <= allowed)
     return next(fitting, Processor.OTHER)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import partial
 
 from nestling.engine.lora import load_adapters
-from nestling.engine.openvino.arithmetic import group_of, matrices
+from nestling.engine.openvino.grouping import group_of, matrices
 from nestling.engine.registry import EngineName, preferred
 from nestling.formats.gguf import GGUFFile, TensorInfo
 from nestling.models.embedder import Embedder

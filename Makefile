@@ -7,7 +7,7 @@ MINUTES ?= 60
 # A process for each usable processor; the tests of one file stay together, and so do their servers and models.
 PYTEST := $(BIN)/pytest -q -n auto --maxprocesses 8 --dist loadfile
 
-.PHONY: serve test check lint nightly constraints lower-bounds wheels clients chromium fuzz fuzz-server kills soak clean
+.PHONY: serve test check quick lint nightly constraints lower-bounds wheels clients chromium fuzz fuzz-server kills soak clean
 
 serve: $(VENV)/ready
 	$(BIN)/nestling serve --port $(PORT)
@@ -17,15 +17,18 @@ test: check
 	$(PYTEST) -m slow tests/unit tests/golden
 	$(PYTEST) tests/contract tests/fault
 
-# The quick part. `make check PYTEST_ADDOPTS=--durations=30` shows the slowest tests.
-check: lint
+# The quick part: mypy, which has one thread, beside the tests. `make check PYTEST_ADDOPTS=--durations=30` shows the slow.
+check: $(VENV)/ready-dev
+	$(MAKE) --no-print-directory --jobs 2 --output-sync=target lint quick
+
+quick: $(VENV)/ready-dev
 	$(PYTEST) -m "not slow" tests/unit tests/golden
 
 lint: $(VENV)/ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/mypy
 
 # Hours: mixed load, malformed input, every documented client, processes killed at random moments.
 nightly: test soak fuzz fuzz-server clients kills

@@ -2,6 +2,7 @@
 
     python -m benchmarks.make_checkpoint --shape jina-v4 --out DIR/checkpoint      (8 GB)
     python -m benchmarks.full_size DIR                                              (12 GB more in DIR)
+    python -m benchmarks.full_size DIR tiny      (the same of another shape's checkpoint: a try of the script)
 
 DIR lies outside the repository. Each step is a process of its own, so that its memory can be told apart: F16
 conversion, Q8_0 and Q4_K_M from it, then for each file and engine: load, a warm-up, three rounds over texts of mixed
@@ -25,6 +26,7 @@ from nestling.vectors import paired_cosine
 
 LADDER = "Q8_0,Q6_K,Q5_K_M,Q4_K_M,Q3_K_M"
 
+SHAPE = "jina-v4"
 GIB = 1 << 30
 ROUNDS = 3
 MIXED_TEXTS = 4
@@ -40,17 +42,17 @@ RUNS = (
 CODE = "import sys; from benchmarks.full_size import embed_step; embed_step(*sys.argv[1:])"
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, shape: str = SHAPE) -> None:
     """Run every step; `benchmarks/results/full-size.json` is written anew after each, so that a stop loses little."""
-    base = folder / "jina-v4-text-retrieval-F16.gguf"
+    name = "full-size" if shape == SHAPE else f"full-size-{shape}"
+    base = folder / f"{shape}-text-retrieval-F16.gguf"
     result: dict[str, Any] = {"steps": [], "sizes": {}, "embedding": []}
-    result["steps"].append(
-        _step("convert", "convert", str(folder / "checkpoint"), "--task", "retrieval", "--out", str(base))
-    )
+    convert = ("convert", str(folder / "checkpoint"), "--task", "retrieval", "--family", shape, "--out", str(base))
+    result["steps"].append(_step("convert", *convert))
     result["planned"] = _planned(base)
     files = {"F16": base}
     for quant in ("Q8_0", "Q4_K_M"):
-        files[quant] = folder / f"jina-v4-text-retrieval-{quant}.gguf"
+        files[quant] = folder / f"{shape}-text-retrieval-{quant}.gguf"
         result["steps"].append(_step(f"quantize {quant}", "quantize", str(base), quant, "--out", str(files[quant])))
     result["sizes"] = {
         kind: {"bytes": path.stat().st_size, "gib": path.stat().st_size / GIB} for kind, path in files.items()
@@ -58,7 +60,7 @@ def main(folder: Path) -> None:
     for quant, engine, what in RUNS:
         result["embedding"].append(_embed(files[quant], engine, what))
         result["cosines"] = _cosines(folder)
-        measuring.write("full-size", result)
+        measuring.write(name, result)
 
 
 def _cosines(folder: Path) -> dict[str, list[float]]:
@@ -116,7 +118,7 @@ def embed_step(path: str, engine: str, what: str) -> None:
     load_s = time.perf_counter() - began
     rng = np.random.default_rng(0)
     lengths = [LONG_TOKENS] if what == "long" else np.geomspace(16, 512, MIXED_TEXTS).astype(int).tolist()
-    texts = [_ids(rng, length) for length in lengths]
+    texts = [rng.integers(0, model.tokenizer.size, length).astype(np.int32) for length in lengths]
     if what == "mixed":
         model.embed_ids(texts)
     seconds = []
@@ -129,9 +131,5 @@ def embed_step(path: str, engine: str, what: str) -> None:
     print(json.dumps({**figures, "tokens_per_s_median": sum(lengths) / statistics.median(seconds)}))
 
 
-def _ids(rng: np.random.Generator, length: int) -> np.ndarray:
-    return rng.integers(0, 150_000, length).astype(np.int32)
-
-
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])

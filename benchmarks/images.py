@@ -61,7 +61,7 @@ def main() -> None:
     asked = _arguments()
     sides = {"nestling": Side("nestling", [sys.executable, "-m", "benchmarks.our_tower", *_ours(asked)])}
     if asked.torch:
-        command = [str(asked.torch), "benchmarks/torch_tower.py", _torch_shape(asked.shape)]
+        command = [str(asked.torch), "-m", "benchmarks.torch_tower", _torch_shape(asked.shape)]
         sides["transformers + torch"] = Side("torch", [*command, str(asked.threads), asked.kind])
     seconds: dict[str, dict[str, list[float]]] = {name: {case: [] for case in CASES} for name in sides}
     gops = [peak(KINDS[asked.kind], rounded=False, threads=asked.threads)]

@@ -83,10 +83,9 @@ def _pull(folder: Path, times: int, seed: int) -> Outcome:
         return kill_often(job, HF_ENDPOINT=server.endpoint, HF_HUB_CACHE=str(folder / "out"))
 
 
-CHECKPOINT = local.starter_checkpoint()
 STAGES: Mapping[str, Run] = {
     "pull": _pull,
-    "convert": _command("convert", CHECKPOINT, "--task", "code", "--out", "{out}/x.gguf"),
+    "convert": _command("convert", local.STARTER, "--task", "code", "--out", "{out}/x.gguf"),
     "imatrix": _imatrix,
     "quantize": _quantize,
     "build": _command("build", "--task", "code", "--quant", "Q8_0,Q4_K_M", "--chunks", "2", "--out", "{out}", "--json"),

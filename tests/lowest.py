@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-TOOLS = ("pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "httpx", "gguf", "openai")
+TOOLS = ("pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "gguf", "openai")
 TESTED = ("serve", "bulk", "chunks", "eval", "images", "lance", "ray")
 
 

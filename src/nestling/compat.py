@@ -13,20 +13,25 @@ are downloaded from public addresses only, with limits of time and size.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self, overload
+from typing import Any, Final, Self, overload
 
 import numpy as np
 
 from nestling._util.numbers import whole_number
+from nestling._util.spelling import nearest
+from nestling.engine.registry import DEFAULT_ENGINE
 from nestling.errors import ImageError, UsageError
 from nestling.inputs.image import ImageLike
 from nestling.inputs.image.download import ANY_HOST, Downloads
 from nestling.models.arguments import listed
 from nestling.models.embedder import Embedder
 from nestling.models.families import FAMILIES
-from nestling.models.local import ModelReference
-from nestling.spec import Task
+from nestling.models.local import STARTER, ModelReference
+from nestling.spec import DEFAULT_ROLE, Task
 from nestling.vectors import Floats
+
+BATCH_SIZE: Final = 8
+"""The original's; batches are packed by tokens here."""
 
 
 class JinaEmbeddingsV4:
@@ -43,7 +48,7 @@ class JinaEmbeddingsV4:
         name: str,
         *,
         quant: str | None = None,
-        engine: str = "auto",
+        engine: str = DEFAULT_ENGINE,
         threads: int | None = None,
         trust_remote_code: bool = False,
         **refused: object,
@@ -105,7 +110,7 @@ class JinaEmbeddingsV4:
         texts: str | Sequence[str],
         task: str | None = None,
         max_length: int = 32768,
-        batch_size: int = 8,
+        batch_size: int = BATCH_SIZE,
         return_multivector: bool = False,
         return_numpy: bool = False,
         truncate_dim: int | None = None,
@@ -141,7 +146,7 @@ class JinaEmbeddingsV4:
         model = self._model(task)
         size = model.spec.dimension(truncate_dim)
         rows = [texts] if isinstance(texts, str) else texts
-        ids = [one[:most] for one in model.tokenize(rows, prompt_name=prompt_name or "query", truncate=True)]
+        ids = [one[:most] for one in model.tokenize(rows, prompt_name=prompt_name or DEFAULT_ROLE, truncate=True)]
         found = model.embed_tokens(ids) if return_multivector else list(model.embed_ids(ids, dimension=size))
         return found[0] if isinstance(texts, str) else found
 
@@ -173,7 +178,7 @@ class JinaEmbeddingsV4:
         self,
         images: ImageLike | Sequence[ImageLike],
         task: str | None = None,
-        batch_size: int = 8,
+        batch_size: int = BATCH_SIZE,
         return_multivector: bool = False,
         return_numpy: bool = False,
         truncate_dim: int | None = None,
@@ -257,6 +262,9 @@ def _family(name: object) -> str:
         raise UsageError(f"name: expected the name of a family, not {type(name).__name__}", param="name")
     known = {alias: one.family for one in FAMILIES for alias in (one.checkpoint, one.published)}
     if "/" in name and name not in known:
-        names = ", ".join([*known, "starter"])
-        raise UsageError(f"name={name!r}: expected the name of a family or one of {names}", param="name")
+        names = [*known, STARTER]
+        raise UsageError(
+            f"name={name!r:.80}: expected the name of a family or one of {', '.join(names)}{nearest(name, names)}",
+            param="name",
+        )
     return known.get(name, name)

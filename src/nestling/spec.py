@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from numbers import Real
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Final, Self, TypeVar
 
+from nestling._util.spelling import member
 from nestling.errors import FileFormatError, UsageError
 
 MAX_SPEC_LENGTH = 1 << 16
@@ -44,10 +45,7 @@ class Task(StrEnum):
     @classmethod
     def parse(cls, text: str) -> Self:
         """The task of a name; `matching` is an alias of `text-matching`. UsageError for other names."""
-        try:
-            return cls("text-matching" if text == "matching" else text)
-        except ValueError:
-            raise UsageError(f"task={text!r}: expected one of {', '.join(cls)}", param="task") from None
+        return member(cls, cls.TEXT_MATCHING if text == "matching" else text, param="task")
 
 
 def stem_of(task: Task | None) -> str:
@@ -70,10 +68,11 @@ class Role(StrEnum):
     @classmethod
     def parse(cls, text: str) -> Self:
         """The role of a name; `document` is an alias of `passage`. UsageError for other names."""
-        try:
-            return cls("passage" if text == "document" else text)
-        except ValueError:
-            raise UsageError(f"prompt_name={text!r}: expected one of {', '.join(cls)}", param="prompt_name") from None
+        return member(cls, cls.PASSAGE if text == "document" else text, param="prompt_name")
+
+
+DEFAULT_ROLE: Final = Role.QUERY
+"""The role of a text where none is given."""
 
 
 class Pooling(StrEnum):
@@ -161,13 +160,18 @@ class ModelSpec:
             raw = json.loads(text)
             spec = cls(
                 family=_typed(raw["family"], str),
-                task=Task(raw["task"]),
+                task=member(Task, raw["task"], param="task"),
                 dimensions=tuple(_typed(size, int) for size in _typed(raw["dimensions"], list)),
                 max_tokens=_typed(raw["max_tokens"], int),
-                prefixes={Role(role).value: _typed(prefix, str) for role, prefix in raw["prefixes"].items()},
-                pooling=Pooling(raw["pooling"]),
+                prefixes={
+                    member(Role, role, param="prefixes").value: _typed(prefix, str)
+                    for role, prefix in raw["prefixes"].items()
+                },
+                pooling=member(Pooling, raw["pooling"], param="pooling"),
                 source=_typed(raw["source"], str),
             )
+        except UsageError as error:
+            raise FileFormatError(f"nestling.spec: {error}") from None
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise FileFormatError(f"nestling.spec: not a model specification ({error})") from None
         if fault := spec.fault():

@@ -18,6 +18,7 @@ from nestling.evaluation import quality, results, speed
 from nestling.evaluation.encoders import encode_all, open_encoder
 from nestling.evaluation.remote import KEY_VARIABLE, Connection
 from nestling.evaluation.results import SpeedResult
+from nestling.evaluation.settings import QualitySettings, SpeedSettings
 from nestling.evaluation.worker import Worker
 from nestling.spec import Role
 
@@ -130,7 +131,7 @@ def test_a_server_that_dies_in_the_middle_leaves_the_results_so_far(
 ) -> None:
     sets = [write_benchmark(tmp_path / name) for name in ("one", "two")]
     server = serve(lambda n, body: (200, {}, vectors(body)) if n <= 2 else (500, {}, b"gone"))
-    settings = quality.Settings(out=tmp_path / "out", benchmarks=tuple(map(str, sets)))
+    settings = QualitySettings(out=tmp_path / "out", benchmarks=tuple(map(str, sets)))
     with pytest.raises(EngineError, match="answered 500: gone"):
         list(quality.measure([f"{server.url}#m/retrieval"], settings))
     (kept,) = (tmp_path / "out").iterdir()
@@ -144,7 +145,7 @@ def test_no_server_is_one_line() -> None:
 
 def test_speed_of_a_server(serve: Callable[..., Server], tmp_path: Path, tiny_models: dict[str, Path]) -> None:
     server = serve(lambda _, body: (200, {}, vectors(body)))
-    options = speed.Settings(
+    options = SpeedSettings(
         out=tmp_path,
         lengths=(16,),
         rounds=1,

@@ -28,11 +28,11 @@ from nestling.errors import FileFormatError, NestlingError
 from nestling.evaluation import data, results
 from nestling.formats.card import Card
 from nestling.formats.quant_types import QuantType
-from nestling.inputs.tokenizer import tokenizer_fields
 from nestling.models.families import read_spec
 from nestling.models.fidelity import RECORD, Fidelity, Record
 from nestling.pipeline.conversion.checkpoint import Checkpoint
 from nestling.pipeline.conversion.snapshot import Folder
+from nestling.pipeline.conversion.tokenizer_fields import tokenizer_fields
 from nestling.pipeline.quantization.calibration import collect
 from nestling.pipeline.quantization.search.recipe_file import MixRecipe
 from nestling.server.settings import read_settings
@@ -76,7 +76,7 @@ def from_standard_input(model: Path, folder: Path) -> object:
 
 def checkpoint(folder: Path) -> object:
     found = Checkpoint.open(folder)
-    return found.config, found.adapter_config, sorted(found.tensors), found.front_matter()
+    return found.config, found.adapter_config, sorted(found.tensors), found.licence()
 
 
 def tokenizer(folder: Path) -> object:

@@ -16,9 +16,9 @@ from nestling.errors import NestlingError
 from nestling.formats.gguf import Field, GGUFFile, write_gguf
 from nestling.formats.gguf.fields import ValueKind
 from nestling.formats.safetensors import read_header
-from nestling.inputs.tokenizer import tokenizer_fields
 from nestling.models.families import read_spec
 from nestling.pipeline.conversion.checkpoint import Checkpoint
+from nestling.pipeline.conversion.tokenizer_fields import tokenizer_fields
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22e\nsize 12345\n"
 

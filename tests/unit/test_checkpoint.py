@@ -155,8 +155,46 @@ class TestHubCache:
             Checkpoint.open(hub_cache)
 
 
-def test_front_matter_of_the_readme(folder: Path) -> None:
-    assert Checkpoint.open(folder).front_matter() == {}
+def test_the_licence_of_the_readme(folder: Path) -> None:
+    assert Checkpoint.open(folder).licence() == {}
     head = "---\nlicense: other\nlicense_name: 'qwen-research'\ntags:\n- a: b\n---\n# Title\nlicense: not this\n"
     (folder / "README.md").write_text(head)
-    assert Checkpoint.open(folder).front_matter() == {"license": "other", "license_name": "qwen-research"}
+    assert Checkpoint.open(folder).licence() == {"license": "other", "license_name": "qwen-research"}
+
+
+@pytest.mark.parametrize(
+    ("head", "licence"),
+    [
+        ("---\r\nlicense: mit\r\n---\r\n# A title\r\n", "mit"),
+        ('---\nlicense: "mit" # as it was\n---\n', "mit"),
+        ("---\nlicense: >-\n  cc-by-nc-4.0\n---", "cc-by-nc-4.0"),
+        ("---\nmodel-index: 5\nlicense: mit\n---\n", "mit"),
+        ("# A title\n\n---\nlicense: mit\n---\n", None),
+        ("---\nlicense: mit\n", None),
+        ("---\n---\n", None),
+        ("", None),
+    ],
+)
+def test_a_readmes_head_is_read_as_yaml(folder: Path, head: str, licence: str | None) -> None:
+    """Windows' line ends, comments and folded texts; what is not at the top, or not closed, is no head."""
+    (folder / "README.md").write_bytes(head.encode())
+    assert Checkpoint.open(folder).licence().get("license") == licence
+
+
+@pytest.mark.parametrize(
+    ("head", "said"),
+    [
+        ("license: [mit, apache-2.0]", r"README.md: license=\['mit', 'apache-2.0'\]: expected a text"),
+        ("license: other\nlicense_name: 1.0", r"README.md: license_name=1.0: expected a text"),
+        ("license: 'mit", r"README.md: invalid front matter \(while scanning"),
+        ("license: {{ licence }}", r"README.md: invalid front matter"),
+        ("- license: mit", r"README.md: invalid front matter \(repo card metadata block should be a dict\)"),
+        ("1: mit", r"README.md: invalid front matter"),
+        ("license: " + "[" * 5000, r"README.md: invalid front matter"),
+    ],
+)
+def test_a_licence_that_cannot_be_read_is_not_left_out(folder: Path, head: str, said: str) -> None:
+    (folder / "README.md").write_text(f"---\n{head}\n---\n")
+    with pytest.raises(CheckpointError, match=said) as caught:
+        Checkpoint.open(folder).licence()
+    assert "\n" not in str(caught.value)

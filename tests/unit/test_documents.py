@@ -6,6 +6,11 @@ from pathlib import Path
 import pytest
 from benchmarks import api_page
 
+from nestling.engine import registry
+from nestling.formats.quant_types import FILE_TYPES
+from nestling.inputs.image import header, pillow
+from nestling.pipeline.quantization.file_types import RECIPES
+
 ROOT = Path(__file__).parents[2]
 LONGEST = 120
 PAGES = sorted(
@@ -54,6 +59,13 @@ def test_paths_that_contributing_names_are_there() -> None:
     named = re.findall(r"`((?:src|tests|docs|benchmarks|data|recipes)/[\w./-]+)`", text)
     assert len(named) >= 8
     assert not [one for one in named if not (ROOT / one).exists()]
+
+
+def test_what_contributing_says_to_touch_is_all_there_is() -> None:
+    """File types, engines and decoders: the tables that it names have the same members."""
+    assert FILE_TYPES.keys() == RECIPES.keys()
+    assert registry._LOADERS.keys() == set(registry.EngineName)
+    assert header._SIGNATURES.keys() == header._READERS.keys() == pillow._OPENERS.keys() == set(header.Format)
 
 
 def test_nothing_names_a_machine_or_a_registry() -> None:

@@ -13,7 +13,8 @@ from nestling.errors import EngineError, FileFormatError, NestlingError, UsageEr
 from nestling.evaluation import metrics, quality, results, scoring
 from nestling.evaluation.encoders import open_encoder
 from nestling.evaluation.metrics import Interval
-from nestling.evaluation.quality import Measured, Settings
+from nestling.evaluation.quality import Measured
+from nestling.evaluation.settings import QualitySettings as Settings
 from nestling.models.embedder import Embedder
 from nestling.spec import Role
 from nestling.vectors import cosine

@@ -12,7 +12,7 @@ from nestling.cli import evaluate
 from nestling.errors import EngineError, UsageError
 from nestling.evaluation import results, speed, tables, texts, worker
 from nestling.evaluation.results import ModelFacts, SpeedResult
-from nestling.evaluation.speed import Settings
+from nestling.evaluation.settings import SpeedSettings
 from nestling.evaluation.targets import Cell, Volley
 from nestling.evaluation.worker import Pass, embed, peak_memory_bytes
 from nestling.formats.gguf import GGUFFile
@@ -69,8 +69,8 @@ def sides(log: list[str], tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch)
     return found
 
 
-def settings(out: Path, **more: Any) -> Settings:
-    return Settings(out=out, lengths=(16, 32), rounds=3, pass_tokens=64, **more)
+def settings(out: Path, **more: Any) -> SpeedSettings:
+    return SpeedSettings(out=out, lengths=(16, 32), rounds=3, pass_tokens=64, **more)
 
 
 def test_all_sides_take_turns_on_the_same_new_texts(sides: list[FakeContender], log: list[str], tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_busy_machine_is_said(sides: list[FakeContender], tmp_path: Path, monk
 @pytest.mark.parametrize("wrong", [{"lengths": (0,)}, {"rounds": 0}, {"clients": (0,)}, {"cell_s": -1.0}])
 def test_what_cannot_be_measured_is_refused(tmp_path: Path, wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="at least 1"):
-        Settings(out=tmp_path, **wrong)
+        SpeedSettings(out=tmp_path, **wrong)
 
 
 def test_texts_have_about_their_tokens_and_are_never_alike(tokenizer: Tokenizer) -> None:

@@ -30,6 +30,13 @@ def test_importing_loads_nothing_heavy(statement: str) -> None:
     assert not loaded.intersection(HEAVY)
 
 
+def test_the_command_line_loads_what_every_command_needs_alone() -> None:
+    loaded = loaded_after("import nestling.cli.commands")
+    assert {"typer", "numpy", "huggingface_hub.constants"} <= loaded
+    assert not loaded.intersection({"openvino", "xllamacpp", "torch", "starlette", "pyarrow", "scipy", "yaml"})
+    assert not {one for one in loaded if one.startswith(("httpx", "httpcore"))}
+
+
 def test_the_embedder_is_loaded_when_it_is_asked_for_without_an_engine() -> None:
     loaded = loaded_after("import nestling; nestling.Embedder")
     assert {"nestling.models.embedder", "numpy", "tokenizers"} <= loaded

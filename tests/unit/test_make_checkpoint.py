@@ -5,9 +5,9 @@ import pytest
 from benchmarks import make_checkpoint
 from benchmarks.make_checkpoint import SHAPES
 
-from nestling.inputs.tokenizer import tokenizer_fields
 from nestling.pipeline.conversion.checkpoint import Checkpoint
 from nestling.pipeline.conversion.merge import task_model
+from nestling.pipeline.conversion.tokenizer_fields import tokenizer_fields
 from nestling.spec import Task
 
 

@@ -55,7 +55,7 @@ def test_below_its_prefix_a_dialect_is_alone() -> None:
 def test_every_dialect_can_be_preferred() -> None:
     for name in (*(one.name for one in DIALECTS), None):
         assert create_app(settings(dialect=name), loader())
-    with pytest.raises(UsageError, match=r"--dialect=jinna: expected one of .*; did you mean jina"):
+    with pytest.raises(UsageError, match=r"dialect='jinna': expected one of .*; did you mean jina"):
         create_app(settings(dialect="jinna"), loader())
 
 

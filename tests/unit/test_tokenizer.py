@@ -12,7 +12,9 @@ from tests.tiny import SMALL_VOCAB, STARTER, cut_tokenizer, write_json
 
 from nestling.errors import CheckpointError, GGUFError, TextError, UsageError
 from nestling.formats.gguf import Field, GGUFFile
-from nestling.inputs.tokenizer import Tokenizer, TokenType, tokenizer_fields
+from nestling.inputs.qwen2 import TokenType
+from nestling.inputs.tokenizer import Tokenizer
+from nestling.pipeline.conversion.tokenizer_fields import tokenizer_fields
 
 SOURCE = STARTER / "tokenizer.json"
 VOCAB = 24064

@@ -25,8 +25,9 @@ from nestling.errors import FileFormatError, ImageError, UsageError
 from nestling.evaluation import bm25, data, figures, pages, quality, report, results, tables
 from nestling.evaluation.data import Form, RetrievalSet
 from nestling.evaluation.encoders import RemoteEncoder
-from nestling.evaluation.quality import Measured, Settings
+from nestling.evaluation.quality import Measured
 from nestling.evaluation.results import QualityResult
+from nestling.evaluation.settings import QualitySettings as Settings
 from nestling.models.embedder import Embedder
 from nestling.models.hub import datasets
 from nestling.pipeline.conversion.checkpoint import Checkpoint

@@ -21,7 +21,7 @@ from nestling._util.extras import need
 from nestling._util.files import sha256_file
 from nestling.bulk import manifest, model_files
 from nestling.bulk.manifest import Job, Log
-from nestling.bulk.settings import VectorType
+from nestling.bulk.settings import FOUND_ROWS, VectorType
 from nestling.errors import BuildError, FileFormatError, InputError, UsageError
 from nestling.inputs.image import ImageLike
 from nestling.models import local
@@ -57,7 +57,7 @@ class Found:
 
 
 def search(
-    dest: Path, query: str | ImageLike, *, top: int = 10, model: str | None = None, threads: int | None = None
+    dest: Path, query: str | ImageLike, *, top: int = FOUND_ROWS, model: str | None = None, threads: int | None = None
 ) -> Found:
     """The `top` rows nearest to a text (a str) or an image (a Path, bytes and so on).
 

@@ -8,15 +8,17 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
+from nestling._util.spelling import member
 from nestling.engine.registry import EngineName
 from nestling.errors import UsageError
 from nestling.spec import Role
 
-_Kind = TypeVar("_Kind", bound=StrEnum)
 INDEX_ROWS = 256
 """Rows below which LanceDB cannot train an index, and need none."""
+FOUND_ROWS = 10
+"""Rows that a search answers with."""
 SHARD_ROWS, IMAGE_SHARD_ROWS = 1000, 64
 """Rows of a shard, and of one with images: the window that is held in memory, and lost at most when a run dies. The
 largest images take about fifteen times the work of a text of 100 tokens."""
@@ -41,7 +43,7 @@ class Sink(StrEnum):
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read a sink's name."""
-        return _parsed(cls, text, "sink")
+        return member(cls, text, param="sink")
 
 
 class Runner(StrEnum):
@@ -53,14 +55,7 @@ class Runner(StrEnum):
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read a runner's name."""
-        return _parsed(cls, text, "engine")
-
-
-def _parsed(kind: type[_Kind], text: str, param: str) -> _Kind:
-    try:
-        return kind(text)
-    except ValueError:
-        raise UsageError(f"{param}={text!r}: expected one of {', '.join(kind)}", param=param) from None
+        return member(cls, text, param="engine")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +83,7 @@ class JobSpec:
 
     def __post_init__(self) -> None:
         """Refuse what can never be done."""
-        if self.embedding_type not in set(VectorType):
-            names = ", ".join(VectorType)
-            raise UsageError(f"embedding_type={self.embedding_type!r}: expected one of {names}", param="embedding_type")
+        member(VectorType, self.embedding_type, param="embedding_type")
         Role.parse(self.prompt)
         if EngineName.parse(self.backend) is EngineName.AUTO:
             raise UsageError("backend='auto': a job names its engine, openvino by default", param="backend")

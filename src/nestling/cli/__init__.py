@@ -45,9 +45,6 @@ def _run() -> None:
     except typer.Abort:
         raise KeyboardInterrupt from None
     except refusals as error:
-        if "\n" in error.format_message():
-            error.show()  # the help of a command without arguments
-            sys.exit(2)
         raise UsageError(_said(error)) from None
     if code == INTERRUPTED:
         raise KeyboardInterrupt
@@ -63,8 +60,5 @@ def _said(error: Any) -> str:  # noqa: ANN401 - the parser's UsageError
     if wrong := getattr(error, "option_name", None) if hasattr(error, "possibilities") else None:
         options = [name for one in verb.params for name in one.opts] if verb else []
         return f"no such option {wrong}{nearest(wrong, options)}"
-    if str(error.message).startswith("No such command"):
-        wrong = str(error.message).split("'")[1]
-        return f"no such command {wrong}{nearest(wrong, verb.commands if verb else ())}"
     text = str(error.format_message()).rstrip(".")
     return text[:1].lower() + text[1:]

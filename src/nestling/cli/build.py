@@ -16,6 +16,7 @@ from nestling.errors import UsageError
 from nestling.formats.quant_types import FILE_TYPES, FLOAT_FILE_TYPES, parse_file_type
 from nestling.models import hub_models, local
 from nestling.models.towers import stored_towers
+from nestling.pipeline.conversion.convert import DEFAULT_FILE_TYPE
 from nestling.spec import BASE_STEM, Task
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ LADDER = "F32,F16,BF16,Q8_0,Q6_K,Q5_K_M,Q4_K_M,Q3_K_M"
 def build(
     checkpoint: Annotated[
         str, typer.Argument(help="A checkpoint folder, org/repo on the hub, or `starter` for the shipped checkpoint.")
-    ] = "starter",
+    ] = local.STARTER,
     task: Annotated[
         list[str] | None, typer.Option("--task", "-t", help="A task; may be repeated; all by default.")
     ] = None,
@@ -129,7 +130,9 @@ def convert(
     checkpoint: Annotated[str, typer.Argument(help="A checkpoint folder, org/repo on the hub, or `starter`.")],
     task: Annotated[str, typer.Option("--task", "-t", help=f"One of {', '.join(Task)}.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The GGUF file to write.")],
-    quant: Annotated[str, typer.Option("--quant", "-q", help=f"One of {', '.join(FLOAT_FILE_TYPES)}.")] = "F16",
+    quant: Annotated[
+        str, typer.Option("--quant", "-q", help=f"One of {', '.join(FLOAT_FILE_TYPES)}.")
+    ] = DEFAULT_FILE_TYPE,
     family: FamilyOption = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from nestling._util.extras import need
 from nestling._util.files import check_output_folder
-from nestling.bulk.settings import JobSpec, RunOptions
+from nestling.bulk.settings import FOUND_ROWS, JobSpec, RunOptions
 from nestling.cli.console import Bars, show_table
 from nestling.cli.options import DimensionsOption, JsonOption, ModelOption, TaskOption, ThreadsOption
 from nestling.errors import UsageError
@@ -171,7 +171,7 @@ def search(
     dest: Annotated[Path, typer.Argument(metavar="DEST", help="The folder of a `nestling bulk` job.")],
     query: Annotated[str | None, typer.Argument(help="The query.", show_default=False)] = None,
     image: Annotated[Path | None, typer.Option("--image", "-i", metavar="FILE", help="An image as the query.")] = None,
-    top: Annotated[int, typer.Option(min=1, help="Number of rows to show.")] = 10,
+    top: Annotated[int, typer.Option(min=1, help="Number of rows to show.")] = FOUND_ROWS,
     model: Annotated[
         str | None, typer.Option("--model", "-m", metavar="REF", help="The job's model file, if it was moved.")
     ] = None,

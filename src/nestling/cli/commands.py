@@ -6,10 +6,12 @@ import typer
 
 from nestling._util.version import __version__
 from nestling.cli import build, bulk, embed, evaluate, hub, quantize, rerank, serve, vision
+from nestling.cli.group import Verbs
+from nestling.server.settings import check_variables
 
 app = typer.Typer(
     help="jina-embeddings-v4 on your own hardware: build small GGUF files, embed with them, serve them.",
-    no_args_is_help=True,
+    cls=Verbs,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -57,3 +59,4 @@ def root(
     ] = False,
 ) -> None:
     """Options before the command."""
+    check_variables()

@@ -14,6 +14,7 @@ import typer
 
 from nestling._util.files import atomic_write, check_output
 from nestling._util.progress import Progress
+from nestling._util.spelling import member
 from nestling._util.text import decode_text
 from nestling.cli.console import Bars, show_table
 from nestling.cli.options import (
@@ -28,17 +29,20 @@ from nestling.cli.options import (
     SpecOption,
     TaskOption,
 )
-from nestling.cli.output import Embedded, Format, render
+from nestling.cli.output import DEFAULT_FORMAT, Embedded, Format, render
 from nestling.cli.profile import Watch
+from nestling.engine.arithmetic import DEFAULT_ARITHMETIC
 from nestling.engine.protocol import Item, Profiled
+from nestling.engine.registry import DEFAULT_ENGINE
 from nestling.errors import ImageError, NestlingError, TextError, UsageError
 from nestling.models import local
 from nestling.models.embedder import Embedder
 from nestling.models.families import read_spec
-from nestling.spec import Task
+from nestling.spec import DEFAULT_ROLE, Task
 from nestling.vectors import Floats, cosine
 
 TextsArgument = Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts to embed.")]
+FormatOption = Annotated[str, typer.Option("--format", help=f"The output format: {', '.join(Format)}.")]
 
 
 def embed(
@@ -49,13 +53,13 @@ def embed(
     image: ImagesOption = None,
     model: ModelOption = local.STARTER,
     task: TaskOption = None,
-    prompt: PromptOption = "query",
+    prompt: PromptOption = DEFAULT_ROLE,
     dimensions: DimensionsOption = None,
-    engine: EngineOption = "auto",
+    engine: EngineOption = DEFAULT_ENGINE,
     device: DeviceOption = None,
-    arithmetic: ArithmeticOption = "auto",
+    arithmetic: ArithmeticOption = DEFAULT_ARITHMETIC,
     spec: SpecOption = None,
-    form: Annotated[Format, typer.Option("--format", help="The output format.")] = Format.TEXT,
+    form: FormatOption = DEFAULT_FORMAT,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="A file; standard output by default.")] = None,
     truncate: Annotated[
         bool, typer.Option("--truncate", help="Truncate texts that are too long; an error by default.")
@@ -66,7 +70,8 @@ def embed(
     profile: Annotated[bool, typer.Option("--profile", help="Print the time of each stage to standard error.")] = False,
 ) -> None:
     """Embed texts and images; the prefix of the task is added to each text."""
-    _refuse(form, out, dimensions, multivector=multivector)
+    way = member(Format, form, param="format")
+    _refuse(way, out, dimensions, multivector=multivector)
     rows = read_inputs(texts, file, image)
     reference = local.with_task(model, task, default=Task.RETRIEVAL)
     watch = Watch()
@@ -78,7 +83,7 @@ def embed(
         with watch.stage("embed"):
             vectors = _vectors(embedder, items, dimensions, bars.step("embedding"), multivector=multivector)
     with watch.stage("serialize"):
-        content = render(Embedded([*map(str, rows)], vectors, reference, sum(map(len, items))), form)
+        content = render(Embedded([*map(str, rows)], vectors, reference, sum(map(len, items))), way)
     _write(content, out)
     if isinstance(embedder.engine, Profiled) and profile:
         watch.show(embedder.engine.profile())
@@ -192,11 +197,11 @@ def similarity(
     image: ImagesOption = None,
     model: ModelOption = local.STARTER,
     task: TaskOption = None,
-    prompt: PromptOption = "query",
+    prompt: PromptOption = DEFAULT_ROLE,
     dimensions: DimensionsOption = None,
-    engine: EngineOption = "auto",
+    engine: EngineOption = DEFAULT_ENGINE,
     device: DeviceOption = None,
-    arithmetic: ArithmeticOption = "auto",
+    arithmetic: ArithmeticOption = DEFAULT_ARITHMETIC,
     spec: SpecOption = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -11,13 +11,15 @@ from nestling._util.extras import need
 from nestling._util.files import check_output_folder
 from nestling._util.text import read_text
 from nestling.cli.console import Bars, show_table
+from nestling.cli.group import Verbs
 from nestling.cli.options import EngineOption, JsonOption, ThreadsOption
+from nestling.evaluation.settings import QualitySettings, SpeedSettings
 from nestling.spec import Task
 
 if TYPE_CHECKING:
     from nestling.evaluation.tables import Table
 
-app = typer.Typer(help="Measure quality and speed.", no_args_is_help=True)
+app = typer.Typer(help="Measure quality and speed.", cls=Verbs)
 
 ModelsArgument = Annotated[
     list[str],
@@ -27,6 +29,8 @@ ModelsArgument = Annotated[
 ]
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="The folder for result files.")]
 RESULTS = Path("results")
+_QUALITY, _SPEED = QualitySettings(RESULTS), SpeedSettings(RESULTS)
+"""Where the defaults of the options are declared."""
 
 
 @app.command()
@@ -48,7 +52,7 @@ def quality(
         str | None,
         typer.Option(metavar="REF", help="The reference model; the largest file of a task by default."),
     ] = None,
-    engine: EngineOption = "auto",
+    engine: EngineOption = _QUALITY.engine,
     threads: ThreadsOption = None,
     task: Annotated[str | None, typer.Option("--task", "-t", help="The task of a server's model.")] = None,
     out: OutOption = RESULTS,
@@ -60,7 +64,7 @@ def quality(
     from nestling.evaluation import tables
 
     check_output_folder(out)
-    settings = library.Settings(
+    settings = QualitySettings(
         out=out,
         benchmarks=tuple(benchmark or ()),
         dimensions=tuple(dimensions or ()),
@@ -92,16 +96,18 @@ def speed(
     engine: Annotated[list[str] | None, typer.Option("--engine", "-e", help="An engine; may be repeated.")] = None,
     threads: ThreadsOption = None,
     length: Annotated[list[int] | None, typer.Option(help="Tokens per text; may be repeated.")] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Measured rounds, after one warm-up round.")] = 5,
-    pass_tokens: Annotated[int, typer.Option(min=1, help="Tokens of one pass over the texts of a length.")] = 4096,
+    rounds: Annotated[int, typer.Option(min=1, help="Measured rounds, after one warm-up round.")] = _SPEED.rounds,
+    pass_tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens of one pass over the texts of a length.")
+    ] = _SPEED.pass_tokens,
     clients: Annotated[list[int] | None, typer.Option(help="Concurrent clients; may be repeated.")] = None,
     inputs: Annotated[list[int] | None, typer.Option(help="Texts per request; may be repeated.")] = None,
     together: Annotated[
         int, typer.Option(min=1, help="Models or servers that are loaded together and measured in turn.")
-    ] = 4,
+    ] = _SPEED.together,
     cell_s: Annotated[
         float, typer.Option("--cell-seconds", min=0, help="Seconds per latency measurement and round.")
-    ] = 2.0,
+    ] = _SPEED.cell_s,
     out: OutOption = RESULTS,
     as_json: JsonOption = False,
 ) -> None:
@@ -109,22 +115,22 @@ def speed(
     need("nestling.evaluation.results", wanted_for="nestling eval", extra="eval")
     from nestling.errors import UsageError
     from nestling.evaluation import speed as library
-    from nestling.evaluation import tables, texts
+    from nestling.evaluation import tables
 
     check_output_folder(out)
     if not models and not url:
         raise UsageError("nothing to measure: expected a MODEL or --url", param="models")
-    settings = library.Settings(
+    settings = SpeedSettings(
         out=out,
-        engines=tuple(engine or ("auto",)),
+        engines=tuple(engine or _SPEED.engines),
         threads=threads,
-        lengths=tuple(length or texts.LENGTHS),
+        lengths=tuple(length or _SPEED.lengths),
         rounds=rounds,
         pass_tokens=pass_tokens,
         cell_s=cell_s,
         together=together,
-        clients=tuple(clients or library.CLIENTS),
-        inputs=tuple(inputs or library.INPUTS),
+        clients=tuple(clients or _SPEED.clients),
+        inputs=tuple(inputs or _SPEED.inputs),
     )
     with Bars() as bars:
         timed = library.measure([*(models or []), *(url or [])], settings, steps=bars.step)

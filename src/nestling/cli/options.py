@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from nestling.engine.arithmetic import ArithmeticName
+from nestling.engine.registry import DEVICES, EngineName
 from nestling.spec import Task
 
 ModelOption = Annotated[
@@ -17,16 +19,12 @@ PromptOption = Annotated[
 DimensionsOption = Annotated[
     int | None, typer.Option("--dimensions", "-d", help="A trained vector size; the full width by default.")
 ]
-EngineOption = Annotated[str, typer.Option("--engine", "-e", help="auto, openvino, llamacpp, torch or reference.")]
+EngineOption = Annotated[str, typer.Option("--engine", "-e", help=f"{', '.join(EngineName)}.")]
 DeviceOption = Annotated[
     str | None,
-    typer.Option(
-        "--device", metavar="NAME", help="For torch: cuda[:N], xpu[:N], mps or cpu; the first GPU by default."
-    ),
+    typer.Option("--device", metavar="NAME", help=f"For torch: {DEVICES}; the first GPU by default."),
 ]
-ArithmeticOption = Annotated[
-    str, typer.Option("--arithmetic", metavar="NAME", help="auto, float32, bf16, int8-groups, int8-rows or int8-mixed.")
-]
+ArithmeticOption = Annotated[str, typer.Option("--arithmetic", metavar="NAME", help=f"{', '.join(ArithmeticName)}.")]
 ThreadsOption = Annotated[
     int | None, typer.Option("--threads", min=1, help="Compute threads; all usable processors by default.")
 ]

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 import numpy as np
 
@@ -19,6 +20,9 @@ class Format(StrEnum):
     JSON = "json"
     JSONL = "jsonl"
     NPY = "npy"
+
+
+DEFAULT_FORMAT: Final = Format.TEXT
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,10 @@ from nestling.cli.options import CalibrationOption, ChunksOption, JsonOption, Sp
 from nestling.errors import UsageError
 from nestling.formats.quant_types import parse_file_type
 from nestling.models import content, local
+from nestling.pipeline.quantization.search.search import DEFAULT_TRIALS
 
 if TYPE_CHECKING:
+    from nestling.formats.quant_types import QuantType
     from nestling.pipeline.quantization.imatrix import ImportanceMatrix
     from nestling.pipeline.quantization.plan import Mix, QuantizePlan
     from nestling.pipeline.quantization.quantize import QuantizeReport
@@ -101,7 +103,7 @@ def quantize(
     target_size: TargetSizeOption = None,
     keep_embedding: KeepEmbeddingOption = None,
     calibration: CalibrationOption = None,
-    trials: TrialsOption = 100,
+    trials: TrialsOption = DEFAULT_TRIALS,
     recipe: RecipeOption = None,
     recipe_out: RecipeOutOption = None,
     allow_requantize: RequantizeOption = False,
@@ -111,11 +113,12 @@ def quantize(
     as_json: JsonOption = False,
 ) -> None:
     """Quantize a float GGUF file to a file type, as llama-quantize does, or to the best mix for a size."""
-    from nestling.pipeline.quantization.plan import plan_file
+    from nestling.pipeline.quantization.plan import parse_quant_type, plan_file
     from nestling.pipeline.quantization.quantize import quantize as run
 
     stock = _Stock(quant, tuple(tensor_type or ()), token_embedding_type)
-    wish = _Wish(target_bpw, target_size, keep_embedding, calibration, trials, recipe_out)
+    kept = parse_quant_type(keep_embedding, param="keep_embedding") if keep_embedding else None
+    wish = _Wish(target_bpw, target_size, kept, calibration, trials, recipe_out)
     _check_order(stock, wish, recipe)
     if out is None and not dry_run:
         raise UsageError("out: expected --out FILE or --dry-run", param="out")
@@ -153,7 +156,7 @@ class _Wish:
 
     bits_per_weight: float | None
     size_bytes: int | None
-    keep_embedding: str | None
+    keep_embedding: "QuantType | None"
     calibration: Path | None
     trials: int
     recipe_out: Path | None
@@ -238,11 +241,10 @@ def _mix(work: _Work, stock: _Stock, wish: _Wish, recipe: Path | None) -> "Mix":
 
 def _chosen(work: _Work, wish: _Wish) -> "MixRecipe":
     from nestling._util.cpu import usable_threads
-    from nestling.pipeline.quantization.plan import parse_quant_type
     from nestling.pipeline.quantization.search.search import Budget, Chooser, check_budget, embedding_kept
 
-    name, matrix = wish.keep_embedding, _needed(work.matrix)
-    keep = embedding_kept(parse_quant_type(name, param="keep_embedding")) if name else None
+    matrix = _needed(work.matrix)
+    keep = embedding_kept(wish.keep_embedding) if wish.keep_embedding else None
     budget = Budget(wish.size_bytes, wish.bits_per_weight)
     check_budget(work.model, matrix, budget, keep=keep)  # depends on sizes only: fail before measuring
     chooser = Chooser.measure(

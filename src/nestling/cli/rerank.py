@@ -21,7 +21,10 @@ from nestling.cli.options import (
     SpecOption,
     TaskOption,
 )
+from nestling.engine.arithmetic import DEFAULT_ARITHMETIC
+from nestling.engine.registry import DEFAULT_ENGINE
 from nestling.models import local
+from nestling.models.reranking import DEFAULT_SCORING
 from nestling.spec import Task
 
 
@@ -37,10 +40,12 @@ def rerank(
     top_n: Annotated[
         int | None, typer.Option("--top-n", "-n", help="Number of candidates to show; all by default.")
     ] = None,
-    scoring: Annotated[str, typer.Option(help="maxsim (a vector per token) or cosine (a vector per text).")] = "maxsim",
-    engine: EngineOption = "auto",
+    scoring: Annotated[
+        str, typer.Option(help="maxsim (a vector per token) or cosine (a vector per text).")
+    ] = DEFAULT_SCORING,
+    engine: EngineOption = DEFAULT_ENGINE,
     device: DeviceOption = None,
-    arithmetic: ArithmeticOption = "auto",
+    arithmetic: ArithmeticOption = DEFAULT_ARITHMETIC,
     spec: SpecOption = None,
     truncate: Annotated[
         bool, typer.Option("--truncate", help="Cut texts that are too long, instead of refusing them.")

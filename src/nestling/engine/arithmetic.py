@@ -1,9 +1,9 @@
 """Names of the arithmetics that matrix products can be computed in; what each is, every engine says for itself."""
 
 from enum import StrEnum
-from typing import Self
+from typing import Final, Self
 
-from nestling.errors import UsageError
+from nestling._util.spelling import member
 
 
 class ArithmeticName(StrEnum):
@@ -19,8 +19,7 @@ class ArithmeticName(StrEnum):
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read a name. UsageError naming the known ones for any other."""
-        try:
-            return cls(text)
-        except ValueError:
-            expected = f"expected one of {', '.join(cls)}"
-            raise UsageError(f"arithmetic={text!r}: {expected}", param="arithmetic") from None
+        return member(cls, text, param="arithmetic")
+
+
+DEFAULT_ARITHMETIC: Final = ArithmeticName.AUTO

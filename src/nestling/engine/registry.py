@@ -13,11 +13,12 @@ from enum import StrEnum
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from nestling._util.cpu import usable_threads
 from nestling._util.extras import need
 from nestling._util.numbers import whole_number
+from nestling._util.spelling import member, nearest
 from nestling.engine import self_check
 from nestling.engine.arithmetic import ArithmeticName
 from nestling.engine.lora import Adapter
@@ -55,13 +56,12 @@ class EngineName(StrEnum):
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read an engine's name. UsageError naming the known ones for any other."""
-        try:
-            return cls(text)
-        except ValueError:
-            raise UsageError(f"engine={text!r}: expected one of {', '.join(cls)}", param="engine") from None
+        return member(cls, text, param="engine")
 
 
+DEFAULT_ENGINE: Final = EngineName.AUTO
 DEVICES = "cuda[:N], xpu[:N], mps or cpu"
+_DEVICE_KINDS = ("cuda", "xpu", "mps", "cpu")
 _DEVICE = re.compile(r"(cuda|xpu)(:\d{1,3})?|mps|cpu")
 _DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 """Device files of the NVIDIA, AMD and WSL drivers: without any of them torch, which is slow to import, is not asked."""
@@ -70,7 +70,7 @@ _DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 def parse_device(text: str) -> str:
     """Read a device's name. UsageError for anything but `DEVICES`."""
     if not _DEVICE.fullmatch(text):
-        raise UsageError(f"device={text!r}: expected {DEVICES}", param="device")
+        raise UsageError(f"device={text!r}: expected {DEVICES}{nearest(text, _DEVICE_KINDS)}", param="device")
     return text
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from nestling._util.data import data_folder
+from nestling._util.spelling import nearest
 from nestling.errors import FileFormatError, ModelNotFoundError
 from nestling.evaluation import layouts
 from nestling.evaluation.pages import Page
@@ -120,8 +121,9 @@ def load(name: str) -> Benchmark:
         return read_pairs(path)
     if repository := datasets.repository(name):
         return read_folder(datasets.fetch(repository), name=name, tasks=(Task.RETRIEVAL,))
+    near = nearest(name, [*SHIPPED, *(f"Nano{one}" for one in datasets.NANOBEIR)])
     raise ModelNotFoundError(
-        f"benchmark={name!r}: not a folder or file, nor one of {', '.join(SHIPPED)} or the NanoBEIR sets"
+        f"benchmark={name!r}: not a folder or file, nor one of {', '.join(SHIPPED)} or the NanoBEIR sets{near}"
     )
 
 

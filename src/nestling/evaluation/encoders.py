@@ -16,6 +16,7 @@ import numpy as np
 from nestling._util.ahead import ahead
 from nestling._util.progress import Progress, no_progress
 from nestling.engine.protocol import plain
+from nestling.engine.registry import DEFAULT_ENGINE
 from nestling.errors import EngineError, InputError, ModelNotFoundError, UsageError
 from nestling.evaluation.pages import Page
 from nestling.evaluation.remote import Connection
@@ -142,7 +143,7 @@ def _expanded(reference: str) -> list[str]:
 
 
 def open_encoder(
-    reference: str, *, engine: str = "auto", threads: int | None = None, task: Task | None = None
+    reference: str, *, engine: str = DEFAULT_ENGINE, threads: int | None = None, task: Task | None = None
 ) -> Encoder:
     """Open a reference; `task` is for a server whose model does not name one."""
     if is_url(reference):

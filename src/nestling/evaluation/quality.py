@@ -22,6 +22,7 @@ from nestling.evaluation.data import Benchmark, Form, PairSet, RetrievalSet
 from nestling.evaluation.encoders import Encoder, Inputs, encode_all, expand, is_url, open_encoder
 from nestling.evaluation.results import Against, ModelFacts, QualityResult, Scores
 from nestling.evaluation.scoring import Sides, difference, facts_of, lexical, score
+from nestling.evaluation.settings import QualitySettings
 from nestling.formats.gguf import GGUFFile
 from nestling.models import local
 from nestling.models.file_spec import spec_of
@@ -32,19 +33,6 @@ from nestling.vectors import paired_cosine
 ALL = "all"
 """Stands for every shipped set."""
 _Key = tuple[str | None, Task | None]
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What to measure. No `benchmarks` are those shipped for each model's task, no `dimensions` all trained ones."""
-
-    out: Path
-    benchmarks: tuple[str, ...] = ()
-    dimensions: tuple[int, ...] = ()
-    against: str | None = None
-    engine: str = "auto"
-    threads: int | None = None
-    task: Task | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +50,7 @@ class _Model:
 
     facts: ModelFacts
     path: Path | None
-    settings: Settings
+    settings: QualitySettings
     steps: Steps
     vectors: dict[str, Sides] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -110,7 +98,7 @@ class _Model:
             self.vectors.clear()
 
 
-def measure(references: Sequence[str], settings: Settings, *, steps: Steps = silent) -> Iterator[Measured]:
+def measure(references: Sequence[str], settings: QualitySettings, *, steps: Steps = silent) -> Iterator[Measured]:
     """Measure models on benchmarks, one `Measured` at a time, the models that others are compared with first.
 
     `references` are the store's, families (their three tasks), folders of GGUF files, or servers' URLs. The reference
@@ -157,12 +145,12 @@ def _check_names(names: Sequence[str], param: str) -> None:
             )
 
 
-def _named_sets(settings: Settings) -> list[str]:
+def _named_sets(settings: QualitySettings) -> list[str]:
     names = [name for one in settings.benchmarks for name in (data.SHIPPED if one == ALL else [one])]
     return list(dict.fromkeys(names))
 
 
-def _model(reference: str, settings: Settings, steps: Steps) -> _Model:
+def _model(reference: str, settings: QualitySettings, steps: Steps) -> _Model:
     if is_url(reference):
         with closing(open_encoder(reference, task=settings.task)) as encoder:
             return _Model(ModelFacts(reference, task=encoder.task), None, settings, steps)
@@ -213,7 +201,7 @@ def _measured(model: _Model, benchmark: Benchmark, base: _Model | None) -> Measu
     return Measured(result, path, fresh=True)
 
 
-def _by_words(benchmark: RetrievalSet, task: Task | None, settings: Settings) -> Measured:
+def _by_words(benchmark: RetrievalSet, task: Task | None, settings: QualitySettings) -> Measured:
     path = settings.out / f"quality-{bm25.NAME}-{task}-{results.slug(benchmark.name)}.json"
     result = lexical(benchmark, task)
     results.write(path, result)

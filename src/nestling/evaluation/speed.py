@@ -19,13 +19,13 @@ import numpy as np
 
 from nestling._util.cpu import usable_threads
 from nestling._util.progress import Steps, silent
-from nestling.errors import UsageError
 from nestling.evaluation import origins, results
 from nestling.evaluation.encoders import expand, is_url
 from nestling.evaluation.origins import Origin
 from nestling.evaluation.results import Bucket, Latency, Load, SpeedResult
+from nestling.evaluation.settings import SpeedSettings
 from nestling.evaluation.targets import Cell, Contender, LocalContender, RemoteContender, Volley
-from nestling.evaluation.texts import LENGTHS, BucketTexts, TextSource
+from nestling.evaluation.texts import BucketTexts, TextSource
 from nestling.evaluation.worker import Pass
 from nestling.formats.gguf import GGUFFile
 from nestling.inputs.tokenizer import Tokenizer
@@ -34,47 +34,7 @@ from nestling.spec import Task
 
 IDLE_LOAD = 0.25
 """One-minute load per processor up to which a machine counts as idle."""
-CLIENTS = (1, 8, 64)
-INPUTS = (1, 16, 256)
 Maker = Callable[[], Contender]
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """How to measure.
-
-    `rounds` are those that count, `pass_tokens` the tokens of a pass over a bucket, `cell_s` the seconds that a latency
-    cell takes in a round (each client asks at least once), `together` the contenders that are loaded at once.
-    """
-
-    out: Path
-    engines: tuple[str, ...] = ("auto",)
-    threads: int | None = None
-    lengths: tuple[int, ...] = LENGTHS
-    rounds: int = 5
-    pass_tokens: int = 4096
-    cell_s: float = 2.0
-    cell_tokens: int = 64
-    clients: tuple[int, ...] = CLIENTS
-    inputs: tuple[int, ...] = INPUTS
-    task: Task = Task.RETRIEVAL
-    together: int = 4
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be measured."""
-        numbers = (*self.lengths, self.rounds, self.together, self.pass_tokens, *self.clients, *self.inputs)
-        if min(numbers) < 1 or self.cell_s < 0:
-            raise UsageError("rounds, lengths, pass_tokens, clients, inputs and together: at least 1", param="rounds")
-
-    def told(self) -> dict[str, int | str]:
-        """What a result file says of them."""
-        threads = self.threads or "all"
-        return {
-            "rounds": self.rounds,
-            "pass_tokens": self.pass_tokens,
-            "threads": threads,
-            "cell_ms": round(1000 * self.cell_s),
-        }
 
 
 @dataclass(slots=True)
@@ -93,7 +53,7 @@ class Timed:
     path: Path
 
 
-def measure(references: Sequence[str], settings: Settings, *, steps: Steps = silent) -> list[Timed]:
+def measure(references: Sequence[str], settings: SpeedSettings, *, steps: Steps = silent) -> list[Timed]:
     """Measure files (in every engine of the settings) and servers (`URL#MODEL`) side by side; write a file each.
 
     At most `settings.together` are loaded at once; more are measured group by group, in the order given.
@@ -111,7 +71,7 @@ def measure(references: Sequence[str], settings: Settings, *, steps: Steps = sil
 
 
 def _group(
-    makers: Sequence[Maker], source: TextSource, settings: Settings, *, turned: Callable[[], None]
+    makers: Sequence[Maker], source: TextSource, settings: SpeedSettings, *, turned: Callable[[], None]
 ) -> list[Timed]:
     started, before, rounds = origins.origin(), os.getloadavg()[0], []
     with ExitStack() as stack:
@@ -140,7 +100,7 @@ def _tokenizer(references: Sequence[str], steps: Steps) -> Tokenizer:
     return Tokenizer.from_gguf(GGUFFile.open(models.resolve(local[0], steps=steps)))
 
 
-def _makers(references: Sequence[str], settings: Settings, steps: Steps) -> list[Maker]:
+def _makers(references: Sequence[str], settings: SpeedSettings, steps: Steps) -> list[Maker]:
     """What loads each side when its turn has come; files are found before anything is measured."""
     cells = tuple(Cell(clients, inputs) for clients in settings.clients for inputs in settings.inputs)
     found: list[Maker] = []
@@ -157,7 +117,7 @@ def _makers(references: Sequence[str], settings: Settings, steps: Steps) -> list
 
 
 def _round(
-    contender: Contender, samples: _Samples, buckets: Sequence[BucketTexts], way: tuple[TextSource, Settings]
+    contender: Contender, samples: _Samples, buckets: Sequence[BucketTexts], way: tuple[TextSource, SpeedSettings]
 ) -> None:
     source, settings = way
     for bucket in buckets:
@@ -167,7 +127,7 @@ def _round(
         samples.volleys.setdefault(cell, []).append(volley)
 
 
-def _write(side: tuple[Contender, _Samples], told: tuple[Settings, Origin, Load], others: list[str]) -> Timed:
+def _write(side: tuple[Contender, _Samples], told: tuple[SpeedSettings, Origin, Load], others: list[str]) -> Timed:
     (contender, samples), (settings, started, load) = side, told
     result = SpeedResult(
         origin=started,

@@ -12,7 +12,6 @@ import numpy as np
 from nestling.evaluation import data
 from nestling.inputs.tokenizer import Tokenizer
 
-LENGTHS = (16, 128, 512, 2048)
 MIXED = "mixed"
 _MIXED_RANGE = (8, 1024)
 _SEED = 16
@@ -53,7 +52,7 @@ class TextSource:
         """Several of them."""
         return [self.text(tokens) for _ in range(texts)]
 
-    def buckets(self, pass_tokens: int, lengths: Sequence[int] = LENGTHS) -> list[BucketTexts]:
+    def buckets(self, pass_tokens: int, lengths: Sequence[int]) -> list[BucketTexts]:
         """One bucket a length and the mixed one, each of about `pass_tokens` tokens and at least one text."""
         found = [
             BucketTexts(str(length), length, tuple(self.batch(length, max(1, pass_tokens // length))))

@@ -9,7 +9,7 @@ from enum import Enum
 from math import prod
 from typing import Self
 
-from nestling.errors import UsageError
+from nestling._util.spelling import unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,5 +101,5 @@ def parse_file_type(text: str) -> str:
     """The canonical name of a file type, case-insensitive; UsageError for an unknown one."""
     name = text.upper()
     if name not in FILE_TYPES:
-        raise UsageError(f"quant={text!r}: expected one of {', '.join(FILE_TYPES)}", param="quant")
+        raise unknown(text, FILE_TYPES, param="quant")
     return name

@@ -10,10 +10,10 @@ from typing import Self
 
 import numpy as np
 
-from nestling.engine.arithmetic import ArithmeticName
+from nestling.engine.arithmetic import DEFAULT_ARITHMETIC, ArithmeticName
 from nestling.engine.lora import load_adapters
 from nestling.engine.protocol import Item
-from nestling.engine.registry import EngineName, load_engine
+from nestling.engine.registry import DEFAULT_ENGINE, EngineName, load_engine
 from nestling.errors import InputError, UsageError
 from nestling.formats.gguf import GGUFFile
 from nestling.inputs.image import ImageLike
@@ -21,10 +21,10 @@ from nestling.inputs.tokenizer import Tokenizer
 from nestling.models import content, local
 from nestling.models.arguments import listed
 from nestling.models.file_spec import spec_of
-from nestling.models.reranking import Ranked, Scoring, check_top_n, ranked, token_scores, vector_scores
+from nestling.models.reranking import DEFAULT_SCORING, Ranked, Scoring, check_top_n, ranked, token_scores, vector_scores
 from nestling.models.text_embedder import TextEmbedder
 from nestling.models.vision import TowerOptions, mixed
-from nestling.spec import BASE_FIELD, ModelSpec, Role, Task
+from nestling.spec import BASE_FIELD, DEFAULT_ROLE, ModelSpec, Role, Task
 from nestling.vectors import Floats
 
 RERANKED_TEXTS = 256
@@ -46,13 +46,13 @@ class Embedder(TextEmbedder):
         cls,
         reference: str | Path,
         *,
-        engine: str = "auto",
+        engine: str = DEFAULT_ENGINE,
         device: str | None = None,
         threads: int | None = None,
         spec: ModelSpec | None = None,
         profile: bool = False,
         exact_images: bool = False,
-        arithmetic: str = "auto",
+        arithmetic: str = DEFAULT_ARITHMETIC,
     ) -> Self:
         """Load a model. A base (`name-base[:QUANT]`) is loaded with the LoRA adapters of all tasks: see `for_task`.
 
@@ -173,7 +173,7 @@ class Embedder(TextEmbedder):
         values = listed(images, "images", "a list of images")
         return self.vision.grouped(values, max_pixels=max_pixels)
 
-    def items(self, inputs: Sequence[object], *, prompt_name: str = "query", truncate: bool = False) -> list[Item]:
+    def items(self, inputs: Sequence[object], *, prompt_name: str = DEFAULT_ROLE, truncate: bool = False) -> list[Item]:
         """Convert texts and images, mixed, to items for `embed`.
 
         Args:
@@ -201,7 +201,7 @@ class Embedder(TextEmbedder):
         documents: Sequence[str | ImageLike],
         *,
         top_n: int | None = None,
-        scoring: str = Scoring.MAXSIM,
+        scoring: str = DEFAULT_SCORING,
         truncate: bool = False,
     ) -> list[Ranked]:
         """Rank texts and images by their similarity to a query. A str is a text; for images see `encode_image`.

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from nestling._util.spelling import one_of
 from nestling._util.text import read_text
 from nestling.errors import FileFormatError, UsageError
 from nestling.formats.gguf import GGUFFile
@@ -142,7 +143,7 @@ def read_spec(path: Path) -> ModelSpec:
     Example:
         model = nestling.Embedder.load("other.gguf", spec=nestling.read_spec(Path("spec.json")))
     """
-    known = {field.name for field in fields(ModelSpec)}
+    known = [field.name for field in fields(ModelSpec)]
     try:
         if path.stat().st_size > MAX_SPEC_LENGTH:
             raise FileFormatError(f"{path}: larger than {MAX_SPEC_LENGTH} bytes: expected a few lines of JSON")
@@ -151,9 +152,10 @@ def read_spec(path: Path) -> ModelSpec:
         raise UsageError(f"{path}: cannot be read: {error.strerror or error}", param="spec") from None
     except (ValueError, RecursionError) as error:
         raise FileFormatError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(raw, dict) or not raw.keys() <= known:
-        surplus = ", ".join(sorted(map(repr, raw.keys() - known))) if isinstance(raw, dict) else "no object"
-        raise FileFormatError(f"{path}: {surplus}: expected the fields {', '.join(sorted(known))}")
+    if not isinstance(raw, dict):
+        raise FileFormatError(f"{path}: expected an object with the fields {', '.join(known)}")
+    for wrong in raw.keys() - set(known):
+        raise FileFormatError(f"{path}: no such field {wrong!r:.80}: {one_of(known, wrong)}")
     try:
         return ModelSpec.from_json(json.dumps({"source": ""} | raw))
     except FileFormatError as error:

@@ -15,6 +15,7 @@ from nestling.errors import FileFormatError, UsageError
 from nestling.formats.card import SUMS, Card, card_path
 from nestling.formats.gguf import GGUFFile
 from nestling.formats.mmproj import VisionFile, tower_path
+from nestling.formats.model_card import write_front_matter
 from nestling.formats.multivector_head import Projector, projector_path
 from nestling.models import hub
 from nestling.models.families import by_file_name
@@ -186,7 +187,7 @@ def _head(models: Sequence[_Model], base_model: str | None, licence: Mapping[str
     if base:
         fields |= {"base_model": base, "base_model_relation": "quantized"}
     fields |= {"pipeline_tag": PIPELINE, "tags": list(TAGS)}
-    return hub.front_matter(fields)
+    return write_front_matter(fields)
 
 
 def _body(models: Sequence[_Model], repository: str, scores: str, extras: tuple[Card | None, Card | None]) -> str:

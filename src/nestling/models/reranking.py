@@ -6,14 +6,17 @@ Both scorings give scores from -1 to 1, comparable between the candidates of one
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Self
+from typing import Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nestling._util.numbers import whole_number
-from nestling.errors import UsageError
+from nestling._util.spelling import member
 from nestling.vectors import Floats, cosine, maxsim
+
+Scores = NDArray[np.float64]
+"""(B,) of B candidates."""
 
 
 class Scoring(StrEnum):
@@ -25,10 +28,10 @@ class Scoring(StrEnum):
     @classmethod
     def parse(cls, text: str) -> Self:
         """The scoring of a name; UsageError for an unknown one."""
-        try:
-            return cls(text)
-        except ValueError:
-            raise UsageError(f"scoring={text!r}: expected one of {', '.join(cls)}", param="scoring") from None
+        return member(cls, text, param="scoring")
+
+
+DEFAULT_SCORING: Final = Scoring.MAXSIM
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +50,12 @@ class Ranked:
     score: float
 
 
-def token_scores(query: Floats, documents: Sequence[Floats]) -> NDArray[np.float64]:
+def token_scores(query: Floats, documents: Sequence[Floats]) -> Scores:
     """MaxSim, averaged over the query's tokens: (Tq, P), B arrays of (Td, P), unit rows -> (B,)."""
     return maxsim(query, documents) / len(query)
 
 
-def vector_scores(query: Floats, documents: Floats) -> NDArray[np.float64]:
+def vector_scores(query: Floats, documents: Floats) -> Scores:
     """Cosines: (D,), (B, D) -> (B,)."""
     return cosine(query[None], documents)[0] if len(documents) else np.empty(0)
 
@@ -62,7 +65,7 @@ def check_top_n(top_n: int | None) -> int | None:
     return None if top_n is None else whole_number(top_n, param="top_n")
 
 
-def ranked(scores: NDArray[np.float64], top_n: int | None = None) -> list[Ranked]:
+def ranked(scores: Scores, top_n: int | None = None) -> list[Ranked]:
     """The best `top_n` (all by default), best first; equal scores keep their order."""
     order = np.argsort(-scores, kind="stable")[: check_top_n(top_n)]
     return [Ranked(index, float(scores[index])) for index in order.tolist()]

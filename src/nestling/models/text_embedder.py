@@ -13,7 +13,7 @@ from nestling.inputs import late_chunking
 from nestling.inputs.late_chunking import ChunkedIds, Chunks, Cut, Span
 from nestling.models.arguments import check_document, listed, token_ids
 from nestling.models.item_embedder import ItemEmbedder
-from nestling.spec import Role
+from nestling.spec import DEFAULT_ROLE, Role
 from nestling.vectors import Floats
 
 
@@ -24,7 +24,7 @@ class TextEmbedder(ItemEmbedder):
         self,
         texts: Sequence[str],
         *,
-        prompt_name: str = "query",
+        prompt_name: str = DEFAULT_ROLE,
         truncate_dim: int | None = None,
         truncate: bool = False,
     ) -> Floats:
@@ -91,7 +91,9 @@ class TextEmbedder(ItemEmbedder):
         """
         return self.encode(texts, prompt_name=Role.PASSAGE, truncate_dim=truncate_dim, truncate=truncate)
 
-    def tokenize(self, texts: Sequence[str], *, prompt_name: str = "query", truncate: bool = False) -> list[TokenIds]:
+    def tokenize(
+        self, texts: Sequence[str], *, prompt_name: str = DEFAULT_ROLE, truncate: bool = False
+    ) -> list[TokenIds]:
         """Add the prefix and tokenize.
 
         Args:
@@ -136,7 +138,7 @@ class TextEmbedder(ItemEmbedder):
         return self.embed(plain(self._checked_ids(ids)), dimension=dimension)
 
     def encode_tokens(
-        self, texts: Sequence[str], *, prompt_name: str = "query", truncate: bool = False
+        self, texts: Sequence[str], *, prompt_name: str = DEFAULT_ROLE, truncate: bool = False
     ) -> list[Floats]:
         """Multi-vectors of texts: a vector for every token, including those of the prefix, as in the original model.
 
@@ -182,7 +184,7 @@ class TextEmbedder(ItemEmbedder):
         spans: Sequence[Span] | None = None,
         chunk_tokens: int | None = None,
         overlap: int = 0,
-        prompt_name: str = "passage",
+        prompt_name: str = Role.PASSAGE,
         truncate_dim: int | None = None,
     ) -> Chunks:
         """Late chunking: run the document once, then pool each chunk's token states. Chunks know their context.
@@ -209,7 +211,7 @@ class TextEmbedder(ItemEmbedder):
         found = self.chunk(document, Cut(spans, chunk_tokens, overlap), prompt_name=prompt_name)
         return Chunks(found.spans, found.counts, self.finish(self.pool_chunks(found.ids, found.indices), size))
 
-    def chunk(self, document: str, cut: Cut, *, prompt_name: str = "passage") -> ChunkedIds:
+    def chunk(self, document: str, cut: Cut, *, prompt_name: str = Role.PASSAGE) -> ChunkedIds:
         """Internal. A document's token ids with the prefix, and the tokens of each chunk; errors as `encode_chunks`."""
         check_document(document, 0)
         prefix = self.spec.prefix(Role.parse(prompt_name))

@@ -16,8 +16,8 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import Scope
 
-from nestling._util.spelling import nearest
-from nestling.errors import NestlingError, UsageError
+from nestling._util.spelling import unknown
+from nestling.errors import NestlingError
 from nestling.server.api.dialect import Dialect
 from nestling.server.api.endpoint import Endpoint
 from nestling.server.api.openapi import document
@@ -82,8 +82,7 @@ def create_app(
 def _check_preferred(name: str | None, known: Sequence[str]) -> None:
     """UsageError for a dialect that there is not."""
     if name is not None and name not in known:
-        said = f"--dialect={name}: expected one of {', '.join(known)}{nearest(name, known)}"
-        raise UsageError(said, param="dialect")
+        raise unknown(name, known, param="dialect")
 
 
 class NamedRoute(Route):

@@ -5,12 +5,12 @@ A reader raises ValueError with what it expected. Knows no setting by name.
 
 from collections.abc import Callable
 from enum import StrEnum
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
-from nestling._util.spelling import nearest
+from nestling._util.spelling import one_of
+from nestling.engine.arithmetic import ArithmeticName
+from nestling.engine.registry import EngineName, parse_device
 from nestling.errors import UsageError
-
-DEVICE_NAMES: Final = "cuda[:N], xpu[:N], mps or cpu"
 
 
 class TokenInput(StrEnum):
@@ -60,32 +60,26 @@ def yes(value: Any) -> bool:  # noqa: ANN401 - a flag's bool or a variable's tex
 def choice(text: str, known: type[Choice]) -> Choice:
     """A member of a closed set; the nearest one is named for what is none."""
     if text not in set(known):
-        raise ValueError(f"expected one of {', '.join(known)}{nearest(text, list(known))}")
+        raise ValueError(one_of(list(known), text))
     return known(text)
 
 
 def engine(value: Any) -> str:  # noqa: ANN401 - a text
     """The name of an engine."""
-    from nestling.engine.registry import EngineName  # not at the top: `nestling --help` need not load it
-
     return choice(str(value), EngineName)
 
 
 def arithmetic(value: Any) -> str:  # noqa: ANN401 - a text
     """The name of an arithmetic."""
-    from nestling.engine.arithmetic import ArithmeticName
-
     return choice(str(value), ArithmeticName)
 
 
 def device(value: Any) -> str:  # noqa: ANN401 - a text
     """A device of the torch engine."""
-    from nestling.engine.registry import parse_device
-
     try:
         return parse_device(str(value))
-    except UsageError:
-        raise ValueError(f"expected {DEVICE_NAMES}") from None
+    except UsageError as error:
+        raise ValueError(str(error).partition(": ")[2]) from None
 
 
 def token_input(value: Any) -> TokenInput:  # noqa: ANN401 - a text

@@ -13,9 +13,10 @@ from typing import Any, Final
 from nestling._util.cpu import usable_memory
 from nestling._util.spelling import nearest
 from nestling._util.text import read_text
+from nestling.engine.arithmetic import DEFAULT_ARITHMETIC, ArithmeticName
+from nestling.engine.registry import DEFAULT_ENGINE, DEVICES, EngineName
 from nestling.errors import UsageError
 from nestling.server.setting_values import (
-    DEVICE_NAMES,
     TokenInput,
     arithmetic,
     device,
@@ -28,7 +29,7 @@ from nestling.server.setting_values import (
 
 PREFIX: Final = "NESTLING_"
 MIB: Final = 1 << 20
-OTHERS: Final = frozenset({"CACHE", "EVAL_API_KEY"})
+OTHERS: Final = ("CACHE", "WEIGHT_CACHE_GB", "EVAL_API_KEY")
 """Variables of other parts of nestling."""
 KUBERNETES: Final = ("SERVICE_", "PORT_")
 """What Kubernetes' variables for a service called nestling go on with; they are not meant for us."""
@@ -97,17 +98,16 @@ class ServeSettings:
         default=None, metadata=_file("Unix socket to listen on, in place of an address and a port.")
     )
     engine: str = field(
-        default="auto", metadata=_text("auto, openvino, llamacpp, torch or reference.", "NAME", engine, short="-e")
+        default=DEFAULT_ENGINE,
+        metadata=_text(f"{', '.join(EngineName)}.", "NAME", engine, short="-e"),
     )
     device: str | None = field(
         default=None,
-        metadata={"setting": Setting(device, f"Of the torch engine: {DEVICE_NAMES}.", "NAME", unset="the first GPU")},
+        metadata={"setting": Setting(device, f"Of the torch engine: {DEVICES}.", "NAME", unset="the first GPU")},
     )
     arithmetic: str = field(
-        default="auto",
-        metadata=_text(
-            "Of the matrix products: auto, float32, bf16, int8-groups, int8-rows or int8-mixed.", "NAME", arithmetic
-        ),
+        default=DEFAULT_ARITHMETIC,
+        metadata=_text(f"Of the matrix products: {', '.join(ArithmeticName)}.", "NAME", arithmetic),
     )
     threads: int | None = field(
         default=None, metadata=_number("Threads of the engine.", high=1024, unset="all usable processors")
@@ -215,7 +215,7 @@ def read_settings(flags: Mapping[str, Any], environ: Mapping[str, str] = os.envi
     """
     if unknown := flags.keys() - SETTINGS.keys():
         raise UsageError(f"no such setting: {', '.join(sorted(unknown))}")
-    _check_spelling(environ)
+    check_variables(environ)
     values: dict[str, Any] = {}
     for name, setting in SETTINGS.items():
         text = _variable(name, environ)
@@ -245,11 +245,12 @@ def _variable(name: str, environ: Mapping[str, str]) -> str | None:
     return text or None
 
 
-def _check_spelling(environ: Mapping[str, str]) -> None:
-    known = [name.upper() for name in SETTINGS]
+def check_variables(environ: Mapping[str, str] = os.environ) -> None:
+    """UsageError for a variable that looks like a misspelt one of nestling's, the server's or another's."""
+    known = [*(name.upper() for name in SETTINGS), *OTHERS]
     for full in environ:
         name = full.removeprefix(PREFIX)
-        if name == full or name in (*known, *OTHERS) or name.startswith(KUBERNETES):
+        if name == full or name in known or name.startswith(KUBERNETES):
             continue
         if near := nearest(name, known, PREFIX):
             raise UsageError(f"{full}: no such variable{near}")

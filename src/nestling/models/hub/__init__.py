@@ -17,7 +17,7 @@ from nestling.models.hub.cache import (
     snapshot_of,
 )
 from nestling.models.hub.client import HubFile, Listing, fetch, listing, upload
-from nestling.models.hub.metadata import LICENCE_FILES, check_metadata, front_matter, is_url
+from nestling.models.hub.metadata import LICENCE_FILES, check_metadata, is_url
 
 __all__ = [
     "LICENCE_FILES",
@@ -27,7 +27,6 @@ __all__ = [
     "cached_repositories",
     "check_metadata",
     "fetch",
-    "front_matter",
     "hash_of",
     "is_readable",
     "is_url",

@@ -61,7 +61,7 @@ class Listing:
         return repository_folder(self.repository) / "snapshots" / self.commit
 
 
-def _api() -> huggingface_hub.HfApi:
+def _api() -> "huggingface_hub.HfApi":
     """huggingface_hub's client, with telemetry and user-agent details switched off."""
     constants.HF_HUB_DISABLE_TELEMETRY = True
     return huggingface_hub.HfApi(library_name="nestling", library_version=__version__)

@@ -1,24 +1,16 @@
-"""The YAML front matter of a model card: written and validated with huggingface_hub, plus rules that only the hub has.
+"""The rules for a model card's YAML front matter that huggingface_hub leaves to the hub.
 
 Those rules are from the hub's specification of model cards (`modelcard.md` in its documentation).
 """
 
 import re
-from collections.abc import Mapping
-from typing import Any
-
-import huggingface_hub
 
 from nestling.errors import FileFormatError
+from nestling.formats.model_card import read_front_matter
 
 LICENCE_FILES = ("LICENSE", "LICENSE.md")
 """The files that `license_link` may name in the repository."""
 _NAME = re.compile(r"[a-z0-9.-]+")
-
-
-def front_matter(fields: Mapping[str, Any]) -> str:
-    """YAML front matter with its delimiters."""
-    return f"---\n{huggingface_hub.ModelCardData(**fields).to_yaml()}\n---\n\n"
 
 
 def is_url(link: str) -> bool:
@@ -31,10 +23,7 @@ def check_metadata(text: str) -> None:
 
     The licence `other` needs a name in lower case and a link to one of `LICENCE_FILES` or to a URL.
     """
-    try:
-        data = huggingface_hub.ModelCard(text, ignore_metadata_errors=False).data
-    except (ValueError, TypeError) as error:
-        raise FileFormatError(f"README.md: invalid front matter ({' '.join(str(error).split())[:160]})") from None
+    data = read_front_matter(text, strict=True)
     if not (licence := data.get("license")):
         raise FileFormatError("README.md: the front matter has no license")
     name, link = str(data.get("license_name") or ""), str(data.get("license_link") or "")

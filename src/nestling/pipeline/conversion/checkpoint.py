@@ -13,7 +13,8 @@ from typing import Any, Self
 
 from nestling._util.files import sha256_file
 from nestling._util.text import read_text
-from nestling.errors import CheckpointError
+from nestling.errors import CheckpointError, FileFormatError
+from nestling.formats.model_card import read_front_matter
 from nestling.formats.safetensors import Floats, StoredTensor, read_header
 from nestling.pipeline.conversion.config import AdapterConfig, TextConfig
 from nestling.pipeline.conversion.snapshot import Folder
@@ -22,6 +23,7 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 ADAPTER_CONFIG = "adapters/adapter_config.json"
 ADAPTER_MODEL = "adapters/adapter_model.safetensors"
+LICENCE_FIELDS = ("license", "license_name", "license_link")
 _ADAPTER_NAME = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.(?P<task>[^.]+)\.weight")
 _NEWER_PREFIXES = {"model.language_model.": "model.", "model.visual.": "visual."}
 
@@ -80,14 +82,23 @@ class Checkpoint:
         names = [self.folder.file(name) for name in ("config.json", "tokenizer.json", ADAPTER_CONFIG, ADAPTER_MODEL)]
         return "sha256:" + hashlib.sha256("".join(map(sha256_file, [*names, *shards])).encode()).hexdigest()
 
-    def front_matter(self) -> dict[str, str]:
-        """The one-line fields of the README's YAML front matter, such as `license`; empty without one."""
+    def licence(self) -> dict[str, str]:
+        """`license`, `license_name` and `license_link` of the README's YAML front matter, where present.
+
+        CheckpointError for front matter that is not YAML, and for a licence that is not a string.
+        """
         if not (self.folder.path / "README.md").exists():
             return {}
-        readme = read_text(self.folder.file("README.md"), error=CheckpointError)
-        head = re.match(r"---\n(.*?)\n---\n", readme, re.DOTALL)
-        pairs = re.findall(r"^(\w+):[ \t]*(\S.*?)[ \t]*$", head[1] if head else "", re.MULTILINE)
-        return {key: value.strip("\"'") for key, value in pairs}
+        path = self.folder.file("README.md")
+        try:
+            head = read_front_matter(read_text(path, error=CheckpointError))
+        except FileFormatError as error:
+            raise CheckpointError(f"{path.parent}: {error}") from None
+        found = {name: head[name] for name in LICENCE_FIELDS if name in head}
+        for name, value in found.items():
+            if not isinstance(value, str):
+                raise CheckpointError(f"{path}: {name}={value!r:.80}: expected a text")
+        return found
 
 
 def _stored_tensors(files: Folder) -> dict[str, StoredTensor]:

@@ -8,22 +8,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from numpy.typing import NDArray
 
 from nestling._util.progress import Progress, no_progress
-from nestling.errors import UsageError
+from nestling._util.spelling import unknown
 from nestling.formats.gguf import Field, TensorPlan, file_size, write_gguf
 from nestling.formats.quant_types import FILE_TYPES, FLOAT_FILE_TYPES, QuantType
-from nestling.inputs.tokenizer import tokenizer_fields
 from nestling.pipeline.conversion.casts import cast_rows
 from nestling.pipeline.conversion.checkpoint import Checkpoint
 from nestling.pipeline.conversion.config import TextConfig
 from nestling.pipeline.conversion.merge import MergedTensor, ParameterCounts, task_model
+from nestling.pipeline.conversion.tokenizer_fields import tokenizer_fields
 from nestling.spec import BASE_FIELD, MAX_TOKENS, ModelSpec, Pooling, Task, checked_family, prefixes_for, stem_of
 
 ARCHITECTURE = "qwen2vl"
+DEFAULT_FILE_TYPE: Final = "F16"
 _QUANTIZATION_VERSION = 2
 _LICENCE_KEYS = {
     "license": "general.license",
@@ -48,7 +49,7 @@ def convert(
     task: Task | None,
     out: Path,
     family: str,
-    file_type: str = "F16",
+    file_type: str = DEFAULT_FILE_TYPE,
     progress: Progress = no_progress,
 ) -> ConvertReport:
     """Write one task's model to `out` as F32, F16 or BF16, streaming and atomically.
@@ -58,7 +59,7 @@ def convert(
     BuildError for a weight that overflows the file type and for a full disk, UsageError for a quantized file type.
     """
     if file_type not in FLOAT_FILE_TYPES:
-        raise UsageError(f"file_type={file_type!r}: expected one of {', '.join(FLOAT_FILE_TYPES)}", param="file_type")
+        raise unknown(file_type, FLOAT_FILE_TYPES, param="file_type")
     model = task_model(checkpoint, task)
     name = f"{checked_family(family)}-text-{stem_of(task)}"
     metadata = general_fields(checkpoint, name, file_type) | _hyperparameters(checkpoint.config)
@@ -120,8 +121,7 @@ def general_fields(checkpoint: Checkpoint, name: str, file_type: str) -> dict[st
         "general.file_type": Field.uint32(FILE_TYPES[file_type]),
         "general.quantization_version": Field.uint32(_QUANTIZATION_VERSION),
     }
-    head = checkpoint.front_matter()
-    fields |= {key: Field.string(head[name]) for name, key in _LICENCE_KEYS.items() if name in head}
+    fields |= {_LICENCE_KEYS[name]: Field.string(value) for name, value in checkpoint.licence().items()}
     if checkpoint.folder.repository:
         fields["general.source.huggingface.repository"] = Field.string(checkpoint.folder.repository)
     return fields

@@ -19,11 +19,11 @@ from nestling.formats.mmproj import ARCHITECTURE, fields_of
 from nestling.formats.quant_types import QuantType
 from nestling.formats.safetensors import StoredTensor
 from nestling.formats.tower_shape import CHANNELS, FRAMES, IMAGE_TOKEN, PROMPT, TowerShape
-from nestling.inputs.tokenizer import checkpoint_ids
 from nestling.pipeline.conversion.casts import cast_rows
 from nestling.pipeline.conversion.checkpoint import Checkpoint
 from nestling.pipeline.conversion.convert import Meter, general_fields
 from nestling.pipeline.conversion.merge import VISION_PREFIX, row_ranges
+from nestling.pipeline.conversion.tokenizer_fields import checkpoint_ids
 from nestling.pipeline.conversion.vision_config import image_spec, tower_shape
 
 KIND = QuantType.BF16

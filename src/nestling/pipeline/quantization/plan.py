@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from nestling._util.spelling import unknown
 from nestling.errors import BuildError, UsageError
 from nestling.formats.gguf import Field, GGUFFile, TensorHead, file_size
 from nestling.formats.quant_types import FILE_TYPES, QuantType, parse_file_type
@@ -67,7 +68,7 @@ def parse_quant_type(text: str, *, param: str) -> QuantType:
     """The tensor type of a name, case-insensitive; UsageError about `param` for an unknown one."""
     kind = QuantType.__members__.get(text.upper())
     if kind is None:
-        raise UsageError(f"{param}={text!r}: expected one of {', '.join(QuantType.__members__)}", param=param)
+        raise unknown(text, QuantType.__members__, param=param)
     return kind
 
 

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +41,7 @@ SAMPLE_WEIGHTS, LEAST_ROWS = 1 << 17, 16
 CHECKED = (QuantType.Q6_K, QuantType.Q3_K, QuantType.Q2_K)
 """Types whose estimated error is compared with a measured one, in every `CHECKED_EVERY`-th tensor."""
 CHECKED_EVERY = 5
-TRIALS = 100
+DEFAULT_TRIALS: Final = 100
 STOCK_REFERENCE = [name for name in FILE_TYPES if name not in ("F32", "F16", "BF16")]
 
 
@@ -152,7 +153,7 @@ class Chooser:
         budget: Budget,
         *,
         keep: Types | None = None,
-        trials: int = TRIALS,
+        trials: int = DEFAULT_TRIALS,
         progress: Progress = no_progress,
     ) -> Chosen:
         """The best mix within the budget; BuildError when no mix is small enough.

@@ -17,7 +17,9 @@ import pytest
 from tests import tiny_gguf
 from tests.contract.serving import ROWS, WIDTH, FakeEngine, fake_embedder
 
+from nestling.engine.hyperparameters import Hyperparameters
 from nestling.engine.openvino import engine as openvino_engine
+from nestling.engine.openvino import packing
 from nestling.engine.openvino.engine import OpenVINOEngine
 from nestling.engine.protocol import Item
 from nestling.errors import EngineError
@@ -30,6 +32,14 @@ from nestling.server.core.scheduler import Scheduler
 from nestling.vectors import Floats
 
 PIECE, BUDGET = 50, 100
+SHAPES = {
+    name: Hyperparameters(*sizes, 1e-6, 1e6, (), 32_768, 151_936)
+    for name, sizes in {
+        "starter": (4, 256, 4, 2, 768),
+        "full width, 4 layers": (4, 2048, 16, 2, 11_008),
+        "full size": (36, 2048, 16, 2, 11_008),
+    }.items()
+}
 Hook = Callable[[], None]
 
 
@@ -309,8 +319,33 @@ def test_the_work_of_the_pieces_is_that_of_the_text_and_of_what_it_sees(
     monkeypatch.setattr(OpenVINOEngine, "token_budget", 64)
     engine = OpenVINOEngine(GGUFFile.open(tiny_models["F32"]), threads=1)
     work = list(engine.steps(random_item(256)))
-    assert 256 < sum(work) < 260
-    assert work == sorted(work)
+    shape = Hyperparameters.of(GGUFFile.open(tiny_models["F32"]))
+    cut = packing.pieces(256, heads=shape.heads, limits=engine._piece_limits(range(shape.layers)))
+    multiplied = [(stop - start, 2 * shape.hidden * start) for start, stop in cut]
+    expected = [size * (1 + openvino_engine.ATTENTION * seen / shape.layer_weights) for size, seen in multiplied]
+    np.testing.assert_allclose(work, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("length", [2048, 8192, 32_768])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_a_piece_is_at_most_six_batches_of_work_whatever_the_models_width(
+    shape: Hyperparameters, length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Attention to a long past is most of a narrow model's work: by memory alone a piece was twelve batches of it."""
+    engine = object.__new__(OpenVINOEngine)
+    monkeypatch.setattr(engine, "_shape", shape, raising=False)
+    token_bytes = 2 * shape.kv_heads * shape.head_dim * 4
+    groups = packing.layer_groups(
+        shape.layers,
+        layer_bytes=openvino_engine.PAST_TOKENS * token_bytes,
+        most_bytes=openvino_engine.PAST_BYTES,
+    )
+    for layers in groups:
+        limits = engine._piece_limits(layers)
+        share = len(layers) / shape.layers
+        cut = list(packing.pieces(length, heads=shape.heads, limits=limits))
+        work = [limits.work_of(stop - start, start) * share for start, stop in cut]
+        assert max(work) <= openvino_engine.PIECE_BATCHES * engine.token_budget
 
 
 def test_closing_ends_a_text_at_its_next_piece(tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:

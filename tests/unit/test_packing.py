@@ -59,18 +59,29 @@ def test_rows_of_padding_come_last_and_are_in_no_text(lengths: list[int], more: 
     np.testing.assert_array_equal(padded.queries, packed.queries)
 
 
-@given(st.integers(1, 40_000), st.integers(1, 64), st.integers(16, 3000), st.integers(1, 1 << 27))
-def test_pieces_cover_the_text_within_the_memory_given(
-    length: int, heads: int, most_tokens: int, score_bytes: int
-) -> None:
-    cut = list(packing.pieces(length, heads=heads, most_tokens=most_tokens, score_bytes=score_bytes))
+@given(
+    st.integers(1, 40_000),
+    st.integers(1, 64),
+    st.builds(
+        packing.PieceLimits,
+        tokens=st.integers(16, 3000),
+        score_bytes=st.integers(1, 1 << 27),
+        work=st.floats(1, 10_000),
+        past_work=st.floats(1, 100_000),
+    ),
+)
+def test_pieces_cover_the_text_within_the_limits(length: int, heads: int, limits: packing.PieceLimits) -> None:
+    cut = list(packing.pieces(length, heads=heads, limits=limits))
     assert cut[0][0] == 0
     assert cut[-1][1] == length
     assert all(left[1] == right[0] for left, right in itertools.pairwise(cut))
     for start, stop in cut:
-        assert 0 < stop - start <= most_tokens
-        scores = 4 * heads * (stop - start) * (packing.padded_past(start) + stop - start)
-        assert stop - start <= packing.SMALLEST_PIECE or scores <= score_bytes
+        size = stop - start
+        assert 0 < size <= limits.tokens
+        scores = 4 * heads * size * (packing.padded_past(start) + size)
+        work = size + size * start / limits.past_work
+        within = scores <= limits.score_bytes and work <= limits.work * (1 + 1e-9)  # float64 rounding
+        assert size <= packing.SMALLEST_PIECE or within
 
 
 @given(st.integers(0, 3000), st.integers(1, 100), st.integers(1, 3))

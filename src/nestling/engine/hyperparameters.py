@@ -35,6 +35,12 @@ class Hyperparameters:
         """Width of one attention head."""
         return self.hidden // self.heads
 
+    @property
+    def layer_weights(self) -> int:
+        """Weights in the matrices of one layer."""
+        attention = 2 * self.hidden**2 + 2 * self.hidden * self.kv_heads * self.head_dim
+        return attention + 3 * self.hidden * self.feed_forward
+
     @classmethod
     def of(cls, file: GGUFFile) -> Self:
         """Read and check. GGUFError naming the field or tensor that is missing or does not fit."""

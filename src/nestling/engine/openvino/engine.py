@@ -42,8 +42,13 @@ STAGES = {"FullyConnected": "matrix products", "FullyConnectedCompressed": "matr
 """The profile's stage of each node type of the compiled graph; all others count as the rest of the layers."""
 SCORE_BYTES = 136 << 20
 """Memory for the attention scores of a prefill chunk: with 16 heads, 64 tokens that attend to 32,768."""
-PAST_WORK = 8192
-"""Past length at which a token's attention costs about as much as its matrix products; weights a chunk's cost."""
+PIECE_BATCHES = 6
+"""A prefill chunk is at most as much work as so many batches: what a query beside a long text waits for. At full width
+memory bounds it to about one; a narrow model's chunks were 12, and cutting them to 6 costs 4 % of a long text's time,
+to 4 already 11 %, since every chunk copies the past."""
+ATTENTION = 2.3
+"""Multiplications of int8 matrix products in the time of one of attention, measured at full width (8,192 tokens of past
+take as long as the products of a token)."""
 PAST_BYTES, PAST_TOKENS = 320 << 20, 1 << 15
 """Memory for the KV cache of a text of so many tokens; layers are grouped to stay within it."""
 
@@ -167,9 +172,8 @@ class OpenVINOEngine:
         sides, before = slice(2 * layers.start, 2 * layers.stop), list(self._nothing)
         kv_shape = packing.padded_past(len(states)), shape.kv_heads, shape.head_dim
         kept = [np.zeros(kv_shape, self._kept.to_dtype()) for _ in self._nothing[sides]]
-        for start, stop in packing.pieces(
-            len(states), heads=shape.heads, most_tokens=self.token_budget, score_bytes=SCORE_BYTES
-        ):
+        limits = self._piece_limits(layers)
+        for start, stop in packing.pieces(len(states), heads=shape.heads, limits=limits):
             if before[sides.start].shape[0] != packing.padded_past(start):
                 give_back_freed()  # the plugin's buffers grow with the past and fragment the heap
             before[sides] = [self._past(one[: packing.padded_past(start)]) for one in kept]
@@ -177,7 +181,13 @@ class OpenVINOEngine:
             packed, own = packing.piece(start, stop, heads=shape.kv_heads), positions[..., start:stop]
             work = _Work(packed, own, rows, range(place, place + 1), before)
             states[start:stop] = self._infer(states[start:stop], work, new=[one[start:stop] for one in kept])
-            yield (stop - start) * len(layers) / shape.layers * (1 + start / PAST_WORK)
+            yield limits.work_of(stop - start, start) * len(layers) / shape.layers
+
+    def _piece_limits(self, layers: range) -> packing.PieceLimits:
+        """Those of a chunk that runs through these layers."""
+        work = PIECE_BATCHES * self.token_budget * self._shape.layers / len(layers)
+        past_work = self._shape.layer_weights / (ATTENTION * 2 * self._shape.hidden)
+        return packing.PieceLimits(self.token_budget, SCORE_BYTES, work, past_work)
 
     def _shrink(self) -> None:
         """Free the plugin's scratch memory: every layer keeps buffers of the text's length."""

@@ -75,16 +75,34 @@ def padded_past(start: int) -> int:
     return -(-start // step) * step
 
 
-def pieces(length: int, *, heads: int, most_tokens: int, score_bytes: int) -> Iterator[tuple[int, int]]:
-    """Split a long text into prefill chunks: yields (start, stop); sizes are powers of two up to `most_tokens`.
+@dataclass(frozen=True, slots=True)
+class PieceLimits:
+    """What bounds a prefill chunk: its tokens (a power of two), bytes of its float32 attention scores, and its work.
 
-    A chunk's float32 attention scores, heads x chunk x (past + chunk), stay below `score_bytes`, unless a chunk of
-    `SMALLEST_PIECE` tokens already exceeds it.
+    Work is counted in tokens without a past: a token costs one, and one more for each `past_work` tokens before it.
     """
+
+    tokens: int
+    score_bytes: int
+    work: float
+    past_work: float
+
+    def work_of(self, size: int, start: int) -> float:
+        """The work of a chunk of `size` tokens that starts here."""
+        return size * (1 + start / self.past_work)
+
+    def allow(self, size: int, start: int, heads: int) -> bool:
+        """True where a chunk stays within all of them; its scores are heads x size x (past + size)."""
+        scores = 4 * heads * size * (padded_past(start) + size)
+        return scores <= self.score_bytes and self.work_of(size, start) <= self.work
+
+
+def pieces(length: int, *, heads: int, limits: PieceLimits) -> Iterator[tuple[int, int]]:
+    """Split a long text into prefill chunks within the limits, or of `SMALLEST_PIECE` tokens: yields (start, stop)."""
     start = 0
     while start < length:
-        size = 1 << (most_tokens.bit_length() - 1)
-        while size > SMALLEST_PIECE and 4 * heads * size * (padded_past(start) + size) > score_bytes:
+        size = 1 << (limits.tokens.bit_length() - 1)
+        while size > SMALLEST_PIECE and not limits.allow(size, start, heads):
             size //= 2
         yield start, min(length, start + size)
         start += size

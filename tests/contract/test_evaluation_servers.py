@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from tests.evaluation_samples import write_benchmark
 
-from nestling.errors import EngineError
+from nestling.errors import EngineError, UsageError
 from nestling.evaluation import quality, results, speed
 from nestling.evaluation.encoders import encode_all, open_encoder
 from nestling.evaluation.remote import KEY_VARIABLE, Connection
@@ -87,6 +87,15 @@ def vectors(body: dict[str, Any], *, encoded: bool = True) -> bytes:
         for index, row in enumerate(rows)
     ]
     return json.dumps({"data": data[::-1], "usage": {"prompt_tokens": sum(map(len, body["input"]))}}).encode()
+
+
+@pytest.mark.parametrize("key", ["schl\xfcssel", "two\nlines"])
+def test_a_key_that_no_header_can_hold_is_named_and_not_shown(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, key)
+    with closing(Connection("http://127.0.0.1:9/v1")) as connection:
+        with pytest.raises(UsageError, match=rf"^{KEY_VARIABLE}: expected printable ASCII") as caught:
+            connection.embed({"input": ["a"], "model": "fake"})
+        assert key not in str(caught.value)
 
 
 @pytest.mark.parametrize("form", ["base64", "float"])

@@ -1,7 +1,8 @@
 """What is no file yet, or only a piece of one, is said in one line at every door.
 
 A Git LFS pointer: model, adapter, head and matrix (GGUF), weights (safetensors), tokenizer.json, config.json, a
-specification, calibration text. A piece of a split GGUF: quantize, embed, show, verify, imatrix; `inspect` shows it.
+specification, calibration text, images, the sources of `bulk` (compressed ones too). A piece of a split GGUF: quantize,
+embed, show, verify, imatrix; `inspect` shows it.
 """
 
 import shutil
@@ -12,10 +13,11 @@ import pytest
 from tests import tiny_gguf
 from tests.command_line import nestling
 
-from nestling.errors import NestlingError
+from nestling.errors import ImageError, NestlingError
 from nestling.formats.gguf import Field, GGUFFile, write_gguf
 from nestling.formats.gguf.fields import ValueKind
 from nestling.formats.safetensors import read_header
+from nestling.inputs.image import read_all
 from nestling.models.families import read_spec
 from nestling.pipeline.conversion.checkpoint import Checkpoint
 from nestling.pipeline.conversion.tokenizer_fields import tokenizer_fields
@@ -51,6 +53,20 @@ def test_a_calibration_text_of_a_pointer(tiny_models: dict[str, Path], tmp_path:
     done = nestling("imatrix", tiny_models["F32"], "--calibration", tmp_path / "x.txt", "--out", tmp_path / "i.gguf")
     assert done.code != 0
     assert "x.txt: a Git LFS pointer" in done.err
+
+
+@pytest.mark.parametrize("name", ["x.parquet", "x.jsonl", "x.csv", "x.jsonl.gz", "x.csv.zst"])
+def test_a_source_of_bulk_that_is_a_pointer(tiny_models: dict[str, Path], tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(POINTER)
+    done = nestling("bulk", tmp_path / name, "--model", tiny_models["F32"], "--out", tmp_path / "out")
+    assert (done.code, done.err.count("\n")) == (1, 1)
+    assert f"{name}: a Git LFS pointer" in done.err
+
+
+def test_an_image_that_is_a_pointer(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(POINTER)
+    with pytest.raises(ImageError, match=r"^input 0: cannot be read as an image: this is a Git LFS pointer"):
+        list(read_all([tmp_path / "x.png"]))
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from nestling.engine.openvino.engine import OpenVINOEngine
 from nestling.engine.protocol import Item
 from nestling.errors import EngineError
 from nestling.formats.gguf import GGUFFile
-from nestling.server.core.fair_queue import QUANTUM, Job, Limits, Queue
+from nestling.server.core.fair_queue import QUANTUM, WINDOW, Job, Limits, Queue
 from nestling.server.core.metrics import Metrics
 from nestling.server.core.model_pool import Model
 from nestling.server.core.refusals import BusyError
@@ -251,6 +251,52 @@ def test_requests_that_are_cancelled_while_a_batch_runs_leave_the_count_at_once(
 
     serve(work, max_tokens=100)
     assert engine.log == ["10", "30"]
+
+
+def test_choosing_a_batch_never_holds_up_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It looks at some thousand texts, and did so under the lock that every request takes to be admitted."""
+    choosing, gate, take = threading.Event(), threading.Event(), Queue.take
+
+    def slow(queue: Queue, *arguments: Any, **named: Any) -> Any:
+        choosing.set()
+        assert gate.wait(20)
+        return take(queue, *arguments, **named)
+
+    monkeypatch.setattr(Queue, "take", slow)
+
+    async def work(scheduler: Scheduler) -> None:
+        one = model(InPieces())
+        first = asyncio.create_task(scheduler.pool(one, [text(10)]))
+        await asyncio.to_thread(choosing.wait)
+        second = asyncio.create_task(scheduler.pool(one, [text(30)]))
+        await asyncio.sleep(0)
+        assert scheduler.waiting_tokens == 40, "it was let in"
+        second.cancel()
+        await asyncio.sleep(0)
+        assert scheduler.waiting_tokens == 10, "it was let go"
+        gate.set()
+        await first
+
+    serve(work)
+
+
+def test_a_batch_is_chosen_once_and_from_a_window() -> None:
+    """Many thousand waiting texts are not gone through again for every batch."""
+    looked: list[int] = []
+
+    class Counted(Item):
+        def __len__(self) -> int:
+            looked.append(1)
+            return super().__len__()
+
+    queue, one, limits = Queue(), model(InPieces()), Limits(1024, 1024)
+    loop = asyncio.new_event_loop()
+    items = [Counted(np.full(64, 97, np.int32)) for _ in range(20_000)]
+    queue.add(Job(one, items, loop.create_future()))
+    loop.close()
+    looked.clear()
+    assert queue.take(lambda _model: limits) is not None
+    assert len(looked) < 20 * WINDOW * limits.budget / 64
 
 
 def test_a_steady_stream_of_queries_and_a_long_text_share_the_engine() -> None:

@@ -21,7 +21,7 @@ _MARKS = {
 MAX_MARK = 4
 """Bytes of the longest byte order mark."""
 
-_LFS = b"version https://git-lfs.github.com/spec/"
+LFS = b"version https://git-lfs.github.com/spec/"
 LFS_POINTER = "a Git LFS pointer, not the file itself; fetch it with `git lfs pull`"
 
 ErrorOf = Callable[[str], Exception]
@@ -30,7 +30,7 @@ ErrorOf = Callable[[str], Exception]
 
 def is_lfs_pointer(raw: bytes) -> bool:
     """True for the beginning of a Git LFS pointer: what Git checks out for a large file that was not fetched."""
-    return raw.startswith(_LFS)
+    return raw.startswith(LFS)
 
 
 def mark_of(raw: bytes) -> tuple[bytes, str]:

@@ -17,6 +17,7 @@ from nestling.bulk.rows import (
     ascii_only,
     plain_id,
     reading,
+    refuse_pointer,
     typed,
 )
 from nestling.errors import FileFormatError
@@ -31,7 +32,7 @@ class ParquetReader:
     """An open Parquet file."""
 
     def __init__(self, stream: BinaryIO, *, name: str) -> None:
-        self._name, self._stream = name, stream
+        self._name, self._stream = name, refuse_pointer(stream, name)
         with reading(name):
             self._file = pq.ParquetFile(stream, buffer_size=BUFFER_BYTES, pre_buffer=False)
             self._schema: pa.Schema = self._file.schema_arrow

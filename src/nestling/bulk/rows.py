@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from csv import Error as CsvError
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import pyarrow as pa
 
+from nestling._util.text import LFS, LFS_POINTER, is_lfs_pointer
 from nestling.errors import FileFormatError
 
 OnIds = Callable[[Sequence[object]], None]
@@ -107,6 +108,15 @@ class Reader(Protocol):
     def close(self) -> None:
         """Close the file."""
         ...
+
+
+def refuse_pointer(stream: BinaryIO, name: str) -> BinaryIO:
+    """The stream, at its start; it is closed, with a FileFormatError, where it is a Git LFS pointer."""
+    if is_lfs_pointer(stream.read(len(LFS))):
+        stream.close()
+        raise FileFormatError(f"{name}: {LFS_POINTER}")
+    stream.seek(0)
+    return stream
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Any, cast
 import pyarrow as pa
 
 from nestling._util.text import MAX_MARK, lacks_mark, mark_of
-from nestling.bulk.rows import START, Mark
+from nestling.bulk.rows import START, Mark, refuse_pointer
 from nestling.bulk.sources import Found
 from nestling.errors import FileFormatError
 
@@ -95,7 +95,7 @@ class Lines:
 
 
 def _opened(file: Found) -> io.BufferedReader:
-    raw: Any = file.open()
+    raw: Any = refuse_pointer(file.open(), file.name)
     if file.codec == "gzip":
         return io.BufferedReader(cast("Any", _Gzip(raw)), BUFFER_BYTES)
     if file.codec:

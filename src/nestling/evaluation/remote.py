@@ -74,11 +74,11 @@ class Connection:
 
     def _once(self, body: bytes) -> tuple[int, float, bytes]:
         headers = {"Content-Type": "application/json"}
-        if key := os.environ.get(KEY_VARIABLE):
+        if key := _key():
             headers["Authorization"] = f"Bearer {key}"
         try:
             response = self._inner.post(self._path, content=body, headers=headers)
-        except (httpx.HTTPError, UnicodeEncodeError) as error:
+        except httpx.HTTPError as error:
             raise EngineError(f"{self.url}: no answer ({error or type(error).__name__})") from None
         return response.status_code, _wait(response.headers.get("Retry-After")), response.content
 
@@ -91,6 +91,14 @@ def _base(url: str) -> httpx.URL:
     if base.scheme not in ("http", "https") or not base.host:
         raise UsageError(f"url={url!r}: expected http://host:port/v1", param="url")
     return base
+
+
+def _key() -> str | None:
+    """The key, if there is one; UsageError for one that an HTTP header cannot hold, which is not shown."""
+    key = os.environ.get(KEY_VARIABLE)
+    if key and not (key.isascii() and key.isprintable()):
+        raise UsageError(f"{KEY_VARIABLE}: expected printable ASCII characters; copy the key again", param="key")
+    return key
 
 
 def _wait(header: str | None) -> float:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
+from nestling._util.text import LFS, LFS_POINTER
 from nestling.errors import ImageError
 from nestling.inputs.image import jpeg, png
 
@@ -63,6 +64,7 @@ def _looks_like(data: bytes) -> str:
 
 
 _OTHERS = {
+    LFS: LFS_POINTER,
     b"%PDF": "a PDF (render its pages first: pdftoppm -png)",
     b"%!PS": "PostScript",
     b"<svg": "SVG",

@@ -4,8 +4,8 @@ import math
 from collections.abc import Callable
 from functools import partial
 
+from nestling.engine.arithmetic import ArithmeticName
 from nestling.engine.lora import load_adapters
-from nestling.engine.openvino.grouping import group_of, matrices
 from nestling.engine.registry import EngineName, preferred
 from nestling.formats.gguf import GGUFFile, TensorInfo
 from nestling.models.embedder import Embedder
@@ -18,8 +18,11 @@ from nestling.spec import BASE_FIELD, Role
 
 ENGINE_BYTES = 200 * MIB
 """What an engine and a tokenizer take beside the weights: 120 to 190 MiB were measured."""
-FLOAT32, SCALE = 4, 4
-"""Bytes of a weight in float32, and of an int8 group's scale."""
+FLOAT32, INT8 = 4.0, 1 + 4 / 32
+"""Bytes of a weight; in int8 with a float32 scale for each 32, the finest that there is."""
+_BYTES = {ArithmeticName.FLOAT32: FLOAT32, ArithmeticName.BF16: 2.0} | dict.fromkeys(
+    (ArithmeticName.INT8_GROUPS, ArithmeticName.INT8_ROWS, ArithmeticName.INT8_MIXED), INT8
+)
 
 
 def loader(settings: ServeSettings) -> Load:
@@ -42,7 +45,9 @@ def loader(settings: ServeSettings) -> Load:
     return load
 
 
-def model_cost(reference: str, engine: str = EngineName.AUTO, device: str | None = None) -> int:
+def model_cost(
+    reference: str, engine: str = EngineName.AUTO, device: str | None = None, arithmetic: str = ArithmeticName.AUTO
+) -> int:
     """Bytes of memory that a model takes in an engine: its weights there, its embeddings as stored, its adapters.
 
     A GPU's own memory does not count, nor does a vision tower, which is loaded with the first image.
@@ -51,29 +56,32 @@ def model_cost(reference: str, engine: str = EngineName.AUTO, device: str | None
     name = preferred(device)[0] if name is EngineName.AUTO else name
     on_a_gpu = name is EngineName.TORCH and device != "cpu"
     adapters = load_adapters(file) if BASE_FIELD in file.metadata else []
-    stored = sum(one.size_bytes for one in file.tensors.values() if not one.name.startswith("blk."))
-    weights = 0 if on_a_gpu else sum(_WEIGHT_BYTES[name](one, file) for one in matrices(file))
+    layers = [one for one in file.tensors.values() if one.name.startswith("blk.")]
+    stored = sum(one.size_bytes for one in file.tensors.values()) - sum(one.size_bytes for one in layers)
+    weight_bytes, wanted = _WEIGHT_BYTES[name], ArithmeticName.parse(arithmetic)
+    weights = 0 if on_a_gpu else sum(weight_bytes(one, wanted) for one in layers)
     return ENGINE_BYTES + stored + int(weights) + sum(one.file.path.stat().st_size for one in adapters)
 
 
-def _in_int8(one: TensorInfo, file: GGUFFile) -> float:
-    """OpenVINO's: float matrices in float32, others in int8 with a scale a group."""
-    return math.prod(one.shape) * (FLOAT32 if one.kind.is_float else 1 + SCALE / group_of(file))
+def _openvino(one: TensorInfo, arithmetic: ArithmeticName) -> float:
+    """`auto` is int8 but for float files, which int8 leaves in float32 as well."""
+    stays = one.kind.is_float and arithmetic is not ArithmeticName.BF16
+    return math.prod(one.shape) * (FLOAT32 if stays else _BYTES.get(arithmetic, INT8))
 
 
-def _in_float32(one: TensorInfo, _file: GGUFFile) -> float:
-    return math.prod(one.shape) * FLOAT32
+def _float32(one: TensorInfo, arithmetic: ArithmeticName) -> float:
+    return math.prod(one.shape) * _BYTES.get(arithmetic, FLOAT32)
 
 
-def _as_stored(one: TensorInfo, _file: GGUFFile) -> float:
+def _as_stored(one: TensorInfo, _arithmetic: ArithmeticName) -> float:
     return one.size_bytes
 
 
-_WEIGHT_BYTES: dict[EngineName, Callable[[TensorInfo, GGUFFile], float]] = {
-    EngineName.OPENVINO: _in_int8,
+_WEIGHT_BYTES: dict[EngineName, Callable[[TensorInfo, ArithmeticName], float]] = {
+    EngineName.OPENVINO: _openvino,
     EngineName.LLAMACPP: _as_stored,
-    EngineName.TORCH: _in_float32,
-    EngineName.REFERENCE: _in_float32,
+    EngineName.TORCH: _float32,
+    EngineName.REFERENCE: _float32,
 }
 
 

@@ -295,4 +295,4 @@ def _cost_of(settings: ServeSettings, load: Load | None) -> Callable[[str], int]
     """What models cost in the engine of the settings; nothing where something else loads them."""
     if load is not None:
         return lambda _reference: 0
-    return partial(model_cost, engine=settings.engine, device=settings.device)
+    return partial(model_cost, engine=settings.engine, device=settings.device, arithmetic=settings.arithmetic)

@@ -13,8 +13,9 @@ import numpy as np
 
 from nestling._util.files import sha256_file
 from nestling.engine.hyperparameters import Hyperparameters
+from nestling.engine.lora import load_adapters
 from nestling.engine.protocol import TokenIds, plain
-from nestling.engine.registry import EngineName
+from nestling.engine.registry import EngineName, load_engine
 from nestling.engine.towers import load_tower
 from nestling.engine.vision import Grid
 from nestling.engine.weights import as_float32
@@ -24,10 +25,10 @@ from nestling.formats.card import Card
 from nestling.formats.gguf import GGUFFile
 from nestling.inputs.tokenizer import Tokenizer
 from nestling.models import hub
-from nestling.models.embedder import Embedder
 from nestling.models.file_spec import specs_of
+from nestling.models.item_embedder import ItemEmbedder
 from nestling.pipeline.self_test import ENGINES_AGREE, needed_cosine
-from nestling.spec import ModelSpec, Role
+from nestling.spec import BASE_FIELD, ModelSpec, Role
 from nestling.vectors import Floats, paired_cosine
 
 PROBES = (
@@ -74,7 +75,7 @@ def verify(path: Path, *, against: Path | None = None, spec: ModelSpec | None = 
         return [Check("structure", passed=False, detail=str(error))]
     detail = f"{found.name}, {shape.layers} layers of {shape.hidden}, {len(file.tensors)} tensors"
     checks = [Check("structure", passed=True, detail=detail), _hash(path), _finite(file)]
-    if not all(check.passed for check in checks):
+    if not checks[-1].passed:
         return checks
     ids = tokenizer.encode([found.prefix(Role.QUERY) + text for text in PROBES])
     ours, alone = _together_and_alone(path, ids, spec)
@@ -129,13 +130,22 @@ def _finite(file: GGUFFile) -> Check:
     return Check("weights", passed=True, detail="all finite")
 
 
+def _opened(path: Path, engine: EngineName, spec: ModelSpec | None) -> ItemEmbedder:
+    """The model, whatever its card says of its bytes."""
+    file = GGUFFile.open(path)
+    adapters = load_adapters(file) if BASE_FIELD in file.metadata else []
+    specs = specs_of(file, spec)
+    loaded = load_engine(file, name=engine, pooling=specs[0].pooling, adapters=adapters)
+    return ItemEmbedder(specs[0], Tokenizer.from_gguf(file), loaded, path=path, adapters=specs if adapters else [])
+
+
 def _run(path: Path, engine: EngineName, ids: list[TokenIds], spec: ModelSpec | None) -> Floats:
-    with closing(Embedder.load(path, engine=engine, spec=spec)) as embedder:
+    with closing(_opened(path, engine, spec)) as embedder:
         return embedder.pool(plain(ids))
 
 
 def _together_and_alone(path: Path, ids: list[TokenIds], spec: ModelSpec | None) -> tuple[Floats, Floats]:
-    with closing(Embedder.load(path, engine=EngineName.OPENVINO, spec=spec)) as embedder:
+    with closing(_opened(path, EngineName.OPENVINO, spec)) as embedder:
         items = plain(ids)
         return embedder.pool(items), np.concatenate([embedder.pool([one]) for one in items])
 

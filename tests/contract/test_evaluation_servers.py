@@ -120,12 +120,15 @@ def test_a_busy_server_is_asked_again_and_the_key_is_sent(
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        ((500, {}, b'{"error":\n"broken"}'), r'answered 500: {"error": "broken"}'),
-        ((429, {"Retry-After": "0"}, b"busy"), "answered 429: busy"),
-        ((200, {}, b"<html>"), "not an embeddings answer"),
-        ((200, {}, b'{"data": []}'), "not an embeddings answer"),
-        ((200, {}, b'{"data": [{"index": 0, "embedding": "###"}]}'), "not an embeddings answer"),
-        ((200, {}, b'{"data": [{"index": 0, "embedding": [1, null]}]}'), "zero or not finite|not an embeddings answer"),
+        ((500, {}, b'{"error":\n"broken"}'), r'status 500: {"error": "broken"}'),
+        ((429, {"Retry-After": "0"}, b"busy"), "status 429: busy"),
+        ((200, {}, b"<html>"), "not an embeddings response"),
+        ((200, {}, b'{"data": []}'), "not an embeddings response"),
+        ((200, {}, b'{"data": [{"index": 0, "embedding": "###"}]}'), "not an embeddings response"),
+        (
+            (200, {}, b'{"data": [{"index": 0, "embedding": [1, null]}]}'),
+            "zero or not finite|not an embeddings response",
+        ),
     ],
 )
 def test_an_answer_that_is_none_is_one_line(serve: Callable[..., Server], answer: Answer, message: str) -> None:
@@ -141,14 +144,14 @@ def test_a_server_that_dies_in_the_middle_leaves_the_results_so_far(
     sets = [write_benchmark(tmp_path / name) for name in ("one", "two")]
     server = serve(lambda n, body: (200, {}, vectors(body)) if n <= 2 else (500, {}, b"gone"))
     settings = QualitySettings(out=tmp_path / "out", benchmarks=tuple(map(str, sets)))
-    with pytest.raises(EngineError, match="answered 500: gone"):
+    with pytest.raises(EngineError, match="status 500: gone"):
         list(quality.measure([f"{server.url}#m/retrieval"], settings))
     (kept,) = (tmp_path / "out").iterdir()
     assert kept.name.endswith("-one.json")
 
 
 def test_no_server_is_one_line() -> None:
-    with closing(Connection("http://127.0.0.1:9/v1")) as connection, pytest.raises(EngineError, match="no answer"):
+    with closing(Connection("http://127.0.0.1:9/v1")) as connection, pytest.raises(EngineError, match="no response"):
         connection.embed({"input": ["x"]})
 
 

@@ -59,7 +59,7 @@ def test_the_only_split_there_is_taken(folder: Path) -> None:
     (folder / "qrels" / "test.tsv").rename(folder / "qrels" / "dev.tsv")
     assert retrieval(folder).query_ids == ("q1", "q2")
     (folder / "qrels" / "train.tsv").write_text(QRELS)
-    with pytest.raises(FileFormatError, match=r"splits dev, train; expected test.tsv"):
+    with pytest.raises(FileFormatError, match=r"splits dev, train: expected test.tsv"):
         data.load(str(folder))
 
 
@@ -88,7 +88,7 @@ def test_the_hash_is_that_of_the_contents(folder: Path, tmp_path: Path) -> None:
 ENCODED, HEAD = lines(CORPUS), QRELS.encode()
 UNJUDGED = lines([*QUERIES, {"_id": "q3", "text": "x"}])
 BAD = {
-    "empty corpus": ("corpus.jsonl", b"\n", "corpus.jsonl: no texts in it"),
+    "empty corpus": ("corpus.jsonl", b"\n", "corpus.jsonl: no texts"),
     "not UTF-8": (
         "corpus.jsonl",
         ENCODED + b'{"_id": "d3", "text": "\xff"}',
@@ -97,20 +97,20 @@ BAD = {
     "not JSON": ("queries.jsonl", lines(QUERIES) + b"{", "queries.jsonl:3: not JSON"),
     "deep JSON": ("queries.jsonl", b"[" * 100_000, "queries.jsonl:1: not JSON"),
     "not an object": ("queries.jsonl", b"[1]", "queries.jsonl:1: expected a JSON object"),
-    "number as id": ("corpus.jsonl", b'{"_id": 7, "text": "x"}', "corpus.jsonl:1: _id is 7"),
-    "no id": ("corpus.jsonl", b'{"text": "x"}', "corpus.jsonl:1: _id is None"),
+    "number as id": ("corpus.jsonl", b'{"_id": 7, "text": "x"}', "corpus.jsonl:1: _id=7: expected a string"),
+    "no id": ("corpus.jsonl", b'{"text": "x"}', "corpus.jsonl:1: _id=None: expected a string"),
     "no text": ("corpus.jsonl", b'{"_id": "d1"}', "corpus.jsonl:1: text is None"),
     "blank text": ("corpus.jsonl", b'{"_id": "d1", "text": " "}', "corpus.jsonl:1: the text is empty"),
-    "twice": ("corpus.jsonl", lines(CORPUS[:1] * 2), "corpus.jsonl:2: the id 'd1' is also that of .*corpus.jsonl:1"),
+    "twice": ("corpus.jsonl", lines(CORPUS[:1] * 2), "corpus.jsonl:2: duplicate id 'd1', also at .*corpus.jsonl:1"),
     "unjudged query": ("queries.jsonl", UNJUDGED, "queries.jsonl:3: the query 'q3' has no relevant document"),
     "only zeros": ("qrels/test.tsv", HEAD.replace(b"d1\t1", b"d1\t0"), "queries.jsonl:1: the query 'q1' has no"),
-    "missing document": ("qrels/test.tsv", HEAD + b"q1\td9\t1", "test.tsv:5: there is no document with the id 'd9'"),
-    "missing query": ("qrels/test.tsv", HEAD + b"q9\td1\t1", "test.tsv:5: there is no query with the id 'q9'"),
-    "judged twice": ("qrels/test.tsv", HEAD + b"q1\td1\t1", "test.tsv:5: 'q1' and 'd1' are judged a second time"),
+    "missing document": ("qrels/test.tsv", HEAD + b"q1\td9\t1", "test.tsv:5: unknown document id 'd9'"),
+    "missing query": ("qrels/test.tsv", HEAD + b"q9\td1\t1", "test.tsv:5: unknown query id 'q9'"),
+    "judged twice": ("qrels/test.tsv", HEAD + b"q1\td1\t1", "test.tsv:5: duplicate judgement of 'q1' and 'd1'"),
     "columns": ("qrels/test.tsv", HEAD + b"q1\td1", "test.tsv:5: 2 columns, the first line has 3"),
     "grade": ("qrels/test.tsv", HEAD + b"q1\td2\thigh", "test.tsv:5: score='high': expected a number"),
-    "half a grade": ("qrels/test.tsv", HEAD + b"q1\td2\t0.5", "test.tsv:5: score='0.5': expected a whole number"),
-    "no header": ("qrels/test.tsv", b"q1\td1\t1\nq2\td2\t1\n", "test.tsv:2: query-id is None"),
+    "half a grade": ("qrels/test.tsv", HEAD + b"q1\td2\t0.5", "test.tsv:5: score='0.5': expected an integer"),
+    "no header": ("qrels/test.tsv", b"q1\td1\t1\nq2\td2\t1\n", "test.tsv:2: query-id=None"),
 }
 
 
@@ -124,7 +124,7 @@ def test_what_is_not_sound_is_named_with_its_line(folder: Path, case: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("missing", "message"), [("corpus.jsonl", "corpus.jsonl is missing"), ("qrels/test.tsv", "no test.tsv")]
+    ("missing", "message"), [("corpus.jsonl", "corpus.jsonl is missing"), ("qrels/test.tsv", "test.tsv is missing")]
 )
 def test_a_missing_file_is_named(folder: Path, missing: str, message: str) -> None:
     (folder / missing).unlink()
@@ -155,10 +155,10 @@ def test_pairs_from_json_lines_and_tabs(tmp_path: Path) -> None:
         ("", "0 pairs"),
         (
             "sentence1\tsentence2\tscore\na\tb\t1\nc\td\t1\n",
-            "2 pairs; expected pairs with at least two different scores",
+            "2 pairs: expected pairs with at least two different scores",
         ),
         ("sentence1\tsentence2\tscore\na\tb\tnan\n", "sts.tsv:2: score='nan'"),
-        ("sentence1\tsentence2\tscore\na\t \t1\n", "sts.tsv:2: sentence2 is ' '"),
+        ("sentence1\tsentence2\tscore\na\t \t1\n", "sts.tsv:2: sentence2=' '"),
     ],
 )
 def test_pairs_that_are_not_sound(tmp_path: Path, content: str, message: str) -> None:
@@ -233,5 +233,5 @@ def test_what_is_not_installed_is_said_with_the_way_out(folder: Path, monkeypatc
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ModelNotFoundError, match="perlfaq-en, code-docstring, xling-manpages or the NanoBEIR sets"):
+    with pytest.raises(ModelNotFoundError, match="perlfaq-en, code-docstring, xling-manpages or a NanoBEIR set"):
         data.load("nope")

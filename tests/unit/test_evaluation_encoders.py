@@ -41,8 +41,8 @@ def test_texts_go_longest_first_in_chunks_and_come_back_in_order() -> None:
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (np.ones((3, 4), np.float32), "answered 2 texts with an array of shape"),
-        (np.ones(2, np.float32), "answered 2 texts with an array of shape"),
+        (np.ones((3, 4), np.float32), "expected 2 vectors, found an array of shape"),
+        (np.ones(2, np.float32), "expected 2 vectors, found an array of shape"),
         (np.array([[1, np.nan], [1, 1]], np.float32), "zero or not finite"),
         (np.array([[1, 1], [0, 0]], np.float32), "zero or not finite"),
     ],
@@ -98,7 +98,7 @@ def test_any_other_server_gets_the_prefix(task: Task, role: Role, text: str) -> 
 
 
 def test_a_server_without_a_task_is_refused() -> None:
-    with pytest.raises(UsageError, match="name its task"):
+    with pytest.raises(UsageError, match="expected a task"):
         open_encoder(f"{URL}#some-model")
 
 

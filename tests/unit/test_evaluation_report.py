@@ -160,8 +160,8 @@ def test_names_that_could_break_the_page_are_escaped(tmp_path: Path) -> None:
         (Interval(0, 0, 0), "equal"),
         (Interval(-0.1, -0.2, -0.01), "worse"),
         (Interval(0.1, 0.01, 0.2), "better"),
-        (Interval(0.1, -0.01, 0.2), "not told apart"),
-        (Interval(-0.1, -0.2, 0), "not told apart"),
+        (Interval(0.1, -0.01, 0.2), "not significant"),
+        (Interval(-0.1, -0.2, 0), "not significant"),
     ],
 )
 def test_what_an_interval_lets_one_say(gap: Interval, words: str) -> None:

@@ -181,7 +181,7 @@ def test_the_command_prints_and_warns(
     text = " ".join(done.output.split())
     for part in (
         "Tokens per second by text length",
-        "Where the time goes",
+        "Time by stage",
         "Latency",
         "2 result files",
         "was not idle",

@@ -52,7 +52,7 @@ def test_a_sound_file_passes_every_check(with_card: Path) -> None:
 def test_a_file_without_a_card_is_said_to_have_none(tiny_models: dict[str, Path]) -> None:
     checks = verify(tiny_models["F32"])
     assert failed(checks) == []
-    assert "no card beside the file" in checks[1].detail
+    assert "no card to compare with" in checks[1].detail
     assert "needed 0.9999" in checks[4].detail
 
 
@@ -98,7 +98,7 @@ def test_a_vector_that_depends_on_its_company_is_found(with_card: Path, monkeypa
 
 def test_against_another_file_the_cosine_is_told(with_card: Path) -> None:
     check = verify(with_card, against=with_card.with_name("small-text-code-F16.gguf"))[-1]
-    assert check.name == "nearness to small-text-code-F16.gguf"
+    assert check.name == "cosine to small-text-code-F16.gguf"
     lowest = float(check.detail.rsplit(" ", 1)[1])
     assert 0.99 < lowest <= 1
 

@@ -164,18 +164,18 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
         r"corpus\.jsonl:1: image='images/101\.png': cannot be read \(No such file or directory\)",
     ),
     "a folder": (corpus(image="images"), r"image='images': cannot be read \(Is a directory\)"),
-    "no image": (corpus(image=None), r"corpus\.jsonl:1: the image is missing; expected a path below"),
-    "a number": (corpus(image=7), "the image is missing; expected a path"),
+    "no image": (corpus(image=None), r"corpus\.jsonl:1: the image is missing: expected a path below"),
+    "a number": (corpus(image=7), "the image is missing: expected a path"),
     "absolute": (corpus(image="/etc/passwd"), "image='/etc/passwd': expected a path below"),
     "upwards": (corpus(image="../x.png"), "image='../x.png': expected a path below"),
     "nul": (corpus(image="a\0b"), r"cannot be read \(not a path\)"),
-    "image and text": (corpus(text="a page"), "an image and a text; the text of a page is its 'ocr'"),
-    "mixed": (corpus(image="none", text="a text"), "a corpus of images or of texts is expected, this one mixes them"),
-    "ocr of some": (corpus(ocr="none"), r"corpus\.jsonl:1: no ocr, which .*corpus\.jsonl:2 has; expected all or none"),
-    "ocr of another type": (corpus(ocr=["x"]), r"ocr is \['x'\]; expected a string"),
-    "unknown page": (judged("11\t999\t1"), "there is no document with the id '999'"),
-    "unknown query": (judged("99\t101\t1"), "there is no query with the id '99'"),
-    "id twice": (corpus(_id="102"), "the id '102' is also that of"),
+    "image and text": (corpus(text="a page"), "an image and a text: expected the text of a page in 'ocr'"),
+    "mixed": (corpus(image="none", text="a text"), "expected only images or only texts in a corpus"),
+    "ocr of some": (corpus(ocr="none"), r"corpus\.jsonl:1: no ocr: expected it for all .*corpus\.jsonl:2 has one"),
+    "ocr of another type": (corpus(ocr=["x"]), r"ocr=\['x'\]: expected a string"),
+    "unknown page": (judged("11\t999\t1"), "unknown document id '999'"),
+    "unknown query": (judged("99\t101\t1"), "unknown query id '99'"),
+    "id twice": (corpus(_id="102"), "duplicate id '102', also at"),
 }
 
 
@@ -200,7 +200,7 @@ def test_a_row_of_parquet_without_an_image_is_named(tmp_path: Path) -> None:
 
 def test_a_damaged_page_ends_the_measurement_by_its_name(lines: Path, model: Path, tmp_path: Path) -> None:
     (lines / "images" / "103.png").write_bytes(page("x")[:100])
-    with pytest.raises(ImageError, match=r"the PNG is damaged or cut off \(.*images/103\.png\)"):
+    with pytest.raises(ImageError, match=r"the PNG is damaged or truncated \(.*images/103\.png\)"):
         measure(model, tmp_path, lines)
 
 
@@ -252,7 +252,7 @@ def test_a_result_is_kept_until_the_tower_is_another(lines: Path, model: Path, t
 
 def test_a_model_without_a_tower_is_refused(lines: Path, model: Path, tmp_path: Path) -> None:
     alone = Path(shutil.copy(model, tmp_path))
-    with pytest.raises(UsageError, match=r"no vision tower for it \(mmproj-tiny-BF16\.gguf\)"):
+    with pytest.raises(UsageError, match=r"no vision tower \(mmproj-tiny-BF16\.gguf\)"):
         measure(alone, tmp_path, lines)
 
 

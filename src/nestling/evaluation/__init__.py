@@ -1,1 +1,1 @@
-"""How good and how fast is a model: benchmarks, measures, result files and the report drawn from them."""
+"""Measure quality and speed of models: benchmarks, metrics, result files and the report."""

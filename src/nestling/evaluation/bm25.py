@@ -1,7 +1,7 @@
-"""BM25, the ranking by words that visual retrieval is compared with. The home of bm25s.
+"""BM25, the lexical baseline of visual retrieval. The only module that imports bm25s.
 
-Words are runs of letters and digits in small letters, without stemming or stop words; texts in scripts that put no
-spaces between words get no fair figure.
+Words are lower-case runs of letters and digits, without stemming or stop words; scores for scripts without spaces
+between words are not comparable.
 """
 
 import re
@@ -17,7 +17,7 @@ _WORD = re.compile(r"\w+")
 
 
 def scores(queries: Sequence[str], documents: Sequence[str]) -> Doubles:
-    """Lucene's BM25 (k1 1.5, b 0.75) of every pair: Q queries, N documents -> (Q, N)."""
+    """Lucene's BM25 (k1 = 1.5, b = 0.75) of every pair: Q queries, N documents -> (Q, N)."""
     library = extras.need("bm25s", wanted_for=NAME)
     index = library.BM25(method="lucene")
     index.index([words(text) for text in documents], show_progress=False)

@@ -1,8 +1,8 @@
-"""Benchmarks: what they hold, and where one is found by name.
+"""Benchmarks: their contents, and how one is found by name.
 
-A benchmark is a retrieval set (documents, queries, which documents answer which query) or a set of text pairs with
-scores. It is named by a folder or file in one of the layouts of `layouts`, by the name of a set that comes with the
-package, or by a name on the Hugging Face hub. Documents may be pages, that is images. Knows no model.
+A benchmark is a retrieval set (documents, queries, relevance judgements) or a set of text pairs with scores. It is
+given as a folder or file in one of the formats of `layouts`, the name of a shipped set, or a data set on the Hugging
+Face hub. Documents may be pages, which are images. Does not know models.
 """
 
 import hashlib
@@ -26,11 +26,11 @@ SHIPPED: Mapping[str, tuple[Task, ...]] = {
     "code-docstring": (Task.CODE,),
     "xling-manpages": (Task.TEXT_MATCHING, Task.RETRIEVAL),
 }
-"""The sets of nestling-data and the tasks that they are for."""
+"""The sets of nestling-data, and the tasks that each is for."""
 
 
 class Form(StrEnum):
-    """What of a page is embedded."""
+    """What is embedded of a page: its image, or its OCR text."""
 
     IMAGES = "images"
     OCR = "OCR text"
@@ -38,11 +38,11 @@ class Form(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RetrievalSet:
-    """Queries, documents and their relevance: query id -> document id -> grade (0 is judged and irrelevant).
+    """Queries, documents and their relevance: query id -> document id -> grade (0: judged as irrelevant).
 
-    `tasks` are those that the set is for; none means that it does not say. `pages` are the images of documents that
-    are pages, whose `documents` are their OCR text, empty without. A `form` of such a set has one of the two and says
-    which; `visual` is the hash of the whole.
+    `tasks` are the tasks that the set is for; empty if unknown. For documents that are pages, `pages` has their images
+    and `documents` their OCR text, or empty strings. A set of one `form` has only images or only OCR text; `visual` is
+    then the hash of the set that it was made from.
     """
 
     name: str
@@ -58,14 +58,14 @@ class RetrievalSet:
 
     @property
     def sha256(self) -> str:
-        """Hash of the contents: equal sets have equal hashes, wherever they were read from."""
+        """Hash of the contents, independent of where they were read from."""
         contents = (self.document_ids, self.documents, self.query_ids, self.queries, self.relevant)
         return _hash((*contents, [page.sha256 for page in self.pages]) if self.pages else contents)
 
     def forms(self) -> "list[RetrievalSet]":
-        """What is measured of it: itself, or of pages their images, and their OCR text if there is any.
+        """The sets to measure: itself, or for pages one of their images and, if there is any, one of their OCR text.
 
-        Pages whose text is empty are no documents of the second: nothing finds them.
+        The latter leaves out pages without text, which nothing could find.
         """
         if not self.pages:
             return [self]
@@ -79,7 +79,7 @@ class RetrievalSet:
 
 @dataclass(frozen=True, slots=True)
 class PairSet:
-    """Pairs of texts and how alike they are, on any scale."""
+    """Pairs of texts with similarity scores, on any scale."""
 
     name: str
     left: tuple[str, ...]
@@ -109,8 +109,8 @@ def load(name: str) -> Benchmark:
     """Find and read a benchmark.
 
     `name` is a folder in BEIR layout, a .jsonl, .tsv or .parquet file of scored pairs, a shipped set, a NanoBEIR set
-    (`NanoSciFact`) or a hub data set in BEIR layout (`org/name`). What is not found is a ModelNotFoundError, what is
-    not sound a FileFormatError with file and line.
+    (`NanoSciFact`) or a hub data set in BEIR layout (`org/name`). ModelNotFoundError for an unknown name,
+    FileFormatError with file and line for invalid contents.
     """
     path = Path(name)
     if name in SHIPPED:
@@ -123,17 +123,17 @@ def load(name: str) -> Benchmark:
         return read_folder(datasets.fetch(repository), name=name, tasks=(Task.RETRIEVAL,))
     near = nearest(name, [*SHIPPED, *(f"Nano{one}" for one in datasets.NANOBEIR)])
     raise ModelNotFoundError(
-        f"benchmark={name!r}: not a folder or file, nor one of {', '.join(SHIPPED)} or the NanoBEIR sets{near}"
+        f"benchmark={name!r}: expected a folder, a file, one of {', '.join(SHIPPED)} or a NanoBEIR set{near}"
     )
 
 
 def for_task(task: Task | None) -> list[str]:
-    """The shipped sets for a task; all of them for None."""
+    """The shipped sets for a task; all sets for None."""
     return [name for name, tasks in SHIPPED.items() if task is None or task in tasks]
 
 
 def read_folder(folder: Path, *, name: str, tasks: tuple[Task, ...] = ()) -> RetrievalSet:
-    """Read a folder in BEIR layout; every id must lead somewhere and every query must have a relevant document."""
+    """Read a folder in BEIR layout; every judged id must exist and every query must have a relevant document."""
     documents = layouts.read_texts(folder, "corpus")
     queries = layouts.read_texts(folder, "queries")
     relevant, elsewhere = layouts.read_judgements(folder, documents=documents.texts, queries=queries.texts)
@@ -159,6 +159,6 @@ def read_pairs(path: Path) -> PairSet:
     """Read scored pairs: rows with `sentence1`, `sentence2` and `score`."""
     rows = list(layouts.read_pairs(path))
     if len({score for _, _, score in rows}) < 2:  # noqa: PLR2004 - a correlation needs two different scores
-        raise FileFormatError(f"{path}: {len(rows)} pairs; expected pairs with at least two different scores")
+        raise FileFormatError(f"{path}: {len(rows)} pairs: expected pairs with at least two different scores")
     left, right, scores = zip(*rows, strict=True)
     return PairSet(path.stem, left, right, scores)

@@ -1,9 +1,8 @@
-"""Encoders whose quality is measured: the local embedder, or a server by its URL. They take texts, or pages.
+"""Encoders for quality measurements of texts or pages: a local model, or a server by its URL.
 
-A reference is what the store reads (`starter-retrieval:Q4_K_M`, a GGUF file), or `URL#MODEL` of an OpenAI-compatible
-server, such as `http://localhost:8080/v1#starter/retrieval`. How roles reach a server: a model that ends in `/TASK`
-is asked for as `MODEL.ROLE`, which nestling's server understands; for any other the published prefix goes in front
-of each text here.
+A reference is a model reference (`starter-retrieval:Q4_K_M`, a GGUF file) or `URL#MODEL` of an OpenAI-compatible
+server, such as `http://localhost:8080/v1#starter/retrieval`. A server's model that ends in `/TASK` is requested as
+`MODEL.ROLE`, which nestling's server understands; for other models the published prefix is added to each text here.
 """
 
 import base64
@@ -27,44 +26,44 @@ from nestling.spec import Role, Task, prefixes_for
 from nestling.vectors import Floats
 
 REQUEST_TEXTS, REQUEST_PAGES = 64, 4
-"""Texts, or pages, that a server is sent at once: its bodies are limited."""
+"""Texts, or pages, per request to a server, whose bodies have a size limit."""
 Inputs = Sequence[str | Page]
 
 
 class Encoder(Protocol):
-    """Texts or pages to vectors of full width. `task` is what it is for, None if unknown."""
+    """Texts or pages to vectors of full width. `task` is the model's task, None if unknown."""
 
     name: str
     task: Task | None
 
     def encode_iter(self, inputs: Inputs, *, role: Role) -> Iterator[tuple[list[int], Floats]]:
-        """Embed the inputs of one role, some at a time: yields (places of b inputs, (b, D) float32), in any order.
+        """Embed inputs of one role, in batches and any order: yields (indices of b inputs, (b, D) float32).
 
-        InputError for an input that cannot be embedded, by its place.
+        InputError with the index of an input that cannot be embedded.
         """
         ...
 
     def close(self) -> None:
-        """Give back what it holds."""
+        """Free its resources."""
         ...
 
 
 class LocalEncoder:
-    """A model file in this process."""
+    """A model file, loaded in this process."""
 
     def __init__(self, embedder: Embedder, *, name: str) -> None:
         self.name, self._embedder = name, embedder
         self.task: Task | None = embedder.spec.task
 
     def encode_iter(self, inputs: Inputs, *, role: Role) -> Iterator[tuple[list[int], Floats]]:
-        """Embed the inputs of one role, a batch of the engine at a time."""
+        """Embed inputs of one role, in the engine's batches."""
         texts = [one for one in inputs if isinstance(one, str)]
         if len(texts) < len(inputs):
             return self._pages([one for one in inputs if isinstance(one, Page)])
         return self._embedder.embed_iter(plain(self._embedder.tokenize(texts, prompt_name=role)))
 
     def _pages(self, pages: Sequence[Page]) -> Iterator[tuple[list[int], Floats]]:
-        """Pages are decoded while those before them are embedded, and few are held."""
+        """Embed pages; the next ones are decoded in the meantime, so that few are in memory."""
         done = 0
         for items in ahead(self._embedder.vision.grouped(page.read() for page in pages)):
             for places, vectors in self._embedder.embed_iter(items):
@@ -77,7 +76,7 @@ class LocalEncoder:
 
 
 class RemoteEncoder:
-    """An OpenAI-compatible server; a failed request is an EngineError in one line."""
+    """An OpenAI-compatible server; a failed request is an EngineError."""
 
     def __init__(self, url: str, *, task: Task | None = None) -> None:
         address, _, model = url.partition("#")
@@ -86,17 +85,17 @@ class RemoteEncoder:
         self._named_task = _task_of(model)
         self.task = self._named_task or task
         if self.task is None:
-            raise UsageError(f"{url}: name its task, with --task or as URL#MODEL/TASK", param="task")
+            raise UsageError(f"{url}: expected a task, with --task or as URL#MODEL/TASK", param="task")
 
     def encode_iter(self, inputs: Inputs, *, role: Role) -> Iterator[tuple[list[int], Floats]]:
-        """Embed the inputs of one role, a request at a time."""
+        """Embed inputs of one role, in requests."""
         return in_requests(inputs, lambda some: self._connection.embed(self.body(some, role=role)))
 
     def body(self, inputs: Inputs, *, role: Role) -> dict[str, Any]:
-        """The request for some inputs; an image goes as Jina's API has it."""
+        """The request body for some inputs; images as in Jina's API."""
         if self._named_task:
             return {"input": [_sent(one, "") for one in inputs], "model": f"{self._model}.{role}"}
-        assert self.task is not None, "checked when it was made"
+        assert self.task is not None, "checked in __init__"
         prefix = prefixes_for(self.task)[role]
         return {"input": [_sent(one, prefix) for one in inputs], "model": self._model}
 
@@ -115,12 +114,12 @@ def _task_of(model: str) -> Task | None:
 
 
 def is_url(reference: str | Path) -> bool:
-    """True for a reference that means a server."""
+    """True for a reference to a server."""
     return str(reference).startswith(("http://", "https://"))
 
 
 def expand(references: Sequence[str]) -> list[str]:
-    """Families to their three models and folders to their GGUF files; each reference once."""
+    """Expand families to their three models and folders to their GGUF files, without duplicates."""
     return list(dict.fromkeys(one for reference in references for one in _expanded(reference)))
 
 
@@ -137,7 +136,7 @@ def _expanded(reference: str) -> list[str]:
     model = ModelReference.parse(reference)
     if model.base:
         raise UsageError(
-            f"model={reference!r}: a base has several tasks; serve it (--adapters) and measure URL#MODEL/TASK"
+            f"model={reference!r}: a base has several tasks; serve it with --adapters and measure URL#MODEL/TASK"
         )
     return [str(ModelReference(model.family, task, model.quant)) for task in ([model.task] if model.task else Task)]
 
@@ -145,14 +144,14 @@ def _expanded(reference: str) -> list[str]:
 def open_encoder(
     reference: str, *, engine: str = DEFAULT_ENGINE, threads: int | None = None, task: Task | None = None
 ) -> Encoder:
-    """Open a reference; `task` is for a server whose model does not name one."""
+    """Open a reference; `task` is the task of a server's model that does not name one."""
     if is_url(reference):
         return RemoteEncoder(reference, task=task)
     return LocalEncoder(Embedder.load(local.resolve(reference), engine=engine, threads=threads), name=str(reference))
 
 
 def in_requests(inputs: Inputs, encode: Callable[[Inputs], Floats]) -> Iterator[tuple[list[int], Floats]]:
-    """Embed texts of like length together, longest first, or pages in order: yields their places and vectors."""
+    """Embed texts of similar length together, longest first, or pages in order: yields (indices, vectors)."""
     order = sorted(range(len(inputs)), key=lambda place: -_length(inputs[place]))
     step = REQUEST_TEXTS if all(isinstance(one, str) for one in inputs) else REQUEST_PAGES
     for start in range(0, len(order), step):
@@ -170,7 +169,7 @@ def _length(one: str | Page) -> int:
 def encode_all(encoder: Encoder, inputs: Inputs, *, role: Role, progress: Progress = no_progress) -> Floats:
     """Embed all inputs: -> (B, D) float32 in their order.
 
-    EngineError for a wrong shape, NaN or a zero vector. `progress` is told (inputs done, inputs in all).
+    EngineError for a wrong shape, NaN or a zero vector. `progress` counts inputs.
     """
     rows: dict[int, Floats] = {}
     try:
@@ -182,15 +181,15 @@ def encode_all(encoder: Encoder, inputs: Inputs, *, role: Role, progress: Progre
         named = f"{role} {one!r:.60}" if isinstance(one, str) else str(one)
         raise type(error)(f"{error.reason} ({named})", index=error.index) from None
     if len({len(row) for row in rows.values()}) > 1:
-        raise EngineError(f"{encoder.name}: vectors of different widths for different texts")
+        raise EngineError(f"{encoder.name}: vectors of different widths")
     return np.stack([rows[place] for place in range(len(inputs))])
 
 
 def checked(vectors: Floats, count: int, name: str) -> Floats:
-    """The vectors, if they are what `count` texts should get; else an EngineError."""
+    """The vectors unchanged; EngineError unless they are `count` finite rows other than zero."""
     if vectors.ndim != 2 or len(vectors) != count:  # noqa: PLR2004 - a matrix
-        raise EngineError(f"{name}: answered {count} texts with an array of shape {vectors.shape}")
+        raise EngineError(f"{name}: expected {count} vectors, found an array of shape {vectors.shape}")
     norms = np.linalg.norm(vectors, axis=1)
     if not (np.isfinite(norms) & (norms > 0)).all():
-        raise EngineError(f"{name}: answered with a vector that is zero or not finite")
+        raise EngineError(f"{name}: returned a vector that is zero or not finite")
     return vectors

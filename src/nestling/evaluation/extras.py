@@ -1,4 +1,4 @@
-"""Import what the extra `eval` installs, when it is wanted."""
+"""Import packages of the extra `eval` when they are needed."""
 
 from functools import partial
 

@@ -1,6 +1,6 @@
-"""Which numbers go into which figure: results to points, without a plotting library.
+"""The contents of the report's figures: results to points, without a plotting library.
 
-Every number is a field of a result, sizes in MiB excepted, which are a field divided by 2^20.
+Every number is a field of a result; sizes are divided by 2^20 to MiB.
 """
 
 from collections.abc import Sequence
@@ -14,12 +14,12 @@ from nestling.evaluation.tables import MIB, by_benchmark, headline, labels, subj
 from nestling.evaluation.texts import MIXED
 
 MOST_LINES = 6
-"""Lines that one can tell apart in one figure."""
+"""The most lines that can be distinguished in one figure."""
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A point with its label; `low` and `high` end its whisker along the measured axis."""
+    """A point with its label; `low` and `high` are the ends of its error bar along the measured axis."""
 
     label: str
     x: float
@@ -30,7 +30,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """Points of one kind; `joined` by a line."""
+    """Points of one kind; with `joined` they are connected by a line."""
 
     name: str
     points: tuple[Point, ...]
@@ -39,7 +39,7 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """What to draw. `rows` turns it into a dot chart: a labelled row a point, x its value, no scale for y."""
+    """A figure to draw; with `rows` it is a dot chart: a labelled row per point, x is its value, y has no scale."""
 
     slug: str
     title: str
@@ -52,7 +52,7 @@ class Figure:
 
 
 def quality(results: Sequence[QualityResult]) -> list[Figure]:
-    """For each benchmark: quality against size, difference to the reference, Matryoshka curve."""
+    """For each benchmark: quality by file size, difference to the reference, quality by dimensions."""
     found: list[Figure] = []
     for group in by_benchmark(results):
         sized = [one for one in group if one.model.size_bytes]
@@ -64,7 +64,7 @@ def quality(results: Sequence[QualityResult]) -> list[Figure]:
 
 
 def speed(results: Sequence[SpeedResult]) -> list[Figure]:
-    """Speed against size on the mixed corpus, and speed by length of text."""
+    """Speed by file size on texts of mixed lengths, and speed by text length."""
     sized = [one for one in results if one.model.size_bytes and any(bucket.name == MIXED for bucket in one.buckets)]
     found = [_speed_against_size(sized)] if len(sized) > 1 else []
     measured = [one for one in results if any(bucket.tokens for bucket in one.buckets)]
@@ -80,7 +80,7 @@ def _size(result: QualityResult | SpeedResult) -> float:
 
 
 def _kind(result: QualityResult) -> str:
-    """How a file type's name begins says how it is quantized."""
+    """The kind of quantization, by the beginning of the file type's name."""
     name = result.model.file_type or ""
     return next((kind for start, kind in _KINDS.items() if name.startswith(start)), "other")
 
@@ -133,7 +133,7 @@ def _differences(group: Sequence[QualityResult]) -> Figure:
             points.append(Point(f"{label}{size}", gap.mean, len(points), gap.low, gap.high))
     return Figure(
         _slug("difference", group),
-        f"What is lost: {subject(group)}",
+        f"Difference to the reference: {subject(group)}",
         f"{main} minus that of {' or '.join(sorted(references))}, with the {LEVEL:.0%} interval",
         "",
         (Series("", tuple(points)),),
@@ -142,7 +142,7 @@ def _differences(group: Sequence[QualityResult]) -> Figure:
 
 
 def _spread(count: int) -> list[int]:
-    """At most `MOST_LINES` of so many places, evenly from the first to the last."""
+    """At most `MOST_LINES` of `count` indices, evenly spaced from the first to the last."""
     return sorted({round(place) for place in np.linspace(0, count - 1, min(MOST_LINES, count)).tolist()})
 
 
@@ -169,7 +169,9 @@ def _speed_against_size(results: Sequence[SpeedResult]) -> Figure:
     series: list[Series] = []
     for engine in dict.fromkeys(one.engine for one in results):
         found = [one for one in results if one.engine == engine]
-        names = labels(found) if not series else [""] * len(found)  # other engines' points share a file's size
+        names = (
+            labels(found) if not series else [""] * len(found)
+        )  # the points of other engines have the same file sizes
         points = [
             Point(name, _size(one), bucket.tokens_per_s)
             for name, one in zip(names, found, strict=True)
@@ -195,8 +197,8 @@ def _speed_by_length(results: Sequence[SpeedResult]) -> Figure:
     ticks = tuple(sorted({point.x for one in series for point in one.points}))
     return Figure(
         "speed-length",
-        "Speed by length of text",
-        "tokens a text (log scale)",
+        "Speed by text length",
+        "tokens per text (log scale)",
         "tokens per second",
         series,
         x_log=True,

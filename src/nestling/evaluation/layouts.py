@@ -1,15 +1,14 @@
-"""BEIR layout and scored pairs, from JSON lines, tab-separated lines or parquet; strict, with file and line in errors.
+"""Readers of the BEIR layout and of scored pairs: JSON Lines, TSV or Parquet; strict, with file and line in errors.
 
     corpus.jsonl    {"_id", "title" (optional), "text"}     or corpus.parquet, or corpus/*.parquet
                     {"_id", "image", "ocr" (optional)}      of pages: a path below the folder, or bytes in parquet
     queries.jsonl   {"_id", "text"}                         likewise
-    qrels/test.tsv  query-id, corpus-id, score (1 without)  or qrels/test.jsonl, qrels/*.parquet, or the only file there
+    qrels/test.tsv  query-id, corpus-id, score (default 1)  or qrels/test.jsonl, qrels/*.parquet, or the only file there
     pairs           {"sentence1", "sentence2", "score"}
 
-The layout is that of the BEIR benchmark (Thakur et al. 2021); as there, a title goes in front of its text with a
-space between. That of ViDoRe (Faysse et al. 2024) is the same under other names, which are read too: `corpus-id`,
-`query-id` (whole numbers, or with `_`) and `query`. In tab-separated files the first line names the columns. Lines are
-counted from 1, rows of parquet too.
+The layout is that of the BEIR benchmark (Thakur et al. 2021); as there, a title and a space precede the text. ViDoRe's
+(Faysse et al. 2024) is the same with other names, which are also read: `corpus-id`, `query-id` (integers, or with `_`)
+and `query`. The first line of a TSV file names the columns. Lines, and rows of Parquet files, are counted from 1.
 """
 
 import json
@@ -26,7 +25,7 @@ from nestling.evaluation.pages import IMAGE, Page, parquet_rows
 
 Row = dict[str, Any]
 Numbered = Iterator[tuple[str, Row]]
-"""Pairs of a place (`file:line`) and its row."""
+"""Pairs of (`file:line`, row)."""
 Grades = dict[str, dict[str, int]]
 SUFFIXES = (".jsonl", ".tsv", ".parquet")
 
@@ -38,7 +37,7 @@ OCR = "ocr"
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """Texts by id in the order of the file, and where each was read; of pages their images, and as texts their OCR."""
+    """Texts by id in file order, the file and line of each, and images of pages, whose texts are their OCR text."""
 
     texts: dict[str, str]
     places: dict[str, str]
@@ -50,9 +49,10 @@ class Texts:
 
 
 def read_texts(folder: Path, name: str) -> Texts:
-    """Read `corpus` or `queries` of a folder; none, a repeated id or an empty text is a FileFormatError.
+    """Read `corpus` or `queries` of a folder.
 
-    So is a corpus of both pages and texts, a page that is missing, and OCR of some pages only.
+    FileFormatError if there are none, for a duplicate id, an empty text, a missing page, a corpus that mixes pages and
+    texts, or OCR text for some pages only.
     """
     files, with_ocr = _files(folder, name), dict[bool, str]()
     found = Texts({}, {}, {})
@@ -60,34 +60,36 @@ def read_texts(folder: Path, name: str) -> Texts:
         for place, row in read_rows(file):
             identifier = _identifier(row, IDS[name], place)
             if identifier in found.texts:
-                raise FileFormatError(f"{place}: the id {identifier!r} is also that of {found.place(identifier)}")
+                raise FileFormatError(f"{place}: duplicate id {identifier!r}, also at {found.place(identifier)}")
             if name == "corpus" and _is_page(row):
                 found.pages[identifier] = _page(folder, row, place)
                 with_ocr.setdefault(row.get(OCR) is not None, place)
             found.texts[identifier] = _ocr(row, place) if identifier in found.pages else _text(row, place)
             found.places[identifier] = place
             if found.pages and len(found.pages) < len(found.texts):
-                raise FileFormatError(f"{place}: a corpus of images or of texts is expected, this one mixes them")
+                raise FileFormatError(f"{place}: expected only images or only texts in a corpus")
     if not found.texts:
-        raise FileFormatError(f"{files[0]}: no texts in it; expected at least one line")
+        raise FileFormatError(f"{files[0]}: no texts: expected at least one line")
     if len(with_ocr) > 1:
-        raise FileFormatError(f"{with_ocr[False]}: no {OCR}, which {with_ocr[True]} has; expected all or none")
+        raise FileFormatError(
+            f"{with_ocr[False]}: no {OCR}: expected it for all pages or for none, {with_ocr[True]} has one"
+        )
     return found
 
 
 def _is_page(row: Row) -> bool:
-    """True unless there is a text in place of the image."""
+    """True unless the row has a text instead of an image."""
     return IMAGE in row and not (row[IMAGE] is None and row.get("text"))
 
 
 def _page(folder: Path, row: Row, place: str) -> Page:
     image = row[IMAGE]
     if str(row.get("text") or "").strip():
-        raise FileFormatError(f"{place}: an image and a text; the text of a page is its {OCR!r}")
+        raise FileFormatError(f"{place}: an image and a text: expected the text of a page in {OCR!r}")
     if isinstance(image, Page):
         return image
     if not isinstance(image, str) or not image:
-        raise FileFormatError(f"{place}: the image is missing; expected a path below {folder}, or bytes in parquet")
+        raise FileFormatError(f"{place}: the image is missing: expected a path below {folder}, or bytes in parquet")
     if Path(image).is_absolute() or ".." in Path(image).parts:
         raise FileFormatError(f"{place}: image={image!r}: expected a path below {folder}")
     try:
@@ -100,12 +102,12 @@ def _page(folder: Path, row: Row, place: str) -> Page:
 def _ocr(row: Row, place: str) -> str:
     text = row.get(OCR)
     if text is not None and not isinstance(text, str):
-        raise FileFormatError(f"{place}: {OCR} is {text!r:.40}; expected a string")
+        raise FileFormatError(f"{place}: {OCR}={text!r:.40}: expected a string")
     return text or ""
 
 
 def read_judgements(folder: Path, *, documents: Collection[str], queries: Collection[str]) -> tuple[Grades, set[str]]:
-    """Read `qrels`: -> (the test split's grades, ids of queries that only other splits judge)."""
+    """Read `qrels`: -> (grades of the test split, ids of queries judged only in other splits)."""
     chosen, others = _split_files(folder / "qrels")
     grades: Grades = {}
     for file in chosen:
@@ -113,9 +115,9 @@ def read_judgements(folder: Path, *, documents: Collection[str], queries: Collec
             query, document, grade = _judgement(row, place)
             for kind, identifier, known in (("query", query, queries), ("document", document, documents)):
                 if identifier not in known:
-                    raise FileFormatError(f"{place}: there is no {kind} with the id {identifier!r}")
+                    raise FileFormatError(f"{place}: unknown {kind} id {identifier!r}")
             if document in grades.setdefault(query, {}):
-                raise FileFormatError(f"{place}: {query!r} and {document!r} are judged a second time")
+                raise FileFormatError(f"{place}: duplicate judgement of {query!r} and {document!r}")
             grades[query][document] = grade
     elsewhere = {_judgement(row, place)[0] for file in others for place, row in read_rows(file)}
     return grades, elsewhere - grades.keys()
@@ -130,7 +132,7 @@ def read_pairs(path: Path) -> Iterator[tuple[str, str, float]]:
 
 
 def read_rows(path: Path) -> Numbered:
-    """Every row of a file by its suffix, with its place; empty lines are passed over."""
+    """Every row of a file, in the format of its suffix, with file and line; empty lines are skipped."""
     if path.suffix not in SUFFIXES:
         raise FileFormatError(f"{path}: expected one of {', '.join(SUFFIXES)}")
     return {".jsonl": _json_lines, ".tsv": _tab_lines, ".parquet": _parquet}[path.suffix](path)
@@ -174,7 +176,7 @@ def _files(folder: Path, name: str) -> list[Path]:
     files = single[:1] or sorted((folder / name).glob("*.parquet"))
     if not files:
         raise FileFormatError(
-            f"{folder}: {name}.jsonl is missing; the layout is corpus.jsonl, queries.jsonl, qrels/test.tsv"
+            f"{folder}: {name}.jsonl is missing; expected corpus.jsonl, queries.jsonl, qrels/test.tsv"
         )
     return files
 
@@ -184,9 +186,9 @@ def _split_files(folder: Path) -> tuple[list[Path], list[Path]]:
     files = sorted(path for path in folder.glob("*") if path.suffix in SUFFIXES)
     stems = {path.stem.partition("-")[0] for path in files}  # `test-00000-of-00001.parquet` is `test`
     if not stems:
-        raise FileFormatError(f"{folder}: no test.tsv in it")
+        raise FileFormatError(f"{folder}: test.tsv is missing")
     if len(stems) > 1 and "test" not in stems:
-        raise FileFormatError(f"{folder}: splits {', '.join(sorted(stems))}; expected test.tsv")
+        raise FileFormatError(f"{folder}: splits {', '.join(sorted(stems))}: expected test.tsv")
     wanted = "test" if "test" in stems else next(iter(stems))
     return (
         [path for path in files if path.stem.partition("-")[0] == wanted],
@@ -197,12 +199,12 @@ def _split_files(folder: Path) -> tuple[list[Path], list[Path]]:
 def _judgement(row: Row, place: str) -> tuple[str, str, int]:
     grade = _number(row.get("score", 1), place)
     if grade != int(grade) or grade < 0:
-        raise FileFormatError(f"{place}: score={row['score']!r}: expected a whole number from 0")
+        raise FileFormatError(f"{place}: score={row['score']!r}: expected an integer from 0")
     return _identifier(row, QUERY, place), _identifier(row, DOCUMENT, place), int(grade)
 
 
 def _identifier(row: Row, keys: Sequence[str], place: str) -> str:
-    """An id under the first of several names that is there; under ViDoRe's names it may be a whole number."""
+    """The id, by the first of several names that exists; with ViDoRe's names it may be an integer."""
     key = next((key for key in keys if key in row), keys[0])
     value = row.get(key)
     return str(value) if type(value) is int and key != "_id" else _string(row, key, place)
@@ -211,14 +213,14 @@ def _identifier(row: Row, keys: Sequence[str], place: str) -> str:
 def _string(row: Row, key: str, place: str) -> str:
     value = row.get(key)
     if not isinstance(value, str) or not value.strip():
-        raise FileFormatError(f"{place}: {key} is {value!r}; expected a string")
+        raise FileFormatError(f"{place}: {key}={value!r}: expected a string")
     return value
 
 
 def _text(row: Row, place: str) -> str:
     title, body = row.get("title") or "", next((row[key] for key in TEXT if key in row), None)
     if not isinstance(title, str) or not isinstance(body, str):
-        raise FileFormatError(f"{place}: text is {body!r:.40}, title {title!r:.40}; expected strings")
+        raise FileFormatError(f"{place}: text is {body!r:.40}, title {title!r:.40}: expected strings")
     text = f"{title} {body}".strip() if title else body
     if not text.strip():
         raise FileFormatError(f"{place}: the text is empty")

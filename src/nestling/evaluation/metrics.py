@@ -1,8 +1,8 @@
-"""Measures of a ranking and of agreement, and how sure one can be of a difference. Knows no models and no files.
+"""Metrics of rankings and of correlation, with bootstrap intervals. Does not know models or files.
 
-The measures themselves come from `ir_measures` (pytrec_eval underneath, so trec_eval's definitions: nDCG with linear
-gain and log2 discount). Ties are settled here, before the library sees the ranking, so that they come out
-the same everywhere: of documents with equal scores the one with the larger id stands first, as in trec_eval.
+The metrics are those of `ir_measures` (with pytrec_eval, so by trec_eval's definitions: nDCG with linear gain and log2
+discount). Ties are broken here, before the library sees the ranking, so that results are the same everywhere: of
+documents with equal scores the one with the larger id is ranked first, as in trec_eval.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,12 +20,12 @@ MEASURES = {"nDCG@5": "nDCG@5", "nDCG@10": "nDCG@10", "recall@10": "R@10", "reca
 """Our names -> those of ir_measures."""
 SPEARMAN = "Spearman"
 DEPTH = 100
-"""Ranks that are kept: what the deepest measure looks at."""
+"""Length of a ranking: the depth of the deepest metric."""
 SCORE_DECIMALS = 9
-"""Scores that agree so far are equal: closer than the rounding of a float32 vector can tell."""
+"""Scores equal to so many decimals count as ties: the difference is below the rounding of float32 vectors."""
 RESAMPLES = 10_000
 CORRELATION_RESAMPLES = 1_000
-"""Fewer, because each resample is sorted again."""
+"""Fewer, because each resample has to be sorted."""
 LEVEL = 0.95
 SEED = 4
 
@@ -40,12 +40,12 @@ class Interval:
 
 
 def search(queries: Floats, documents: Floats, document_ids: Sequence[str]) -> list[list[str]]:
-    """Exact search by cosine: (Q, D), (N, D) -> for each query the ids of the best `DEPTH` documents, best first."""
+    """Exact search by cosine: (Q, D), (N, D) -> for each query the ids of the `DEPTH` best documents, best first."""
     return rank(cosine(queries, documents), document_ids)
 
 
 def rank(scores: Doubles, document_ids: Sequence[str]) -> list[list[str]]:
-    """Order by score, ties by id: (Q, N) -> Q lists of the best `DEPTH` ids."""
+    """Rank by score, ties by id: (Q, N) -> Q lists of the `DEPTH` best ids."""
     order = sorted(range(len(document_ids)), key=lambda place: document_ids[place])
     place_of_id = np.empty(len(order), np.int64)
     place_of_id[order] = np.arange(len(order))
@@ -55,7 +55,7 @@ def rank(scores: Doubles, document_ids: Sequence[str]) -> list[list[str]]:
 
 
 def per_query(relevant: Mapping[str, Mapping[str, int]], ranked: Mapping[str, Sequence[str]]) -> dict[str, list[float]]:
-    """Every measure of every query: grades and rankings by query id -> measure -> (Q,) values in `ranked`'s order."""
+    """Every metric of every query: grades and rankings by query id -> metric -> (Q,) in the order of `ranked`."""
     library = extras.need("ir_measures", wanted_for="measuring retrieval")
     parsed = {name: library.parse_measure(theirs) for name, theirs in MEASURES.items()}
     run = {query: {one: float(-place) for place, one in enumerate(ids)} for query, ids in ranked.items()}
@@ -67,7 +67,7 @@ def per_query(relevant: Mapping[str, Mapping[str, int]], ranked: Mapping[str, Se
 
 
 def spearman(left: Doubles, right: Doubles) -> float:
-    """Rank correlation of two series, ties at their mean rank: (N,), (N,) -> -1 to 1; 0 where one is constant."""
+    """Spearman's rank correlation, ties at their mean rank: (N,), (N,) -> -1 to 1; 0 if a series is constant."""
     if np.ptp(left) == 0 or np.ptp(right) == 0:
         return 0.0
     stats = extras.need("scipy.stats", wanted_for="measuring similarity")
@@ -77,8 +77,8 @@ def spearman(left: Doubles, right: Doubles) -> float:
 def interval(values: Sequence[float]) -> Interval:
     """Mean of per-query values with its percentile bootstrap interval (Efron 1979): (Q,) -> mean, low, high.
 
-    The seed is fixed: the same values give the same interval. For two models' values of the same queries give their
-    differences: queries differ far more from each other than models do, and pairing takes that out.
+    The seed is fixed, so equal values give equal intervals. To compare two models, pass the differences of their values
+    by query: queries differ far more than models do, and pairing removes that variance.
     """
     numbers = np.asarray(values, np.float64)
     draws = np.random.default_rng(SEED).integers(0, len(numbers), (RESAMPLES, len(numbers)))
@@ -87,7 +87,7 @@ def interval(values: Sequence[float]) -> Interval:
 
 
 def spearman_interval(left: Doubles, right: Doubles) -> Interval:
-    """Spearman with a bootstrap interval over pairs; ranks are recomputed in each resample."""
+    """Spearman's correlation with a bootstrap interval over pairs; ranks are recomputed in each resample."""
     draws = np.random.default_rng(SEED).integers(0, len(left), (CORRELATION_RESAMPLES, len(left)))
     found = [spearman(left[rows], right[rows]) for rows in draws]
     low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
@@ -95,7 +95,7 @@ def spearman_interval(left: Doubles, right: Doubles) -> Interval:
 
 
 def spearman_difference(gold: Doubles, left: Doubles, right: Doubles) -> Interval:
-    """How much better `left` follows `gold` than `right` does: (N,) each -> difference with a paired interval."""
+    """Difference of the correlations of `left` and `right` with `gold`, with a paired interval: (N,) each."""
     draws = np.random.default_rng(SEED).integers(0, len(gold), (CORRELATION_RESAMPLES, len(gold)))
     found = [spearman(gold[rows], left[rows]) - spearman(gold[rows], right[rows]) for rows in draws]
     low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])

@@ -1,10 +1,10 @@
-"""Our models inside `mteb`, so that the real MTEB runs on them with the right prompts. The only import of mteb.
+"""nestling's models as models of `mteb`, so that MTEB runs on them with the right prompts. The only import of mteb.
 
     import mteb
     from nestling.evaluation.mteb_model import NestlingModel
     mteb.evaluate(NestlingModel(Embedder.load("jina-v4-retrieval:Q8_0")), mteb.get_tasks(tasks=["SciFact"]))
 
-Installed with the extra `mteb` (which brings torch; nothing else here needs it).
+Needs the extra `mteb`, which installs torch.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,11 +20,11 @@ from nestling.vectors import Floats
 
 
 class NestlingModel(AbsEncoder):  # type: ignore[misc]  # mteb is not installed where types are checked
-    """An embedder as mteb's encoder protocol wants it.
+    """An embedder with mteb's encoder protocol.
 
-    Queries get the query prompt, documents the passage prompt; texts of tasks with one side only (pairs, clustering,
-    classification), for which mteb names no side, the query prompt. Texts beyond the model's length are cut, as in
-    every published MTEB figure; mteb compares the vectors by cosine.
+    Queries get the query prompt, documents the passage prompt. Tasks with one kind of text (pairs, clustering,
+    classification), for which mteb names no role, get the query prompt. Longer texts than the model takes are
+    truncated, as in all published MTEB results; mteb compares vectors by cosine.
     """
 
     def __init__(self, embedder: Embedder, *, truncate_dim: int | None = None) -> None:

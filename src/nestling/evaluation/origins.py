@@ -1,4 +1,4 @@
-"""Where a result comes from: which code measured, when, on which machine. No names of hosts."""
+"""The origin of a result: code version, start and machine, without host names."""
 
 import platform
 import shutil
@@ -17,7 +17,7 @@ _PACKAGES = ("numpy", "openvino", "tokenizers", "xllamacpp")
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Where it ran; no names of hosts."""
+    """The machine, without host names."""
 
     system: str
     processor: str
@@ -29,7 +29,7 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Which code measured, when (UTC), where; `commit` is None outside a checkout, ends in `-dirty` with changes."""
+    """The code, start (UTC) and machine; `commit` is None outside a git checkout and ends in `-dirty` with changes."""
 
     version: str
     commit: str | None
@@ -38,7 +38,7 @@ class Origin:
 
 
 def origin() -> Origin:
-    """This code, now, on this machine."""
+    """The origin of a measurement that starts now."""
     return Origin(__version__, _commit(), datetime.now(UTC).isoformat(timespec="seconds"), _machine())
 
 

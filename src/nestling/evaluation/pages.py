@@ -1,7 +1,7 @@
-"""Pages of a visual benchmark: images that lie as files or in a parquet column, and are read when they are wanted.
+"""Pages of a visual benchmark: images in files or in a Parquet column, read when they are needed.
 
-Image columns are bytes or {bytes, path}, as data sets on the Hugging Face hub store images. A row group's images are
-held at once, never a whole file's. Knows neither layouts nor decoders.
+Image columns hold bytes or {bytes, path}, as in data sets on the Hugging Face hub. The images of one row group are in
+memory at a time, never those of a whole file. Does not know layouts or decoders.
 """
 
 import hashlib
@@ -15,12 +15,12 @@ from nestling.errors import FileFormatError, NestlingError
 from nestling.evaluation import extras
 
 IMAGE = "image"
-"""The column, or key, of a page's image."""
+"""The column or JSON key of a page's image."""
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """An image: a file, or a row of a row group of a parquet file. `sha256` is that of its bytes, in hex."""
+    """An image: a file, or (row group, row) of a Parquet file. `sha256` is the hash of its bytes, in hex."""
 
     file: Path
     sha256: str
@@ -28,7 +28,7 @@ class Page:
 
     @classmethod
     def of(cls, file: Path) -> "Page":
-        """An image file; OSError when it cannot be read."""
+        """The page of an image file; OSError when it cannot be read."""
         return cls(file, hashlib.sha256(file.read_bytes()).hexdigest())
 
     def __str__(self) -> str:
@@ -45,12 +45,12 @@ class Page:
 
 
 def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a parquet file, with a `Page`, or None, in the place of each image."""
+    """The rows of a Parquet file, with each image replaced by a `Page` or None."""
     try:
         yield from _rows(path)
     except NestlingError:
         raise
-    except Exception as error:  # noqa: BLE001 - the library's own tree of errors
+    except Exception as error:  # noqa: BLE001 - the library's own error classes
         raise FileFormatError(f"{path}: not a parquet file ({' '.join(str(error).split())[:120]})") from None
 
 
@@ -72,6 +72,6 @@ def _opened(path: Path) -> Any:  # noqa: ANN401 - pyarrow has no types
 
 @lru_cache(maxsize=1)
 def _images(path: Path, group: int) -> list[bytes | None]:
-    """The image files' bytes of a row group."""
+    """The bytes of the image files of a row group."""
     values = _opened(path).read_row_group(group, columns=[IMAGE]).column(0).to_pylist()
     return [value.get("bytes") if isinstance(value, dict) else value for value in values]

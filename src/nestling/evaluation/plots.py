@@ -1,6 +1,6 @@
-"""Figures to SVG, with matplotlib, which nothing else imports.
+"""Draw figures as SVG with matplotlib; the only module that imports it.
 
-Colours are Okabe and Ito's, told apart by colour-blind readers too, and every series has a marker of its own. Equal
+The colours are Okabe and Ito's, which colour-blind readers can distinguish; every series also has its own marker. Equal
 figures give equal bytes.
 """
 
@@ -22,19 +22,19 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "X")
 WIDTH_IN, ROW_IN = 8.0, 0.26
 HEIGHT_IN, LABELLED_IN = 5.0, 6.5
-"""Height of a figure of lines, and of one whose every point has a label."""
+"""Height of a figure of lines, and of one with labelled points, in inches."""
 _STYLE: Any = {
     "svg.hashsalt": "nestling", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False,
     "axes.grid": True, "grid.color": "#e4e4e4", "axes.axisbelow": True, "figure.dpi": 100, "axes.titlesize": 11,
 }  # fmt: skip
 FAR_PT = 26
-"""A label further off than this gets a line to its point."""
+"""A label farther away than this gets a line to its point."""
 _REACH = tuple(
     (dx, dy)
     for far in (9, 18, 28, 40, 54)
     for dx, dy in ((0, far), (0, -far), (far, 0), (-far, 0), (far, far), (-far, far), (far, -far), (-far, -far))
 )
-"""Where a label may stand, in points from its point, nearest first."""
+"""Offsets at which a label may be placed, in points, nearest first."""
 
 
 def draw(figure: Figure, *, form: str = "svg") -> bytes:
@@ -105,7 +105,7 @@ def _scales(axes: Any, figure: Figure) -> None:  # noqa: ANN401 - matplotlib's A
 
 
 def _labels(canvas: Canvas, axes: Any, points: Sequence[Point]) -> None:  # noqa: ANN401 - matplotlib's Axes
-    """Write each point's label where it covers no other label and no point; a thin line leads to one further off."""
+    """Place labels where they cover no other label or point; a thin line connects one that is far from its point."""
     FigureCanvasAgg(canvas)  # measures texts
     canvas.draw_without_rendering()
     pixels = canvas.dpi / 72
@@ -133,7 +133,7 @@ def _labels(canvas: Canvas, axes: Any, points: Sequence[Point]) -> None:  # noqa
 def _free(
     mark: NDArray[np.float64], size: Bbox, taken: Sequence[Bbox], inside: Bbox, pixels: float
 ) -> tuple[Bbox, tuple[float, float]]:
-    """The nearest place for a label: its box in pixels and its offset in points; the last one if none is free."""
+    """The nearest free place of a label: its box in pixels and its offset in points; the last place if none is free."""
     for dx, dy in _REACH:
         offset = (dx + (size.width / pixels / 2 if dx > 0 else -size.width / pixels / 2 if dx < 0 else 0), dy)
         x, y = mark[0] + offset[0] * pixels, mark[1] + offset[1] * pixels

@@ -1,7 +1,7 @@
-"""Measure how well models retrieve and compare: exact search, every query's score, nearness to a reference model.
+"""Measure retrieval and similarity: exact search, metrics per query, fidelity to a reference model.
 
-One result file a model and benchmark, written as soon as it is measured. A file that is already there and was
-measured from the same bytes, benchmark and settings by this version is kept, so that an interrupted run resumes.
+There is one result file per model and benchmark, written as soon as it is measured. An existing file for the same model
+bytes, benchmark, settings and version is kept, so that an interrupted run resumes.
 """
 
 import time
@@ -31,13 +31,13 @@ from nestling.spec import Role, Task
 from nestling.vectors import paired_cosine
 
 ALL = "all"
-"""Stands for every shipped set."""
+"""The name for all shipped sets."""
 _Key = tuple[str | None, Task | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A result, its file, and whether an earlier run had made it."""
+    """A result and its file; `fresh` is False if it was kept from an earlier run."""
 
     result: QualityResult
     path: Path
@@ -46,7 +46,7 @@ class Measured:
 
 @dataclass(slots=True)
 class _Model:
-    """A model that is opened when a vector of it is first wanted."""
+    """A model that is loaded when its vectors are first needed."""
 
     facts: ModelFacts
     path: Path | None
@@ -63,12 +63,12 @@ class _Model:
 
     @property
     def key(self) -> _Key:
-        """Models of one key are compared with each other."""
+        """Family and task; models with equal keys are compared with each other."""
         return self.facts.family, self.task
 
     @property
     def name(self) -> str:
-        """The model, and the engine if one was asked for."""
+        """The model's label, and the engine unless it is `auto`."""
         engine = self.settings.engine
         return self.facts.label if engine == EngineName.AUTO else f"{self.facts.label}-{engine}"
 
@@ -81,7 +81,7 @@ class _Model:
         return self._encoder
 
     def sides(self, benchmark: Benchmark) -> Sides:
-        """The benchmark's vectors, made when they are first wanted."""
+        """The benchmark's vectors, computed on first use."""
         if benchmark.name not in self.vectors:
             encoder, began = self.encoder, time.perf_counter()
             told = self.steps(f"{self.facts.label} on {benchmark.name}")
@@ -90,7 +90,7 @@ class _Model:
         return self.vectors[benchmark.name]
 
     def finished(self, *, keep_vectors: bool) -> None:
-        """Unload the model; and forget its vectors unless others are compared with them."""
+        """Unload the model, and drop its vectors unless other models are compared with them."""
         if self._encoder is not None:
             self._encoder.close()
             self._encoder = None
@@ -99,11 +99,11 @@ class _Model:
 
 
 def measure(references: Sequence[str], settings: QualitySettings, *, steps: Steps = silent) -> Iterator[Measured]:
-    """Measure models on benchmarks, one `Measured` at a time, the models that others are compared with first.
+    """Measure models on benchmarks, reference models first: yields a `Measured` for each model and benchmark.
 
-    `references` are the store's, families (their three tasks), folders of GGUF files, or servers' URLs. The reference
-    model is `against`, or of several models of one family and task the one with the most bits a weight; it is
-    measured too. An unknown or unsound benchmark is found before anything is measured.
+    `references` are model references, families (their three tasks), folders of GGUF files, or server URLs. The
+    reference model is `against`, or by default the one with the most bits per weight of several models of a family and
+    task; it is measured too. Unknown and invalid benchmarks are reported before anything is measured.
     """
     sets: list[Benchmark] = [form for name in _named_sets(settings) for form in data.load(name).forms()]
     models = [_model(reference, settings, steps) for reference in expand(references)]
@@ -129,7 +129,7 @@ def measure(references: Sequence[str], settings: QualitySettings, *, steps: Step
 
 
 def _unique(models: Sequence["_Model"]) -> list["_Model"]:
-    """Each model once: a file that several references mean is one model."""
+    """Remove duplicates: several references may resolve to the same file."""
     found: dict[str, _Model] = {}
     for model in models:
         found.setdefault(model.facts.sha256 or model.facts.reference, model)
@@ -137,11 +137,11 @@ def _unique(models: Sequence["_Model"]) -> list["_Model"]:
 
 
 def _check_names(names: Sequence[str], param: str) -> None:
-    """Results are written under these names: UsageError when two are the same."""
+    """UsageError for duplicate names, since results are written under them."""
     for name in names:
         if names.count(name) > 1:
             raise UsageError(
-                f"two of them are called {name}; results would overwrite each other: rename one", param=param
+                f"two of them are called {name}, so results would overwrite each other; rename one", param=param
             )
 
 
@@ -159,18 +159,19 @@ def _model(reference: str, settings: QualitySettings, steps: Steps) -> _Model:
 
 
 def _named_bases(named: Sequence[_Model], models: Sequence[_Model]) -> dict[_Key, _Model]:
-    """The reference model that was asked for, by what it is compared with; UsageError when a task has none."""
+    """The reference model given with `against`, by key; UsageError when a task has none."""
     by_task = {model.task: model for model in named}
     for model in models:
         if model.task not in by_task:
             raise UsageError(
-                f"against: {named[0].facts.label} is not for {model.task}, {model.facts.label} is", param="against"
+                f"against: {named[0].facts.label}: expected a model for {model.task}, as {model.facts.label} is",
+                param="against",
             )
     return {model.key: by_task[model.task] for model in [*named, *models]}
 
 
 def _largest(models: Sequence[_Model]) -> dict[_Key, _Model]:
-    """The model with the most bits a weight of each family and task that has several."""
+    """The model with the most bits per weight, for each family and task with several models."""
     groups: dict[_Key, list[_Model]] = {}
     for model in models:
         groups.setdefault(model.key, []).append(model)
@@ -218,7 +219,7 @@ def _tower_of(model: _Model, benchmark: Benchmark) -> str | None:
 
 
 def _kept(path: Path, model: _Model, benchmark: Benchmark, base: _Model | None) -> QualityResult | None:
-    """The result of an earlier run of the same file, benchmark, settings, reference and version; else None."""
+    """The result of an earlier run with the same file, benchmark, settings, reference and version; else None."""
     old = results.read(path) if path.exists() and model.path else None
     if not isinstance(old, QualityResult):
         return None
@@ -237,7 +238,7 @@ def _sizes(model: _Model, width: int) -> list[int]:
     for size in wanted:
         if size not in trained or size > width:
             known = ", ".join(map(str, trained))
-            raise UsageError(f"dimensions={size}: {model.facts.label} is trained for {known}", param="dimensions")
+            raise UsageError(f"dimensions={size}: expected one of {known}, for {model.facts.label}", param="dimensions")
     return sorted({*wanted, width}) if wanted else list(trained)
 
 
@@ -256,7 +257,7 @@ def _against(base: _Model, benchmark: Benchmark, sides: Sides, full: Scores) -> 
     width = sides.queries.shape[1]
     if theirs.queries.shape[1] != width:
         raise UsageError(
-            f"{base.facts.label} has {theirs.queries.shape[1]} dimensions, the model {width}: no cosine",
+            f"{base.facts.label} has {theirs.queries.shape[1]} dimensions: expected {width}, as the model",
             param="against",
         )
     pairs = ((sides.queries, theirs.queries), (sides.documents, theirs.documents))

@@ -1,6 +1,6 @@
-"""One keep-alive connection to an OpenAI-compatible server. Knows nothing of prompts, roles and tasks.
+"""One keep-alive connection to an OpenAI-compatible server. Does not know prompts, roles or tasks.
 
-Busy servers (429, 503) are asked again after the time that they name. A key, if the server wants one, is read from
+Requests to busy servers (429, 503) are retried after the time in `Retry-After`. An API key is read from
 `NESTLING_EVAL_API_KEY`.
 """
 
@@ -27,7 +27,7 @@ _OK, _BUSY = 200, (429, 503)
 
 
 class Connection:
-    """A server by its base URL, `http://host:port/v1`; use one in one thread."""
+    """A connection to a server by its base URL, `http://host:port/v1`; not thread-safe."""
 
     def __init__(self, url: str) -> None:
         base = _base(url)
@@ -42,7 +42,7 @@ class Connection:
         return self.vectors(self.post(asked))
 
     def post(self, body: bytes) -> bytes:
-        """Post a request and answer with the body; EngineError for anything but success."""
+        """Post a request and return the response body; EngineError for any failure."""
         for attempt in range(1, ATTEMPTS + 1):
             status, wait, answer = self._once(body)
             if status == _OK:
@@ -50,10 +50,10 @@ class Connection:
             if status not in _BUSY or attempt == ATTEMPTS:
                 break
             time.sleep(wait)
-        raise EngineError(f"{self.url}: answered {status}: {' '.join(answer.decode('utf-8', 'replace').split())[:200]}")
+        raise EngineError(f"{self.url}: status {status}: {' '.join(answer.decode('utf-8', 'replace').split())[:200]}")
 
     def stages(self) -> dict[str, float]:
-        """Seconds that all requests so far spent in each stage, from nestling's `/metrics`; empty elsewhere."""
+        """Total seconds of all requests by stage, from the `/metrics` of nestling's server; empty for other servers."""
         try:
             text = self._inner.get(self._stages_path).text
         except httpx.HTTPError:
@@ -65,12 +65,12 @@ class Connection:
         self._inner.close()
 
     def vectors(self, answer: bytes) -> Floats:
-        """Read an answer's vectors, floats or base64."""
+        """The vectors in a response, as floats or base64."""
         try:
             items = sorted(json.loads(answer)["data"], key=lambda item: item["index"])
             return np.stack([_row(item["embedding"]) for item in items])
         except (ValueError, KeyError, TypeError, binascii.Error) as error:
-            raise EngineError(f"{self.url}: not an embeddings answer ({error})") from None
+            raise EngineError(f"{self.url}: not an embeddings response ({error})") from None
 
     def _once(self, body: bytes) -> tuple[int, float, bytes]:
         headers = {"Content-Type": "application/json"}
@@ -79,7 +79,7 @@ class Connection:
         try:
             response = self._inner.post(self._path, content=body, headers=headers)
         except httpx.HTTPError as error:
-            raise EngineError(f"{self.url}: no answer ({error or type(error).__name__})") from None
+            raise EngineError(f"{self.url}: no response ({error or type(error).__name__})") from None
         return response.status_code, _wait(response.headers.get("Retry-After")), response.content
 
 

@@ -1,6 +1,6 @@
-"""The report: Markdown with SVG files beside it, and one HTML page that needs nothing else. Text in, files out.
+"""The report: Markdown with SVG files, and one self-contained HTML page.
 
-All numbers come from the results that are given; what shows them is `tables` and `figures`.
+All numbers are from the given results, through `tables` and `figures`.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ TITLE = "Quality and speed"
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A heading, what is said below it, and its figures and tables."""
+    """A heading, its text, figures and tables."""
 
     heading: str
     text: Sequence[str]
@@ -29,7 +29,7 @@ class Section:
 
 
 def write(results: Sequence[Result], out: Path) -> list[Path]:
-    """Write `report.md`, `report.html` and the figures into a folder; answers with the two reports."""
+    """Write `report.md`, `report.html` and the figures into a folder; returns the paths of the two reports."""
     plots = extras.need("nestling.evaluation.plots", wanted_for="drawing the report")
     sections = contents(results)
     drawn = {figure.slug: plots.draw(figure) for section in sections for figure in section.drawings}
@@ -47,11 +47,11 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def contents(results: Sequence[Result]) -> list[Section]:
-    """What the report says, in order; a section without results is left out."""
+    """The sections of the report; those without results are left out."""
     quality = [one for one in results if isinstance(one, QualityResult)]
     speed = [one for one in results if isinstance(one, SpeedResult)]
     warning = tables.load_warning(speed)
-    found = [Section("The sets side by side", [], [], tables.published(quality))]
+    found = [Section("All sets", [], [], tables.published(quality))]
     found += [
         Section(tables.title(group), [] if number else [_QUALITY], figures.quality(group), tables.quality(group))
         for number, group in enumerate(tables.by_benchmark(quality))
@@ -64,13 +64,13 @@ def contents(results: Sequence[Result]) -> list[Section]:
 
 
 _QUALITY = (
-    "Exact search by cosine, every score at full width unless dimensions are named. Intervals are percentile bootstrap"
-    " intervals over queries at 95 %; differences are paired by query, so that what makes a query easy or hard drops"
-    " out. A difference whose interval holds 0 is not told apart from none by this set."
+    "Exact search by cosine; scores are at full width unless dimensions are named. Intervals are percentile bootstrap"
+    " intervals over queries at 95 %. Differences are paired by query, which removes the variance between queries. A"
+    " difference whose interval contains 0 is not significant."
 )
 _SPEED = (
-    "All sides took turns in every round, each file in a process of its own. Tokens per second are medians over rounds,"
-    " special tokens and prefixes counted; load is the time until the first vector is there."
+    "All models took turns in every round, each file in its own process. Tokens per second are medians over rounds and"
+    " count special tokens and prefixes; load is the time until the first vector."
 )
 
 
@@ -89,7 +89,7 @@ def _sources(results: Sequence[Result]) -> list[str]:
 
 
 def markdown(sections: Sequence[Section]) -> str:
-    """The report in Markdown; figures are the files in `figures/`."""
+    """The report in Markdown; figures are files in `figures/`."""
     parts = [f"# {TITLE}"]
     for section in sections:
         parts.append(f"## {section.heading}")
@@ -108,7 +108,7 @@ def _markdown_table(table: Table) -> str:
 
 
 def html(sections: Sequence[Section], drawn: dict[str, bytes]) -> str:
-    """The report as one page with its styles and figures inside."""
+    """The report as one HTML page with embedded styles and figures."""
     parts = [f"<h1>{TITLE}</h1>"]
     for section in sections:
         parts.append(f"<h2>{escape(section.heading)}</h2>")

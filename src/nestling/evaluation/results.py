@@ -1,6 +1,6 @@
-"""Result files: JSON that says what was measured, of which file, by which code on which machine, with every sample.
+"""Result files: JSON with the measurements and all samples, the model file, the code version and the machine.
 
-Reading checks the whole structure; writing is whole or not at all. Knows neither how results are made nor how shown.
+Reading checks the structure, writing is atomic. Does not know how results are measured or shown.
 """
 
 import re
@@ -25,7 +25,7 @@ from nestling.models.file_spec import spec_of
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What was measured; of a server only reference and task are known. `dimensions` are the trained sizes."""
+    """The measured model; of a server only reference and task are known. `dimensions` are the trained sizes."""
 
     reference: str
     file: str | None = None
@@ -40,7 +40,7 @@ class ModelFacts:
 
     @property
     def label(self) -> str:
-        """A short name for tables and plots: the file's, or what is served and where."""
+        """A short name for tables and plots: the file's name, or the server's model and host."""
         if self.file:
             return Path(self.file).stem
         if "://" not in self.reference:
@@ -51,9 +51,9 @@ class ModelFacts:
 
 @dataclass(frozen=True, slots=True)
 class BenchmarkFacts:
-    """What it was measured on; `documents` is 0 for pairs, whose number is `queries`.
+    """The benchmark; for pairs, `documents` is 0 and `queries` is the number of pairs.
 
-    `form` is what of pages was embedded (`images` or `OCR text`), `visual` the hash of the set that both are of.
+    For pages, `form` is what was embedded (`images` or `OCR text`) and `visual` the hash of the set with both.
     """
 
     name: str
@@ -68,7 +68,7 @@ class BenchmarkFacts:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """One vector size: measure -> mean and interval, and the samples behind them in the order of `query_ids`."""
+    """Scores at one vector size: metric -> mean and interval, and its samples in the order of `query_ids`."""
 
     dimensions: int
     means: dict[str, Interval]
@@ -77,7 +77,7 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class Against:
-    """Nearness to a reference model at full width: cosine of every vector, paired difference of every measure."""
+    """Comparison with a reference model at full width: cosine of every vector, paired difference of every metric."""
 
     model: ModelFacts
     cosine_mean: float
@@ -88,7 +88,7 @@ class Against:
 
 @dataclass(frozen=True, slots=True)
 class QualityResult:
-    """One model on one benchmark. `query_ids` is empty for pairs; `tower_sha256` is that of what saw its images."""
+    """One model on one benchmark. `query_ids` is empty for pairs; `tower_sha256` is the hash of the vision tower."""
 
     origin: Origin
     model: ModelFacts
@@ -110,9 +110,9 @@ class QualityResult:
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """Speed on texts of one length (`tokens` a text; None for the mixed corpus): a pass over all texts a sample.
+    """Speed on texts of one length (`tokens` each; None for mixed lengths); a sample is one pass over all texts.
 
-    `stages_s` has the seconds of each stage, sample by sample, where they can be told apart (in process).
+    `stages_s` has the seconds of each stage per sample, for local models only.
     """
 
     name: str
@@ -126,10 +126,10 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Milliseconds from request to answer, one sample a request, and the rate at which tokens went through.
+    """Latency in milliseconds, one sample per request, and throughput.
 
-    `clients` ask at once, each with `inputs` texts a request; 0 clients are calls in process. `stages_s` has the
-    seconds that the requests spent in each of the server's stages, where it tells.
+    `clients` send requests of `inputs` texts concurrently; 0 clients means calls in process. `stages_s` has the total
+    seconds in each stage of the server, if it reports them.
     """
 
     clients: int
@@ -144,7 +144,7 @@ class Latency:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """The machine's one-minute load while measuring: before the first sample, then once a round."""
+    """The machine's one-minute load average: before the first sample, then once per round."""
 
     before: float
     rounds: list[float]
@@ -153,7 +153,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class SpeedResult:
-    """One contender: a file in an engine, or a server. `compared_with` were measured in turns with it."""
+    """The speed of a file in an engine, or of a server; `compared_with` lists those measured in turn with it."""
 
     origin: Origin
     model: ModelFacts
@@ -174,18 +174,18 @@ _ADAPTER: TypeAdapter[Result] = TypeAdapter(Annotated[Result, Field(discriminato
 
 
 def write(path: Path, result: Result) -> None:
-    """Write a result file whole."""
+    """Write a result file atomically."""
     with atomic_write(path) as file:
         file.write(_ADAPTER.dump_json(result, indent=1) + b"\n")
 
 
 def slug(text: str) -> str:
-    """A text as part of a file's name."""
+    """A text as a part of a file name."""
     return re.sub(r"[^\w.-]+", "-", text).strip("-")
 
 
 def read(path: Path) -> Result:
-    """Read a result file; anything else is a FileFormatError naming the field."""
+    """Read a result file; FileFormatError naming the field for anything else."""
     try:
         return _ADAPTER.validate_json(read_text(path))
     except ValidationError as error:
@@ -195,15 +195,15 @@ def read(path: Path) -> Result:
 
 
 def read_all(paths: Iterable[Path]) -> list[Result]:
-    """Read files and folders of result files; none at all is a ModelNotFoundError."""
+    """Read result files and folders of them; ModelNotFoundError if there are none."""
     files = [file for path in paths for file in (sorted(path.glob("*.json")) if path.is_dir() else [path])]
     if not files:
-        raise ModelNotFoundError("no result files there; `nestling eval quality` and `eval speed` write them")
+        raise ModelNotFoundError("no result files; `nestling eval quality` and `nestling eval speed` write them")
     return [read(file) for file in files]
 
 
 def model_facts(reference: str, path: Path) -> ModelFacts:
-    """Read what a model file says of itself, and hash it."""
+    """The facts of a model file, with its hash."""
     file = GGUFFile.open(path)
     spec, tensors = spec_of(file), file.tensors.values()
     parameters = sum(prod(info.shape) for info in tensors)

@@ -1,4 +1,4 @@
-"""Vectors, or words, of a benchmark to the scores of a result file. Knows no models and no files."""
+"""From the vectors (or words) of a benchmark to the scores of a result file. Does not know models or files."""
 
 import time
 from dataclasses import dataclass
@@ -15,18 +15,18 @@ from nestling.vectors import Floats, finish, paired_cosine
 
 @dataclass(frozen=True, slots=True)
 class Sides:
-    """The vectors of a benchmark: (Q, D) queries and (N, D) documents, or the two sides of the pairs."""
+    """The vectors of a benchmark: (Q, D) queries and (N, D) documents, or the left and right texts of pairs."""
 
     queries: Floats
     documents: Floats
 
     def at(self, dimensions: int) -> "Sides":
-        """Truncated to a vector size and normalised again."""
+        """The vectors truncated to a size and normalised again."""
         return Sides(finish(self.queries, dimensions), finish(self.documents, dimensions))
 
 
 def score(benchmark: Benchmark, sides: Sides, dimensions: int) -> Scores:
-    """Score the vectors of a benchmark at one size."""
+    """Compute the metrics of a benchmark at one vector size."""
     if isinstance(benchmark, PairSet):
         gold, cosines = np.array(benchmark.scores), paired_cosine(sides.queries, sides.documents)
         samples = {"score": gold.tolist(), "cosine": cosines.tolist()}
@@ -39,7 +39,7 @@ def _retrieval(benchmark: RetrievalSet, sides: Sides) -> tuple[dict[str, Interva
 
 
 def lexical(benchmark: RetrievalSet, task: Task | None) -> QualityResult:
-    """BM25's result beside those of a task's models: it has no vectors, so its scores are of 0 dimensions."""
+    """BM25's result, for comparison with the models of a task; it has no vectors, so its scores have 0 dimensions."""
     began = time.perf_counter()
     ranked = metrics.rank(bm25.scores(benchmark.queries, benchmark.documents), benchmark.document_ids)
     return QualityResult(
@@ -60,7 +60,7 @@ def _measured(benchmark: RetrievalSet, ranked: list[list[str]]) -> tuple[dict[st
 
 
 def difference(ours: Scores, theirs: Scores, measure: str) -> Interval:
-    """How much better one model is than another on the same benchmark, with its paired interval."""
+    """Mean difference of two models on the same benchmark, with its paired interval."""
     left, right = ours.samples, theirs.samples
     if measure == SPEARMAN:
         return metrics.spearman_difference(
@@ -70,7 +70,7 @@ def difference(ours: Scores, theirs: Scores, measure: str) -> Interval:
 
 
 def facts_of(benchmark: Benchmark) -> BenchmarkFacts:
-    """What a result file says of a benchmark."""
+    """The benchmark's entry in a result file."""
     tasks = [str(task) for task in benchmark.tasks]
     if isinstance(benchmark, PairSet):
         return BenchmarkFacts(benchmark.name, "pairs", tasks, benchmark.sha256, 0, len(benchmark.left))

@@ -1,7 +1,4 @@
-"""What is measured and how: the settings of quality and of speed, with their defaults. Data alone; loads no library.
-
-The command line takes its defaults from here.
-"""
+"""The settings of quality and speed measurements, with the defaults of the command line. Imports no heavy library."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +10,7 @@ from nestling.spec import Task
 
 @dataclass(frozen=True, slots=True)
 class QualitySettings:
-    """What to measure. No `benchmarks` are those shipped for each model's task, no `dimensions` all trained ones."""
+    """What to measure: by default the shipped `benchmarks` for each model's task, at all trained `dimensions`."""
 
     out: Path
     benchmarks: tuple[str, ...] = ()
@@ -24,7 +21,7 @@ class QualitySettings:
     task: Task | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be measured."""
+        """Check the settings."""
         EngineName.parse(self.engine)
 
 
@@ -32,9 +29,9 @@ class QualitySettings:
 class SpeedSettings:
     """How to measure.
 
-    `lengths` are tokens a text, `rounds` those that count, `pass_tokens` the tokens of a pass over a bucket, `cell_s`
-    the seconds that a latency cell takes in a round (each client asks at least once), `together` the contenders that
-    are loaded at once.
+    `lengths` in tokens per text, `rounds` without the warm-up, `pass_tokens` per pass over a bucket, `cell_s` seconds
+    per latency measurement and round (each client sends at least one request), `together` contenders loaded at the same
+    time.
     """
 
     out: Path
@@ -51,15 +48,17 @@ class SpeedSettings:
     together: int = 4
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be measured."""
+        """Check the settings."""
         for one in self.engines:
             EngineName.parse(one)
         numbers = (*self.lengths, self.rounds, self.together, self.pass_tokens, *self.clients, *self.inputs)
         if min(numbers) < 1 or self.cell_s < 0:
-            raise UsageError("rounds, lengths, pass_tokens, clients, inputs and together: at least 1", param="rounds")
+            raise UsageError(
+                "rounds, lengths, pass_tokens, clients, inputs, together: expected at least 1", param="rounds"
+            )
 
     def told(self) -> dict[str, int | str]:
-        """What a result file says of them."""
+        """The settings in a result file."""
         threads = self.threads or "all"
         return {
             "rounds": self.rounds,

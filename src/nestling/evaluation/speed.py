@@ -1,9 +1,9 @@
-"""Measure how fast contenders are: tokens per second by text length, latency, load time, peak memory.
+"""Measure speed: tokens per second by text length, latency, load time, peak memory.
 
-Contenders are loaded together, each in a process of its own, and take turns: in every round each does each bucket once,
-so that a machine that slows down slows all of them. A round's texts are the same for all and new to all. Medians over
-rounds; a first round warms up and is not counted.
-What has been measured is written even when a contender fails.
+Contenders (models in engines, servers) are loaded together, each model in its own process, and take turns: in every
+round each runs each bucket once, so that a slowdown of the machine affects all of them. The texts of a round are new
+and the same for all. Results are medians over rounds, without the first one, which warms up. Results are written even
+if a contender fails.
 """
 
 import os
@@ -33,13 +33,13 @@ from nestling.models import local as models
 from nestling.spec import Task
 
 IDLE_LOAD = 0.25
-"""One-minute load per processor up to which a machine counts as idle."""
+"""The highest one-minute load average per processor at which a machine counts as idle."""
 Maker = Callable[[], Contender]
 
 
 @dataclass(slots=True)
 class _Samples:
-    """What one contender has done so far."""
+    """The samples of one contender so far."""
 
     passes: dict[str, list[tuple[BucketTexts, Pass]]] = field(default_factory=dict)
     volleys: dict[Cell, list[Volley]] = field(default_factory=dict)
@@ -54,9 +54,9 @@ class Timed:
 
 
 def measure(references: Sequence[str], settings: SpeedSettings, *, steps: Steps = silent) -> list[Timed]:
-    """Measure files (in every engine of the settings) and servers (`URL#MODEL`) side by side; write a file each.
+    """Measure files (in every engine of the settings) and servers (`URL#MODEL`) in turn; write a result file for each.
 
-    At most `settings.together` are loaded at once; more are measured group by group, in the order given.
+    At most `settings.together` are loaded at the same time; more are measured group by group, in the given order.
     """
     source = TextSource(_tokenizer(references, steps))
     makers = _makers(references, settings, steps)
@@ -95,13 +95,13 @@ def _group(
 
 
 def _tokenizer(references: Sequence[str], steps: Steps) -> Tokenizer:
-    """That of the first file: every contender gets the same texts. With servers alone, the starter's."""
+    """The tokenizer of the first file, for texts that are the same for all; the starter's if there are only servers."""
     local = [one for one in expand(references) if not is_url(one)] or [f"{models.STARTER}-{Task.RETRIEVAL}"]
     return Tokenizer.from_gguf(GGUFFile.open(models.resolve(local[0], steps=steps)))
 
 
 def _makers(references: Sequence[str], settings: SpeedSettings, steps: Steps) -> list[Maker]:
-    """What loads each side when its turn has come; files are found before anything is measured."""
+    """Loaders of the contenders; missing files are reported before anything is measured."""
     cells = tuple(Cell(clients, inputs) for clients in settings.clients for inputs in settings.inputs)
     found: list[Maker] = []
     for reference in expand(references):

@@ -1,4 +1,4 @@
-"""Results to tables of words and numbers, for the terminal and the report alike. Computes nothing but differences."""
+"""Results to tables, for the terminal and the report. Computes only differences."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,14 +12,14 @@ from nestling.models.local import STARTER
 
 MIB = 2**20
 MOST_IN_PAIRS = 4
-"""With more models than these, the table of all pairs would be longer than anybody reads."""
+"""The most models for which the table of all pairs is shown."""
 NOTHING = "-"
-UNTRAINED = "The starter's vision tower has random weights: its figures on images mean nothing."
+UNTRAINED = "The starter's vision tower has random weights, so its figures on images are meaningless."
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Cells as they are shown; every row has a cell a column."""
+    """A table of formatted cells."""
 
     title: str
     columns: Sequence[str]
@@ -28,13 +28,13 @@ class Table:
 
 
 def quality(results: Sequence[QualityResult]) -> list[Table]:
-    """For each benchmark: the measures, nearness to the reference, all pairs if they are few, and the dimensions."""
+    """For each benchmark: metrics, comparison with the reference, all pairs of few models, metrics by dimensions."""
     found: list[Table] = []
     for group in by_benchmark(results):
         found.append(_measures(group))
         if any(one.against for one in group):
             found.append(_against(group))
-        if 1 < len(group) <= MOST_IN_PAIRS and (len(group) > 2 or not any(one.against for one in group)):  # noqa: PLR2004 - of two, the table above has the difference
+        if 1 < len(group) <= MOST_IN_PAIRS and (len(group) > 2 or not any(one.against for one in group)):  # noqa: PLR2004 - the table above has the difference of two
             found.append(_pairs(group))
         if len(group[0].scores) > 1:
             found.append(_curve(group))
@@ -42,7 +42,7 @@ def quality(results: Sequence[QualityResult]) -> list[Table]:
 
 
 def by_benchmark(results: Sequence[QualityResult]) -> list[list[QualityResult]]:
-    """Results of one benchmark and task together, largest file first; all forms of pages are one benchmark."""
+    """Results grouped by benchmark and task, largest file first; images and OCR text of pages are one benchmark."""
     groups: dict[tuple[str, str | None], list[QualityResult]] = {}
     for result in sorted(results, key=lambda one: (_largest_first(one), one.benchmark.form != Form.IMAGES)):
         groups.setdefault((result.benchmark.visual or result.benchmark.sha256, result.model.task), []).append(result)
@@ -50,7 +50,7 @@ def by_benchmark(results: Sequence[QualityResult]) -> list[list[QualityResult]]:
 
 
 def title(group: Sequence[QualityResult]) -> str:
-    """A benchmark, the task and family that it was measured for, and what is in it."""
+    """A benchmark, the measured task and family, and the benchmark's size."""
     benchmark = group[0].benchmark
     if benchmark.kind == "pairs":
         return f"{subject(group)} ({benchmark.queries} pairs)"
@@ -58,7 +58,7 @@ def title(group: Sequence[QualityResult]) -> str:
 
 
 def subject(group: Sequence[QualityResult]) -> str:
-    """A benchmark, the task and family that it was measured for, and whether what saw its images was ever trained."""
+    """A benchmark, the measured task and family, and whether the vision tower is untrained."""
     foreign = "" if _fits(group[0]) else " (a set for other tasks)"
     families = {one.model.family for one in group if one.model.family}
     of = f", {next(iter(families))}" if len(families) == 1 else ""
@@ -67,12 +67,12 @@ def subject(group: Sequence[QualityResult]) -> str:
 
 
 def headline(result: QualityResult) -> str:
-    """The measure to decide by; of pages that of ViDoRe."""
+    """The main metric; for pages that of ViDoRe."""
     return SPEARMAN if result.benchmark.kind == "pairs" else "nDCG@5" if result.benchmark.visual else "nDCG@10"
 
 
 def labels(group: Sequence[QualityResult | SpeedResult]) -> list[str]:
-    """The shortest names that tell the models of a group apart: file types if they can, else the files' names."""
+    """The shortest unambiguous names of a group's models: file types if they differ, else file names."""
     same_family = len({one.model.family for one in group if one.model.family}) <= 1
     short = [((same_family and one.model.file_type) or one.model.label) + _form(one) for one in group]
     if len(set(short)) == len(group):
@@ -84,13 +84,13 @@ def labels(group: Sequence[QualityResult | SpeedResult]) -> list[str]:
 
 
 def _form(result: QualityResult | SpeedResult) -> str:
-    """`, images` or `, OCR text` of a benchmark of pages."""
+    """`, images` or `, OCR text` for a benchmark of pages, else empty."""
     form = result.benchmark.form if isinstance(result, QualityResult) else ""
     return f", {form}" if form else ""
 
 
 def untrained(group: Sequence[QualityResult]) -> list[str]:
-    """What is said of the starter's figures on images."""
+    """A note on the starter's figures on images, if there are any."""
     meaningless = any(one.benchmark.form == Form.IMAGES and one.model.family == STARTER for one in group)
     return [UNTRAINED] if meaningless else []
 
@@ -103,7 +103,7 @@ def _measures(group: Sequence[QualityResult]) -> Table:
         _size_cells(label, one.model) + [_measure(one, name, main) for name in names]
         for label, one in zip(labels(group), group, strict=True)
     ]
-    note = f"In brackets the {LEVEL:.0%} bootstrap interval, which is wide: compare models by the differences."
+    note = f"In brackets the {LEVEL:.0%} bootstrap interval; compare models by the paired differences below."
     return Table(f"{subject(group)}: measures", columns, rows, [note, *untrained(group)])
 
 
@@ -121,18 +121,18 @@ def _against(group: Sequence[QualityResult]) -> Table:
         gap = one.against.differences[main]
         near = [f"{one.against.cosine_mean:.6f}", f"{one.against.cosine_lowest:.6f}"]
         rows.append([label, one.against.model.file_type or one.against.model.label, _signed(gap), verdict(gap), *near])
-    columns = ["model", "reference", f"difference in {main} [{LEVEL:.0%}]", "so it is", "cosine", "lowest"]
-    note = "Differences are paired by query; the cosines are of every vector to the reference's."
+    columns = ["model", "reference", f"difference in {main} [{LEVEL:.0%}]", "verdict", "cosine", "lowest"]
+    note = "Differences are paired by query; cosines are those of every vector to the reference's."
     return Table(f"{subject(group)}: compared with the reference", columns, rows, [note])
 
 
 def verdict(gap: Interval) -> str:
-    """What an interval of a difference lets one say."""
+    """The conclusion from the interval of a difference."""
     if gap.low == gap.high == 0:
         return "equal"
     if gap.high < 0:
         return "worse"
-    return "better" if gap.low > 0 else "not told apart"
+    return "better" if gap.low > 0 else "not significant"
 
 
 def _signed(gap: Interval) -> str:
@@ -145,7 +145,7 @@ def _pairs(group: Sequence[QualityResult]) -> Table:
     for (left, above), (right, below) in combinations(zip(labels(group), group, strict=True), 2):
         gap = difference(below.full, above.full, main)
         rows.append([right, left, _signed(gap), verdict(gap)])
-    columns = ["model", "than", f"difference in {main} [{LEVEL:.0%}]", "so it is"]
+    columns = ["model", "than", f"difference in {main} [{LEVEL:.0%}]", "verdict"]
     return Table(f"{subject(group)}: every pair", columns, rows)
 
 
@@ -162,7 +162,7 @@ def _curve(group: Sequence[QualityResult]) -> Table:
 
 
 def published(results: Sequence[QualityResult], measure: str = "nDCG@5") -> list[Table]:
-    """The table of the published card: a row a file, a column a set; one table a task, sets for that task alone."""
+    """One table per task, as in the published model card: a row per file, a column per set for that task."""
     fitting = [one for one in results if measure in one.full.means and _fits(one)]
     found: list[Table] = []
     for task in sorted({one.model.task or "" for one in fitting}):
@@ -199,7 +199,7 @@ def _mib(size_bytes: int | None) -> str:
 
 
 def speed(results: Sequence[SpeedResult]) -> list[Table]:
-    """Tokens per second by length with memory and load time; the stages of the mixed corpus; latencies."""
+    """Tokens per second by text length, with memory and load time; stages for mixed lengths; latencies."""
     ordered = sorted(results, key=_largest_first)
     return [table for make in (_rates, _stages, _latencies) if (table := make(ordered)).rows]
 
@@ -221,9 +221,7 @@ def _rates(results: Sequence[SpeedResult]) -> Table:
             ]
         )
     columns = ["model", "MiB", "bits/weight", "engine", "peak memory, MiB", "load, s", *headings]
-    return Table(
-        "Tokens per second by text length", columns, rows, ["Medians over rounds that all sides took in turns."]
-    )
+    return Table("Tokens per second by text length", columns, rows, ["Medians over rounds; the models took turns."])
 
 
 def _stages(results: Sequence[SpeedResult]) -> Table:
@@ -233,9 +231,7 @@ def _stages(results: Sequence[SpeedResult]) -> Table:
             spent = {stage: sum(samples) for stage, samples in bucket.stages_s.items()}
             shares = [f"{100 * seconds / sum(spent.values()):.1f}" for seconds in spent.values()]
             rows.append([one.model.label, one.engine, bucket.name, *shares])
-    return Table(
-        "Where the time goes, % of a pass", ["model", "engine", "tokens", "tokenize", "forward", "serialize"], rows
-    )
+    return Table("Time by stage, % of a pass", ["model", "engine", "tokens", "tokenize", "forward", "serialize"], rows)
 
 
 def _latencies(results: Sequence[SpeedResult]) -> Table:
@@ -268,8 +264,8 @@ def _latencies(results: Sequence[SpeedResult]) -> Table:
         "model",
         "engine",
         "clients",
-        "texts a request",
-        "tokens a text",
+        "texts per request",
+        "tokens per text",
         "p50, ms",
         "p99, ms",
         "tokens/s",
@@ -279,12 +275,12 @@ def _latencies(results: Sequence[SpeedResult]) -> Table:
 
 
 def load_warning(results: Sequence[SpeedResult]) -> str | None:
-    """One line when the machine was not idle before measuring."""
+    """A warning if the machine was not idle before measuring; else None."""
     busy = [one for one in results if not one.load.idle]
     if not busy:
         return None
     worst = max(busy, key=lambda one: one.load.before)
     return (
         f"the machine was not idle: load {worst.load.before} on {worst.origin.machine.processors} processors before"
-        " the first sample; these speeds are not to be relied on"
+        " the first sample; these speeds are unreliable"
     )

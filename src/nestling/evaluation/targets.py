@@ -22,7 +22,7 @@ LARGEST_REQUEST = 256
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A way of asking: so many clients at once, each with so many inputs a request; 0 clients are calls in process."""
+    """A latency measurement: concurrent clients with `inputs` texts per request; 0 clients are calls in process."""
 
     clients: int
     inputs: int
@@ -30,7 +30,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Volley:
-    """The requests of one cell and round: latency of each, tokens and seconds in all, seconds by server stage."""
+    """The requests of one cell and round: latency of each, total tokens and seconds, seconds by server stage."""
 
     samples_ms: list[float]
     tokens: int
@@ -39,7 +39,7 @@ class Volley:
 
 
 class Contender(Protocol):
-    """One side of a comparison."""
+    """One participant of a comparison: a model in an engine, or a server."""
 
     facts: ModelFacts
     engine: str
@@ -47,19 +47,19 @@ class Contender(Protocol):
     cells: tuple[Cell, ...]
 
     def run(self, texts: Sequence[str]) -> Pass:
-        """Embed all the texts, as fast as it goes."""
+        """Embed all texts, as fast as possible."""
         ...
 
     def ask(self, cell: Cell, source: TextSource, *, tokens: int, seconds: float) -> Volley:
-        """Ask for so many seconds with texts of so many tokens, each client at least once."""
+        """Send requests for `seconds`, with texts of `tokens` tokens; each client at least one."""
         ...
 
     def peak_memory_bytes(self) -> int | None:
-        """The most memory that it has held, None where that cannot be known."""
+        """Peak memory in bytes; None if unknown."""
         ...
 
     def close(self) -> None:
-        """Give back what it holds."""
+        """Free its resources."""
         ...
 
 
@@ -78,7 +78,7 @@ class LocalContender:
         return self._worker.run(texts)
 
     def ask(self, cell: Cell, source: TextSource, *, tokens: int, seconds: float) -> Volley:
-        """Embed one call's texts after another."""
+        """Embed texts, call by call."""
         passes: list[Pass] = []
         while not passes or sum(one.seconds for one in passes) < seconds:
             passes.append(self.run(source.batch(tokens, cell.inputs)))
@@ -86,7 +86,7 @@ class LocalContender:
         return Volley([1000 * one.seconds for one in passes], sum(one.tokens for one in passes), total, {})
 
     def peak_memory_bytes(self) -> int | None:
-        """The child's largest resident size; None when the child has died."""
+        """The child's peak resident memory; None if the child has died."""
         try:
             return self._worker.peak_memory_bytes()
         except EngineError:
@@ -98,7 +98,7 @@ class LocalContender:
 
 
 class RemoteContender:
-    """An OpenAI-compatible server, asked over connections of its own."""
+    """An OpenAI-compatible server, with connections of its own."""
 
     engine = "server"
     load_time_s: float | None = None
@@ -110,7 +110,7 @@ class RemoteContender:
         self._connection = Connection(self._address)
 
     def run(self, texts: Sequence[str]) -> Pass:
-        """Embed the texts, at most `LARGEST_REQUEST` a request."""
+        """Embed the texts, at most `LARGEST_REQUEST` per request."""
         bodies = [self._body(texts[start : start + LARGEST_REQUEST]) for start in range(0, len(texts), LARGEST_REQUEST)]
         began = time.perf_counter()
         answers = [self._connection.post(body) for body in bodies]
@@ -118,7 +118,7 @@ class RemoteContender:
         return Pass(sum(map(self._tokens, answers)), seconds, {})
 
     def ask(self, cell: Cell, source: TextSource, *, tokens: int, seconds: float) -> Volley:
-        """Let `cell.clients` threads ask in a closed loop, each over its own connection."""
+        """Send requests from `cell.clients` threads in a closed loop, each with its own connection."""
         before, lock = self._connection.stages(), threading.Lock()
         began = time.perf_counter()
 
@@ -157,4 +157,4 @@ class RemoteContender:
         try:
             return int(json.loads(answer)["usage"]["prompt_tokens"])
         except (ValueError, KeyError, TypeError):
-            raise EngineError(f"{self.facts.reference}: the answer has no usage.prompt_tokens") from None
+            raise EngineError(f"{self.facts.reference}: the response has no usage.prompt_tokens") from None

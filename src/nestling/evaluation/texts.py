@@ -1,6 +1,6 @@
-"""Texts to measure speed with: real ones, of a wanted number of tokens, no two alike. Knows no models but a tokenizer.
+"""Texts for speed measurements: natural texts of given numbers of tokens, all different. Needs only a tokenizer.
 
-They are cut from the shipped benchmark sets. Each begins with a number of its own, so that no cache can answer for it.
+They are cut from the shipped benchmark sets. Each begins with another number, so that no cache has its result.
 """
 
 from collections.abc import Sequence
@@ -16,14 +16,14 @@ MIXED = "mixed"
 _MIXED_RANGE = (8, 1024)
 _SEED = 16
 _OF_EACH = 100
-"""Documents of each set: some fifty thousand tokens in all, after which the stream repeats."""
+"""Documents of each set: about fifty thousand tokens in total, after which the stream repeats."""
 _PREFIX_TOKENS = 3
-"""About what a role's prefix takes of a text's tokens."""
+"""Approximate number of tokens of a prefix."""
 
 
 @dataclass(frozen=True, slots=True)
 class BucketTexts:
-    """The texts of a bucket: `tokens` each, or of many lengths (None)."""
+    """The texts of a bucket: of `tokens` tokens each, or of mixed lengths (None)."""
 
     name: str
     tokens: int | None
@@ -31,7 +31,7 @@ class BucketTexts:
 
 
 class TextSource:
-    """Cuts texts of wanted lengths from one long, repeating stream of tokens; each call continues the last."""
+    """Cuts texts of given lengths from one long, repeating stream of tokens; each call continues the last one."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         sets = [data.load(name) for name in data.SHIPPED]
@@ -41,7 +41,7 @@ class TextSource:
         self._at, self._number = 0, count(1000)
 
     def text(self, tokens: int) -> str:
-        """A text of about so many tokens, prefix included."""
+        """A text of about `tokens` tokens, prefix included."""
         number = f"{next(self._number)} "
         wanted = max(1, tokens - _PREFIX_TOKENS - len(self._tokenizer.encode([number])[0]))
         cut = self._stream.take(range(self._at, self._at + wanted), mode="wrap")
@@ -49,11 +49,11 @@ class TextSource:
         return number + self._tokenizer.decode(cut).replace("�", "")
 
     def batch(self, tokens: int, texts: int) -> list[str]:
-        """Several of them."""
+        """`texts` texts of about `tokens` tokens."""
         return [self.text(tokens) for _ in range(texts)]
 
     def buckets(self, pass_tokens: int, lengths: Sequence[int]) -> list[BucketTexts]:
-        """One bucket a length and the mixed one, each of about `pass_tokens` tokens and at least one text."""
+        """One bucket per length and the mixed one, each of about `pass_tokens` tokens and at least one text."""
         found = [
             BucketTexts(str(length), length, tuple(self.batch(length, max(1, pass_tokens // length))))
             for length in lengths
@@ -62,7 +62,7 @@ class TextSource:
 
 
 def _mixed(pass_tokens: int) -> list[int]:
-    """Lengths from a log-uniform distribution that add up to about `pass_tokens`; the same ones every time."""
+    """Lengths from a log-uniform distribution that add up to about `pass_tokens`; deterministic."""
     low, high = _MIXED_RANGE
     draws = np.exp(np.random.default_rng(_SEED).uniform(np.log(low), np.log(high), pass_tokens // low + 1))
     lengths = [int(length) for length in draws]

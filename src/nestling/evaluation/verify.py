@@ -1,7 +1,6 @@
-"""Is this file what it should be? Structure, hash, finite weights, engines that agree, nearness to another file.
+"""Verify a model file: structure, hash, finite weights, agreement of engines, cosine to another file.
 
-Every check is run and reported; none is assumed. Cosines are over `PROBES`: several scripts, one word to some hundred
-tokens.
+Every check is run and reported. Cosines are over `PROBES`: several scripts, from one word to some hundred tokens.
 """
 
 from contextlib import closing
@@ -43,14 +42,14 @@ PROBES = (
 )
 CHUNK_ROWS = 4096
 GRIDS: list[Grid] = [(2, 2), (10, 6)]
-"""Images that a vision tower is checked with: a window and a piece of the next."""
+"""Grids of the images for checks of a vision tower: less than a window, and more than one."""
 TOWERS_AGREE = 0.99
-"""What the mean of an image's rows keeps in bfloat16: single rows of real weights lose far more than a mean."""
+"""Lowest cosine of the mean of an image's rows in bfloat16; single rows differ far more than their mean."""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One check: what was looked at, whether it holds, and the figure."""
+    """One check: its name, whether it passed, and the figure."""
 
     name: str
     passed: bool
@@ -60,8 +59,8 @@ class Check:
 def verify(path: Path, *, against: Path | None = None, spec: ModelSpec | None = None) -> list[Check]:
     """Check a model file; `against` adds the cosine to another file's vectors (same task, same tokenizer).
 
-    `spec` says what a file is for that does not say so itself (`file_spec.spec_of`); a base runs with its retrieval
-    adapter. A file that cannot be read at all is one failed check; the other checks need a readable file.
+    `spec` is the specification of a file without one (`file_spec.spec_of`). A base is run with its retrieval adapter. A
+    file that cannot be read is one failed check.
     """
     try:
         file = GGUFFile.open(path)
@@ -91,7 +90,7 @@ def _head(path: Path) -> Check:
 
 
 def _tower(vision: mmproj.VisionFile) -> list[Check]:
-    """A vision tower's checks, on patches at random: rows of small images alone, together and by both engines."""
+    """Checks of a vision tower on random patches: rows of small images alone, in a batch and by both engines."""
     shape = vision.shape
     detail = f"vision tower, {shape.blocks} blocks of {shape.hidden}, {len(vision.file.tensors)} tensors"
     checks = [Check("structure", passed=True, detail=detail), _hash(vision.file.path), _finite(vision.file)]
@@ -117,7 +116,7 @@ def _hash(path: Path) -> Check:
     if (at_hub := hub.known_hash(path)) and len(at_hub) == len(found):
         said["the hub"] = at_hub
     wrong = [f"{who} says {wanted}" for who, wanted in said.items() if wanted != found]
-    right = f"as {'on' if card else 'at'} {' and '.join(said)}" if said else "no card beside the file to compare with"
+    right = f"as {'on' if card else 'at'} {' and '.join(said)}" if said else "no card to compare with"
     return Check("hash", passed=not wrong, detail=f"sha256 {found}, {', '.join(wrong) or right}")
 
 
@@ -171,4 +170,4 @@ def _against(ours: Floats, other: Path, name: str, ids: list[TokenIds]) -> Check
         )
     cosines = paired_cosine(ours, _run(other, EngineName.OPENVINO, ids, None))
     detail = f"cosine mean {cosines.mean():.6f}, lowest {cosines.min():.6f}"
-    return Check(f"nearness to {other.name}", passed=True, detail=detail)
+    return Check(f"cosine to {other.name}", passed=True, detail=detail)

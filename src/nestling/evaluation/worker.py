@@ -1,6 +1,6 @@
-"""A model in a process of its own, so that its memory is its own and a crash of it ends nothing else.
+"""A model in a child process, so that its memory is measured separately and a crash ends nothing else.
 
-The parent sends texts and gets the seconds of each stage; see `LocalContender`. Knows nothing of buckets and rounds.
+The parent sends texts and receives the seconds of each stage; see `LocalContender`.
 """
 
 import json
@@ -26,7 +26,7 @@ STOP_S = 10
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """One pass over some texts: tokens in all, seconds in all, seconds by stage (none where they cannot be told)."""
+    """One pass over some texts: total tokens, total seconds, seconds by stage (empty if unknown)."""
 
     tokens: int
     seconds: float
@@ -34,7 +34,7 @@ class Pass:
 
 
 class Worker:
-    """A model file loaded in a child process; NestlingErrors of the child are raised here."""
+    """A model file loaded in a child process; its NestlingErrors are raised in the parent."""
 
     def __init__(self, path: Path, *, engine: str, threads: int | None) -> None:
         context = multiprocessing.get_context("spawn")
@@ -51,7 +51,7 @@ class Worker:
         return found
 
     def peak_memory_bytes(self) -> int:
-        """The largest resident size that the child has had."""
+        """The child's peak resident memory."""
         found: int = self._ask(None)
         return found
 
@@ -63,7 +63,7 @@ class Worker:
             self._process.kill()
 
     def _ask(self, question: list[str] | None) -> Any:  # noqa: ANN401 - what was asked for
-        with suppress(OSError):  # the child is gone; reading says so
+        with suppress(OSError):  # the child has died; reading the answer reports it
             self._pipe.send(question)
         return self._answer()
 
@@ -79,7 +79,7 @@ class Worker:
 
 
 def _serve(pipe: Connection, path: Path, engine: str, threads: int | None) -> None:
-    """The child: load, tell (seconds, engine), answer each list of texts with a Pass, None with the peak memory."""
+    """The child: load, send (seconds, engine), answer a list of texts with a Pass and None with the peak memory."""
     try:
         began = time.perf_counter()
         embedder = Embedder.load(path, engine=engine, threads=threads)
@@ -95,7 +95,7 @@ def _serve(pipe: Connection, path: Path, engine: str, threads: int | None) -> No
 
 
 def embed(embedder: Embedder, texts: Sequence[str]) -> Pass:
-    """One pass: tokenize, embed, and write the vectors as an answer in base64."""
+    """One pass: tokenize, embed, and serialize the vectors as a base64 response."""
     marks = [time.perf_counter()]
     ids = embedder.tokenize(texts, prompt_name=Role.PASSAGE)
     marks.append(time.perf_counter())
@@ -108,7 +108,7 @@ def embed(embedder: Embedder, texts: Sequence[str]) -> Pass:
 
 
 def peak_memory_bytes() -> int:
-    """The largest resident size of this process: Linux's VmHWM, which unlike ru_maxrss knows nothing of the parent."""
+    """Peak resident memory of this process: Linux's VmHWM, which unlike ru_maxrss does not include the parent's."""
     status = Path("/proc/self/status")
     if status.exists():
         line = next(line for line in status.read_text("utf-8").splitlines() if line.startswith("VmHWM"))

@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import hmac
 import http.client
 import json
 import logging
@@ -545,3 +546,20 @@ def test_a_second_sigterm_exits_at_once() -> None:
         child.send_signal(signal.SIGTERM)
         assert child.wait(20) == 128 + signal.SIGTERM, "before its batch of 30 s has ended"
         assert isinstance(lost.exception(), httpx.HTTPError)
+
+
+def test_every_key_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A right key first, and a wrong one's first byte, would end other comparisons early."""
+    compared: list[tuple[bytes, bytes]] = []
+
+    def counted(given: bytes, known: bytes) -> bool:
+        compared.append((given, known))
+        return given == known
+
+    monkeypatch.setattr(hmac, "compare_digest", counted)
+    with running(api_key=("first", "second")) as server:
+        for key, status in (("first", 200), ("second", 200), ("third", 401)):
+            compared.clear()
+            assert CLIENT.get(f"{server.url}/metrics", headers={"Authorization": f"Bearer {key}"}).status_code == status
+            assert len({known for _, known in compared}) == 2
+            assert len(compared) == 2

@@ -21,6 +21,7 @@ OWN_HOMES = {
     "evaluation/mteb_model.py": ("mteb",),
     "inputs/image/pillow.py": ("images",),
     "server/http/tracing.py": ("otel",),
+    "server/ray_serve.py": ("ray",),
 }
 NOT_INSTALLED = {"mteb": "mteb", "triton": "torch"}
 """Module -> distribution, of what the development environment leaves out, or comes with another (torch's triton)."""

@@ -1,0 +1,70 @@
+"""The server as a Ray Serve application: replicas on one machine or on several behind Ray's HTTP proxies.
+
+    serve run nestling.server.ray_serve:app model=starter preload=1
+
+Arguments are the settings of `nestling serve` by their names; those of a socket mean nothing here, but `host`: where
+Ray's proxies listen, which decides whether names in Host are checked. A replica counts as started once its models are
+loaded and tested, and as healthy while its engine's thread lives; its threads are the CPUs that Ray gives it. Every
+node needs nestling installed, and the model under the same name. Ray's usage reports are off.
+"""
+
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+import ray
+from ray import serve
+from starlette.applications import Starlette
+
+from nestling.errors import EngineError
+from nestling.server.app import create_app
+from nestling.server.settings import ServeSettings, read_settings
+from nestling.server.telemetry import tracing
+
+
+@serve.ingress()
+class Nestling:
+    """One replica; Ray makes it in a process of its own."""
+
+    def __init__(self, flags: Mapping[str, Any]) -> None:
+        self._settings = _with_assigned_threads(read_settings(flags))
+
+    def __serve_build_asgi_app__(self) -> Starlette:
+        """The application, whose start waits for the models."""
+        built = create_app(self._settings, tracing=tracing())
+        self._service = built.state.service
+        begin = built.router.lifespan_context
+
+        @asynccontextmanager
+        async def loaded(started: Starlette) -> AsyncIterator[None]:
+            async with begin(started):
+                await built.state.service.ready()
+                yield
+
+        built.router.lifespan_context = loaded
+        return built
+
+    def check_health(self) -> None:
+        """Ray asks now and then, and replaces a replica that raises: EngineError once the engine's thread is dead."""
+        if not self._service.scheduler.is_alive:
+            raise EngineError("the engine thread has died")
+
+
+NESTLING: Any = serve.deployment(Nestling, name="nestling", max_ongoing_requests=512)
+"""As many requests as a replica itself takes before it answers 429."""
+
+
+def app(flags: Mapping[str, Any]) -> serve.Application:
+    """What `serve run` and `import_path` name; UsageError for a setting that is not one."""
+    read_settings(flags)
+    bound: serve.Application = NESTLING.bind(dict(flags))
+    return bound
+
+
+def _with_assigned_threads(settings: ServeSettings) -> ServeSettings:
+    context: Any = ray.get_runtime_context()
+    cpus = int(context.get_assigned_resources().get("CPU", 0))
+    return replace(settings, threads=cpus) if cpus and settings.threads is None else settings

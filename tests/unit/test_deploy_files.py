@@ -66,6 +66,7 @@ def container() -> Any:
 
 def test_the_probes_ask_paths_that_need_no_key() -> None:
     with TestClient(create_app(settings(), loader()), base_url="http://localhost") as client:
+        client.post("/v1/embeddings", json={"input": "a"})  # is answered once the models are loaded
         for probe, path in (("startupProbe", "/ready"), ("readinessProbe", "/ready"), ("livenessProbe", "/health")):
             asked = container()[probe]["httpGet"]
             assert asked == {"path": path, "port": "http"}

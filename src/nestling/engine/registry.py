@@ -41,7 +41,9 @@ MAX_REASON = 400
 
 
 class _Failed(EngineError):
-    """OpenVINO does not run on this processor, or failed to load this file."""
+    """OpenVINO does not run on this processor, or failed to load this file (in `arithmetic`, if it came so far)."""
+
+    arithmetic: ArithmeticName | None = None
 
 
 class EngineName(StrEnum):
@@ -135,22 +137,38 @@ def _openvino(wanted: _Wanted, why: str = ASKED) -> Engine:
 
     Passing one over is logged as a warning.
     """
-    tried: list[ArithmeticName] = []
+    failures: list[_Failed] = []
     for arithmetic in [wanted.arithmetic, *(SAFER if wanted.arithmetic is ArithmeticName.AUTO else ())]:
-        if arithmetic in tried:
+        if any(one.arithmetic is arithmetic for one in failures):
             continue
-        engine = _compiled(wanted, arithmetic)
+        try:
+            engine = _right(wanted, arithmetic)
+        except _Failed as failed:
+            failures.append(failed)
+            continue
+        for passed_over in failures:
+            _warn_once(f"{passed_over}; taken instead: {engine.arithmetic}")
+        engine.reason = f"{why}; {engine.reason}"
+        return engine
+    raise failures[0]
+
+
+def _right(wanted: _Wanted, arithmetic: ArithmeticName) -> "OpenVINOEngine":
+    """The engine in one arithmetic; _Failed where it cannot be compiled or answers otherwise than the reference."""
+    engine = _compiled(wanted, arithmetic)
+    try:
         cosine = self_check.cosine(
             engine, wanted.file, adapters=wanted.adapters, threads=wanted.threads, kept=engine.record
         )
         if cosine >= self_check.NEAR:
-            engine.reason = f"{why}; {engine.reason}"
             return engine
-        engine.close()
-        tried.append(engine.arithmetic)
-        said = f"{wanted.file.path}: openvino {engine.reason}: cosine {cosine:.3f} to the reference"
-        _warn_once(f"{said}, not {self_check.NEAR}: its kernels are wrong here")
-    raise _Failed(said)
+        said = f"openvino's kernels are wrong {engine.reason}: cosine {cosine:.3f} to the reference"
+        failed = _Failed(f"{wanted.file.path}: {said}, not {self_check.NEAR}")
+    except RuntimeError as error:  # kernels are compiled for a shape when it comes
+        failed = _failed(wanted, error)
+    engine.close()
+    failed.arithmetic = engine.arithmetic
+    raise failed
 
 
 def _compiled(wanted: _Wanted, arithmetic: ArithmeticName) -> "OpenVINOEngine":
@@ -167,8 +185,13 @@ def _compiled(wanted: _Wanted, arithmetic: ArithmeticName) -> "OpenVINOEngine":
         )
     except ImportError as error:
         raise _Failed(f"openvino is not installed ({error})") from error
-    except RuntimeError as error:  # OpenVINO's error, on several lines
-        raise _Failed(f"{wanted.file.path}: openvino failed: {' '.join(str(error).split())[:MAX_REASON]}") from error
+    except RuntimeError as error:
+        raise _failed(wanted, error) from error
+
+
+def _failed(wanted: _Wanted, error: RuntimeError) -> _Failed:
+    """OpenVINO's error, which has several lines, in one."""
+    return _Failed(f"{wanted.file.path}: openvino failed: {' '.join(str(error).split())[:MAX_REASON]}")
 
 
 def _llamacpp(wanted: _Wanted) -> Engine:

@@ -51,7 +51,7 @@ def cosine(engine: Engine, file: GGUFFile, *, adapters: Sequence[Adapter], threa
     """Between the engine's states and the reference's, over all tokens; 1 where the reference's are not finite.
 
     `adapters`: those of the engine, of which the first is used. `kept`: where the reference's states are, or come to
-    be. An engine that answers with zeros has a cosine of 0.
+    be. An engine that answers with zeros, or without any, has a cosine of 0.
     """
     item, first = probe(file), next(iter(adapters), None)
     expected = _recorded(kept) if kept else None
@@ -62,6 +62,8 @@ def cosine(engine: Engine, file: GGUFFile, *, adapters: Sequence[Adapter], threa
     if not np.isfinite(expected).all():
         return 1.0
     [found] = engine.token_states([item], adapters=[0][: len(adapters)])
+    if found.shape != expected.shape:
+        return 0.0
     with np.errstate(invalid="ignore"):
         return float(np.nan_to_num(paired_cosine(found.reshape(1, -1), expected.reshape(1, -1))[0]))
 

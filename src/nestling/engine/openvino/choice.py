@@ -1,16 +1,16 @@
 """Which arithmetic a file runs in on this processor: by rule where it was measured, by a timed trial elsewhere.
 
 Float files run in float32, so that an F32 or F16 file answers as the original does. Files of 6 bits per weight and more
-stay in int8 groups of 32, since rows of int8 would cost them more than they have lost. The others take what is fastest.
-A trial runs the file's own first layer in each arithmetic, and is kept in the weight cache's folder; one that was asked
-for (`tune`) goes before the rule.
+stay in int8 groups of 32, the finest. The others take what is fastest and no less exact than int8 groups. A trial runs
+the file's own first layer in each arithmetic, and is kept in the weight cache's folder; one that was asked for (`tune`)
+goes before the rule.
 """
 
 import json
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +26,10 @@ from nestling.engine.openvino.grouping import FINE, group_of, is_quantized, matr
 from nestling.engine.openvino.layers import Products
 from nestling.engine.openvino.processor import Processor
 from nestling.engine.openvino.runtime import ov
+from nestling.engine.weights import embedding_rows, tensor
 from nestling.errors import NestlingError, UsageError
 from nestling.formats.gguf import GGUFFile
+from nestling.vectors import Floats
 
 RULES: Mapping[Processor, ArithmeticName] = {
     Processor.AMX: ArithmeticName.INT8_GROUPS,
@@ -35,11 +37,13 @@ RULES: Mapping[Processor, ArithmeticName] = {
     Processor.AVX2_VNNI: ArithmeticName.INT8_GROUPS,
     Processor.AVX2: ArithmeticName.INT8_GROUPS,
 }
-"""The fastest arithmetic for files of less than 6 bits per weight, as measured (docs/performance.md)."""
+"""For files of less than 6 bits per weight, as measured (docs/performance.md)."""
 ROTATED = (ArithmeticName.INT8_ROWS, ArithmeticName.INT8_MIXED)
-TRIED = (ArithmeticName.INT8_GROUPS, *ROTATED, ArithmeticName.FLOAT32)
+TRIED = (ArithmeticName.FLOAT32, ArithmeticName.INT8_GROUPS, *ROTATED)
 TRIAL_ROWS, TRIALS = 512, 7
 """Tokens of a trial, and its runs, of which the fastest counts."""
+WORTH = 0.8
+"""What takes more memory than int8 groups is taken if it needs at most this share of their time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,14 @@ class Choice:
 
     name: ArithmeticName
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """Seconds of a layer, and its outputs' mean squared error to float32's, relative to their mean square."""
+
+    seconds: float
+    error: float
 
 
 def choose(file: GGUFFile, *, threads: int) -> Choice:
@@ -70,10 +82,16 @@ def expected(file: GGUFFile, *, threads: int) -> Choice | None:
 
 
 def tune(file: GGUFFile, *, threads: int) -> Choice:
-    """Time the arithmetics and remember the fastest; where nothing can be written, nothing is remembered."""
-    tried = {str(name): _seconds(file, named(file, name), threads) for name in TRIED}
+    """Try the arithmetics and remember the results; where nothing can be written, nothing is remembered."""
+    outputs, tried = dict[ArithmeticName, Floats](), dict[str, Trial]()
+    for name in TRIED if misfit(file) is None else TRIED[:2]:
+        seconds, outputs[name] = _layer(file, named(file, name), threads)
+        exact = outputs[ArithmeticName.FLOAT32]
+        tried[name] = Trial(seconds, float(((outputs[name] - exact) ** 2).mean() / (exact**2).mean()))
+    known = {key: {name: asdict(one) for name, one in trials.items()} for key, trials in _trials().items()}
+    known[_key(file, threads)] = {str(name): asdict(one) for name, one in tried.items()}
     with suppress(OSError, NestlingError), files.atomic_write(_place()) as out:
-        out.write(json.dumps(_trials() | {_key(file, threads): tried}, indent=1).encode())
+        out.write(json.dumps(known, indent=1).encode())
     return _winner(tried)
 
 
@@ -94,19 +112,27 @@ def _precision(file: GGUFFile) -> str:
     return "bf16" if processor.has_bf16(processor.kind()) and is_quantized(file) else "f32"
 
 
-def _winner(tried: Mapping[str, float]) -> Choice:
-    best = min(tried, key=lambda name: tried[name])
-    said = ", ".join(f"{name} {seconds * 1e3:.1f} ms" for name, seconds in tried.items())
+def _winner(tried: Mapping[str, Trial]) -> Choice:
+    """The fastest that is no less exact than int8 groups; float32 only if it is much faster."""
+    groups = tried[ArithmeticName.INT8_GROUPS]
+    allowed = {
+        name: one.seconds / (WORTH if name == ArithmeticName.FLOAT32 else 1)
+        for name, one in tried.items()
+        if one.error <= groups.error
+    }
+    best = min(allowed, key=lambda name: allowed[name])
+    said = ", ".join(f"{name} {one.seconds * 1e3:.1f} ms, error {one.error:.1e}" for name, one in tried.items())
     return Choice(ArithmeticName(best), f"by trial, a layer of {TRIAL_ROWS} tokens: {said}")
 
 
-def _seconds(file: GGUFFile, arithmetic: Arithmetic, threads: int) -> float:
-    """The fastest run of the file's first layer over random states."""
+def _layer(file: GGUFFile, arithmetic: Arithmetic, threads: int) -> tuple[float, Floats]:
+    """Seconds of the fastest run of the file's first layer over its own embedding rows, and its final states."""
     shape = replace(Hyperparameters.of(file), layers=1)
     products = Products(file, shape, threads, arithmetic)
     request = compiled(text_graph.build(products, groups=[range(1)]), arithmetic, threads=threads)
-    states = np.random.default_rng(0).standard_normal((TRIAL_ROWS, shape.hidden)).astype(np.float32)
-    cos_sin = rotary.Rotary(shape).cos_sin(np.arange(TRIAL_ROWS))
+    ids = np.random.default_rng(0).integers(0, shape.vocabulary, TRIAL_ROWS).astype(np.int32)
+    rotation, cos_sin = arithmetic.rotation, rotary.Rotary(shape).cos_sin(np.arange(TRIAL_ROWS))
+    states = embedding_rows(file, ids) if rotation is None else rotation.enter(embedding_rows(file, ids))
     packed = packing.side_by_side([TRIAL_ROWS], heads=shape.kv_heads).padded(TRIAL_ROWS)
     nothing = np.zeros((0, shape.kv_heads, shape.head_dim), np.float32)
     inputs, found = [states, cos_sin, *packed.inputs(), nothing, nothing], []
@@ -114,29 +140,32 @@ def _seconds(file: GGUFFile, arithmetic: Arithmetic, threads: int) -> float:
         began = time.perf_counter()
         request.infer(inputs)
         found.append(time.perf_counter() - began)
-    return min(found[1:])
+    out = np.array(request.get_output_tensor(0).data)
+    norm = tensor(file, "output_norm.weight")
+    return min(found[1:]), out if rotation is None else rotation.leave(out) * norm
 
 
 def _place() -> Path:
     return weight_files.folder() / "trials.json"
 
 
-def _trials() -> dict[str, dict[str, float]]:
+def _trials() -> dict[str, dict[str, Trial]]:
     """All trials that are remembered; none where the file is missing or spoilt."""
     try:
         raw = json.loads(_place().read_bytes())
-        return {
-            str(key): {str(ArithmeticName(name)): float(seconds) for name, seconds in tried.items()}
+        found = {
+            str(key): {
+                str(ArithmeticName(name)): Trial(float(one["seconds"]), float(one["error"]))
+                for name, one in tried.items()
+            }
             for key, tried in raw.items()
-            if tried
         }
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
+    return {key: tried for key, tried in found.items() if ArithmeticName.INT8_GROUPS in tried}
 
 
 def _key(file: GGUFFile, threads: int) -> str:
-    """What a trial depends on: the processor, the threads, OpenVINO, the model's shape."""
-    shape = Hyperparameters.of(file)
+    """What a trial depends on: the processor, the threads, OpenVINO, the file."""
     where = f"{ov.Core().get_property('CPU', 'FULL_DEVICE_NAME')}, {processor.kind()}, {threads} threads"
-    what = f"{shape.hidden} x {shape.feed_forward}, groups of {group_of(file)}"
-    return f"{where}; openvino {ov.__version__}; {what}"
+    return f"{where}; openvino {ov.__version__}; {file.path.name}, {len(file.data)} bytes"

@@ -1,0 +1,85 @@
+"""Every arithmetic of the OpenVINO engine on this processor: tokens a second of processor time, one thread.
+
+    [ONEDNN_MAX_CPU_ISA=AVX2_VNNI] python -m benchmarks.arithmetics FILE
+
+FILE has the full model's width (`cpu_speed` makes such). Arithmetics take turns, rounds of new texts, the best of each:
+processor time of one thread, so that what else runs on the machine weighs less; only ratios mean something. A cap on
+OpenVINO's kernels stands for an older processor. Each kind has a result file of its own. The memory bandwidth is that
+of numpy's maximum over an array, in turns with the rest: a text of 16 tokens is bounded by reading the weights.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import measuring
+from nestling.engine.arithmetic import ArithmeticName
+from nestling.engine.openvino import processor
+from nestling.engine.openvino.choice import named
+from nestling.engine.openvino.engine import OpenVINOEngine
+from nestling.engine.openvino.grouping import matrices
+from nestling.engine.protocol import plain
+from nestling.formats.gguf import GGUFFile
+
+ROUNDS = 9
+LENGTHS = (16, 256)
+NAMES = tuple(name for name in ArithmeticName if name is not ArithmeticName.AUTO)
+READ_BYTES = 1 << 28
+
+
+def main() -> None:
+    """Measure and write `benchmarks/results/arithmetics-KIND.json`."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("file", type=Path)
+    file, kind = GGUFFile.open(parser.parse_args().file), processor.kind()
+    engines = {name: made for name in NAMES if (made := _loaded(file, name))}
+    seconds: dict[tuple[str, int], list[float]] = {(name, length): [] for name in engines for length in LENGTHS}
+    reading, rng, block = list[float](), np.random.default_rng(0), np.ones(READ_BYTES // 4, np.float32)
+    for _ in range(ROUNDS + 1):
+        reading.append(_spent(block.max))
+        for length in LENGTHS:
+            items = plain([rng.integers(0, 20_000, length).astype(np.int32)])
+            for name, engine in engines.items():
+                seconds[name, length].append(_spent(partial(engine.pool, items)))
+    speed = READ_BYTES / min(reading) / 1e9
+    rows = [_row(file, name, {length: min(seconds[name, length][1:]) for length in LENGTHS}, speed) for name in engines]
+    result = {"kind": kind, "file": file.path.name, "read_gb_per_s": speed, "rows": rows}
+    print(measuring.write(f"arithmetics-{kind.lower().replace(' ', '-')}", result).read_text())
+
+
+def _loaded(file: GGUFFile, name: ArithmeticName) -> OpenVINOEngine | None:
+    """The engine, unless its kernels cannot be compiled for this processor."""
+    engine = OpenVINOEngine(file, threads=1, arithmetic=name)
+    try:
+        engine.pool(plain([np.zeros(length, np.int32) for length in LENGTHS]))
+    except RuntimeError:
+        return None
+    return engine
+
+
+def _spent(work: Callable[[], object]) -> float:
+    began = time.process_time()
+    work()
+    return time.process_time() - began
+
+
+def _row(file: GGUFFile, name: ArithmeticName, best: dict[int, float], read: float) -> dict[str, Any]:
+    arithmetic = named(file, name)
+    held = sum(
+        space.size_bytes for info in matrices(file) for space in arithmetic.format_of([info]).spaces(*info.shape)
+    )
+    return {
+        "arithmetic": name,
+        "tokens_per_s": {str(length): length / spent for length, spent in best.items()},
+        "held_bytes": held,
+        "share_of_bandwidth_at_16": held / best[16] / 1e9 / read,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -2,7 +2,8 @@
 
     python tests/lowest.py > requirements.txt
 
-Lowest is what `>=` names; the tools of the extra `dev` are as in constraints.txt. The standard library alone.
+Lowest is what `>=` names; the tools of the extra `dev` are as in constraints.txt, and so is torch, of which every
+version is gigabytes. The standard library alone.
 """
 
 import re
@@ -11,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-TOOLS = ("pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "gguf", "openai")
-TESTED = ("serve", "bulk", "chunks", "eval", "images", "lance", "ray")
+TOOLS = ("pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "gguf", "openai", "torch", "triton")
+TESTED = ("serve", "bulk", "chunks", "cl100k", "eval", "images", "lance", "ray")
 
 
 def lowest() -> Iterator[str]:

@@ -11,7 +11,7 @@ from typing import Self
 import numpy as np
 
 from nestling.engine.arithmetic import DEFAULT_ARITHMETIC, ArithmeticName
-from nestling.engine.lora import load_adapters
+from nestling.engine.lora import Adapter, load_adapters
 from nestling.engine.protocol import Item
 from nestling.engine.registry import DEFAULT_ENGINE, EngineName, load_engine
 from nestling.errors import InputError, UsageError
@@ -21,7 +21,16 @@ from nestling.inputs.tokenizer import Tokenizer
 from nestling.models import content, local
 from nestling.models.arguments import listed
 from nestling.models.file_spec import spec_of
-from nestling.models.reranking import DEFAULT_SCORING, Ranked, Scoring, check_top_n, ranked, token_scores, vector_scores
+from nestling.models.reranking import (
+    DEFAULT_SCORING,
+    Ranked,
+    Scores,
+    Scoring,
+    check_top_n,
+    ranked,
+    token_scores,
+    vector_scores,
+)
 from nestling.models.text_embedder import TextEmbedder
 from nestling.models.vision import TowerOptions, mixed
 from nestling.spec import BASE_FIELD, DEFAULT_ROLE, ModelSpec, Role, Task
@@ -80,23 +89,13 @@ class Embedder(TextEmbedder):
         """
         name, products = EngineName.parse(engine), ArithmeticName.parse(arithmetic)
         file = GGUFFile.open(content.check(local.resolve(reference)))
-        adapters = load_adapters(file) if spec is None and BASE_FIELD in file.metadata else []
-        for one in adapters:
-            content.check(one.file.path)
-        specs = [one.spec for one in adapters] or [spec_of(file, spec)]
-        loaded = load_engine(
-            file,
-            name=name,
-            device=device,
-            threads=threads,
-            pooling=specs[0].pooling,
-            adapters=adapters,
-            profile=profile,
-            arithmetic=products,
-        )
-        found = next((one for one in specs if one.task is Task.RETRIEVAL), specs[0])
-        images, specs = TowerOptions(threads, exact=exact_images), specs if adapters else []
-        return cls(found, Tokenizer.from_gguf(file), loaded, path=file.path, adapters=specs, images=images)
+        adapters = _adapters(file) if spec is None else []
+        tasks = [one.spec for one in adapters]
+        first = min(tasks, key=lambda one: one.task is not Task.RETRIEVAL) if tasks else spec_of(file, spec)
+        chosen = partial(load_engine, file, name=name, device=device, threads=threads, arithmetic=products)
+        loaded = chosen(pooling=first.pooling, adapters=adapters, profile=profile)
+        images, tokenizer = TowerOptions(threads, exact=exact_images), Tokenizer.from_gguf(file)
+        return cls(first, tokenizer, loaded, path=file.path, adapters=tasks, images=images)
 
     def for_task(self, task: str) -> Self:
         """The same model in memory for another of its tasks.
@@ -230,10 +229,19 @@ class Embedder(TextEmbedder):
             asked = self.items([query], prompt_name=Role.QUERY, truncate=truncate)
         except InputError as error:
             raise UsageError(f"query: {error.reason}", param="query") from None
+        return ranked(self._scores(way, asked, items), most)
+
+    def _scores(self, way: Scoring, asked: list[Item], items: list[Item]) -> Scores:
         if way is Scoring.COSINE:
-            scores = vector_scores(self.embed(asked)[0], self.embed(items))
-        else:
-            wanted = self.multivectors(asked)[0]
-            groups = (items[start : start + RERANKED_TEXTS] for start in range(0, len(items), RERANKED_TEXTS))
-            scores = np.concatenate([np.empty(0), *(token_scores(wanted, self.multivectors(one)) for one in groups)])
-        return ranked(scores, most)
+            return vector_scores(self.embed(asked)[0], self.embed(items))
+        wanted = self.multivectors(asked)[0]
+        groups = (items[start : start + RERANKED_TEXTS] for start in range(0, len(items), RERANKED_TEXTS))
+        return np.concatenate([np.empty(0), *(token_scores(wanted, self.multivectors(one)) for one in groups)])
+
+
+def _adapters(file: GGUFFile) -> Sequence[Adapter]:
+    """The LoRA adapters beside a base, checked against their cards; none for other files."""
+    found = load_adapters(file) if BASE_FIELD in file.metadata else []
+    for one in found:
+        content.check(one.file.path)
+    return found

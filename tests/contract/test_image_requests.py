@@ -260,8 +260,8 @@ def test_the_same_image_alone_together_and_under_load_has_one_vector(
     vision_checkpoint: Path, tmp_path: Path, file_type: str
 ) -> None:
     """Without the cache, which would answer with the first vector; in bfloat16 where the processor has it."""
-    Pipeline(Checkpoint.open(vision_checkpoint), tmp_path, "tiny", 1).build([Task.CODE], [file_type])
-    path = model_path(tmp_path, family="tiny", task=Task.CODE, file_type=file_type)
+    Pipeline(Checkpoint.open(vision_checkpoint), tmp_path, "tiny", 1).build([Task.RETRIEVAL], [file_type])
+    path = model_path(tmp_path, family="tiny", task=Task.RETRIEVAL, file_type=file_type)
     with running(lambda _reference: Embedder.load(path, threads=1), cache_mb=0) as server:
         alone = rows(post(server, input=[{"image": CODE}]))
         company = [["a text", {"image": CODE}, {"image": OTHER_CODE}], [{"image": CODE}, *["b" * 200] * 9]]

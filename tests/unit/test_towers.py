@@ -10,6 +10,7 @@ import pytest
 from tests.unit.test_mmproj import changed
 
 from nestling.engine.numpy_vision import ReferenceTower
+from nestling.engine.one_colour import OneColourTower
 from nestling.engine.openvino import vision as openvino_vision
 from nestling.engine.openvino.vision import OpenVINOTower
 from nestling.engine.registry import EngineName
@@ -61,6 +62,33 @@ def test_rows_do_not_depend_on_the_images_beside(vision: VisionFile) -> None:
     together = tower.rows(given, GRIDS)
     for one, grid, rows in zip(given, GRIDS, together, strict=True):
         assert paired_cosine(tower.rows([one], [grid])[0], rows).min() >= 0.99999
+
+
+def test_images_of_one_colour_beside_others_and_their_cache(vision: VisionFile, exact: VisionEngine) -> None:
+    """In any place among others, of any size; equal colours are computed once; another value is another picture."""
+    rng = np.random.default_rng(1)
+    colours = [np.repeat(rng.standard_normal((1, 1176), np.float32), 4, 0) for _ in range(2)]
+    grids: list[Grid] = [(4, 4), (2, 2), (6, 4), (2, 2), (4, 2)]
+    given = patches(grids)
+    for place, colour in ((0, 0), (2, 1), (4, 0)):
+        given[place] = np.repeat(colours[colour][:1], grids[place][0] * grids[place][1], 0)
+    almost = given[2].copy()
+    almost[-1, -1] += 1
+    tower = OneColourTower(exact, vision)
+    for found, expected in zip(tower.rows(given, grids), exact.rows(given, grids), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert list(tower._cached) == [colour[0].tobytes() * 4 for colour in colours]
+    np.testing.assert_array_equal(tower.rows([almost], [grids[2]])[0], exact.rows([almost], [grids[2]])[0])
+
+
+def test_the_cache_of_colours_is_bounded(
+    vision: VisionFile, exact: VisionEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nestling.engine.one_colour.MOST_COLOURS", 2)
+    tower = OneColourTower(exact, vision)
+    for value in range(4):
+        tower.rows([np.full((4, 1176), value, np.float32)], [(2, 2)])
+        assert len(tower._cached) <= 2
 
 
 def test_no_images_have_no_rows(exact: VisionEngine) -> None:

@@ -1,6 +1,6 @@
-"""The vision oracle: a Qwen2.5-VL tower in plain numpy, one image at a time, in float32.
+"""The vision oracle: a Qwen2.5-VL tower in plain numpy, in float32.
 
-Each weight is dequantized on use and not kept.
+Each weight is dequantized on use and not kept, nor are the file's resident pages.
 
 Slow, small enough to check by eye, and the reference for the other engines. RMSNorm, bidirectional attention over a
 window or the image, rotary positions by row and column in the half-split layout, SwiGLU, a merger with exact GELU.
@@ -13,11 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nestling.engine.numpy_reference import gated, rms_norm
-from nestling.engine.vision import Grid, check_patches, refuse_not_finite
-from nestling.engine.weights import tensor
+from nestling.engine.vision import Grid, check_patches, refuse_not_finite, tokens_of
+from nestling.engine.weights import as_float32, tensor
 from nestling.engine.windows import GROUP, Layout
 from nestling.formats.mmproj import VisionFile
 from nestling.vectors import Floats
+
+PIECE_BYTES = 1 << 20
+"""Bytes of a matrix that are dequantized at once: what fits a processor's cache."""
 
 
 class ReferenceTower:
@@ -31,12 +34,17 @@ class ReferenceTower:
     def rows(self, patches: Sequence[Floats], grids: Sequence[Grid]) -> list[Floats]:
         """Patches and the grid of each image -> (tokens, D) each, one after another."""
         check_patches(patches, grids, self._shape)
-        found = [self._image(one, Layout.of([grid], self._shape)) for one, grid in zip(patches, grids, strict=True)]
+        return [self.together([one], [grid])[0] for one, grid in zip(patches, grids, strict=True)]
+
+    def together(self, patches: Sequence[Floats], grids: Sequence[Grid]) -> list[Floats]:
+        """The same in one run, which holds the activations of all images."""
+        rows = self._images(np.concatenate(patches), Layout.of(grids, self._shape))
+        found = np.split(rows, np.cumsum([tokens_of(grid) for grid in grids])[:-1])
         for image, rows in enumerate(found):
             refuse_not_finite(finite=bool(np.isfinite(rows).all()), image=image)
         return found
 
-    def _image(self, patches: Floats, layout: Layout) -> Floats:
+    def _images(self, patches: Floats, layout: Layout) -> Floats:
         frames = [tensor(self._file, name).reshape(self._shape.hidden, 3, -1) for name in _PATCH]
         x = patches[layout.patches] @ np.stack(frames, 2).reshape(self._shape.hidden, -1).T
         for block in range(self._shape.blocks):
@@ -60,7 +68,13 @@ class ReferenceTower:
         return flat.reshape(len(flat), self._shape.heads, -1).transpose(1, 0, 2)
 
     def _linear(self, x: Floats, name: str) -> Floats:
-        return np.asarray(x @ tensor(self._file, f"{name}.weight").T + tensor(self._file, f"{name}.bias"))
+        """(N, in) -> (N, out), a few rows of the matrix at a time."""
+        raw, kind = self._file.raw(f"{name}.weight"), self._file.tensors[f"{name}.weight"].kind
+        out, step = np.empty((len(x), len(raw)), np.float32), max(1, PIECE_BYTES // raw.shape[1])
+        for start in range(0, len(raw), step):
+            out[:, start : start + step] = x @ as_float32(raw[start : start + step], kind).T
+        self._file.forget(raw)
+        return out + tensor(self._file, f"{name}.bias")
 
     def _norm(self, x: Floats, name: str) -> Floats:
         return rms_norm(x, tensor(self._file, name), self._shape.rms_eps)

@@ -55,8 +55,10 @@ def _load(vision: VisionFile, name: EngineName, threads: int, *, exact: bool) ->
         return ReferenceTower(vision)
     check_vision(name)
     try:
+        from nestling.engine.one_colour import OneColourTower
         from nestling.engine.openvino.vision import OpenVINOTower
 
-        return OpenVINOTower(vision, threads=threads, exact=exact)
+        tower = OpenVINOTower(vision, threads=threads, exact=exact)
+        return tower if exact else OneColourTower(tower, vision)
     except (ImportError, RuntimeError) as reason:
         raise EngineError(f"{vision.file.path}: openvino does not load this vision tower ({reason})") from reason

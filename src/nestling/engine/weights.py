@@ -23,7 +23,7 @@ def as_float32(raw: NDArray[np.uint8], kind: QuantType, *, threads: int = 1) -> 
     if kind is QuantType.F16:
         return raw.view(np.float16).astype(np.float32)
     if kind is QuantType.BF16:
-        return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+        return np.left_shift(raw.view(np.uint16), 16, dtype=np.uint32).view(np.float32)
     return ggml.dequantize_rows(raw, kind, threads=threads)
 
 

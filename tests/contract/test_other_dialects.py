@@ -222,13 +222,37 @@ def test_llama_servers_answers(client: httpx.Client) -> None:
     assert post(client, "/reranking", {"query": QUERY, "documents": ["a", PASSAGE]})["results"][0]["index"] == 1
 
 
-def test_llama_server_reads_objects_as_their_texts(client: httpx.Client) -> None:
+@pytest.mark.parametrize("path", ["/embedding", "/v1/embeddings"])
+def test_llama_servers_objects_are_read_as_their_texts(client: httpx.Client, path: str) -> None:
     parts = [{"type": "text", "text": QUERY[:5]}, {"type": "text", "text": QUERY[5:]}]
-    found = post(client, "/embedding", {"content": [QUERY, {"prompt_string": QUERY}, {"content": parts}]})
-    assert [one["embedding"] for one in found] == [found[0]["embedding"]] * 3
-    assert post(client, "/embedding", {"content": {"prompt_string": QUERY}})[0]["embedding"] == found[0]["embedding"]
-    for odd in ({"content": QUERY}, {"content": [{"type": "image_url", "image_url": {"url": "data:"}}]}, {"text": "a"}):
-        assert client.post("/embedding", json={"content": [odd]}).status_code == 400
+    name = "content" if path == "/embedding" else "input"
+
+    def vectors(value: Any) -> list[Any]:
+        found = post(client, path, {name: value})
+        return [one["embedding"] for one in (found if path == "/embedding" else found["data"])]
+
+    found = vectors([QUERY, {"prompt_string": QUERY}, {"content": parts}])
+    assert found == [found[0]] * 3
+    assert vectors({"prompt_string": QUERY}) == found[:1]
+    none: list[Any] = [
+        {"content": QUERY},
+        {"content": [{"type": "input_audio"}]},
+        {"prompt_string": 1},
+        {"content": []},
+    ]
+    for odd in none:
+        answer = client.post(path, json={name: ["a", odd]})
+        assert (answer.status_code, "input 1: expected a prompt_string" in answer.text) == (400, True)
+
+
+def test_vllms_names_for_vectors_at_their_own_length(client: httpx.Client) -> None:
+    for field in ("normalize", "use_activation"):
+        own = post(client, "/v1/embeddings", {"input": QUERY, field: False})["data"][0]["embedding"]
+        assert abs(np.linalg.norm(own) - 1) > 0.01
+        assert post(client, "/pooling", {"input": QUERY, field: False})["data"][0]["data"] == own
+    assert client.post("/pooling", json={"input": "a", "normalize": False, "use_activation": True}).status_code == 400
+    body = {"input": "a", "normalize": False, "return_multivector": True}
+    assert client.post("/v1/embeddings", json=body).status_code == 400
 
 
 def test_special_tokens_cannot_be_read_as_text(client: httpx.Client) -> None:

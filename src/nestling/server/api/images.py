@@ -60,10 +60,24 @@ def check_texts(inputs: Sequence[object], *, most: int) -> None:
 
 def _entry(item: object, index: int) -> str | Picture:
     if isinstance(item, dict):
-        return of_object(item, index)
+        return of_prompt(item, index) if item.keys() & {"prompt_string", "content"} else of_object(item, index)
     if not isinstance(item, str):
         raise TextError(f"expected a text or an object with one, this is {kind_of(item)}", index=index)
     return of_text(item)
+
+
+def of_prompt(item: Mapping[str, Any], index: int) -> str | Picture:
+    """llama-server's object: a `prompt_string`, or a `content` of parts, of which texts are joined as they are."""
+    text = item.get("prompt_string")
+    if isinstance(text, str) and not item.get("multimodal_data"):
+        return text
+    try:
+        parts = [_part(part) for part in _objects(item.get("content"))]
+        texts = [part for part in parts if isinstance(part, str)]
+        return "".join(texts) if len(texts) == len(parts) else _only(parts)
+    except UsageError as error:
+        said = error.reason if isinstance(error, InputError) else error
+        raise TextError(f"expected a prompt_string or a content of parts: {said}", index=index) from None
 
 
 def of_text(text: str) -> str | Picture:

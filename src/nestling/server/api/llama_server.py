@@ -10,12 +10,12 @@ from collections.abc import AsyncGenerator, Sequence
 from pydantic_core import to_json
 
 from nestling._util.version import __version__
-from nestling.server.api import answers
+from nestling.server.api import answers, images
 from nestling.server.api.bodies import Body, Texts, TextsOrIds, one_or_more_texts, texts_or_ids
 from nestling.server.api.dialect import Call, Dialect, Route
 from nestling.server.api.jina import RerankRequest, rerank
 from nestling.server.core.refusals import InvalidError, agreed
-from nestling.server.core.requests import Embedding, Reading, Token
+from nestling.server.core.requests import Embedding, Inputs, Reading, Token
 from nestling.server.http.problems import Problem
 
 NORMS = {-1: False, 2: True}
@@ -78,19 +78,13 @@ class EmbeddingRequest(Body):
     """`POST /embedding`."""
 
     content: TextsOrIds | None = None
-    """Texts or ids; also objects with a `prompt_string`, or with a `content` of parts of type text."""
+    """Texts or ids; also objects with a `prompt_string`, or with a `content` of parts of type text or image_url."""
     input: TextsOrIds | None = None
     """The same as content."""
     model: str | None = None
     """NAME or NAME/TASK.ROLE; the first served model by default."""
     embd_normalize: int | None = None
     """2: unit vectors (default); -1: the pooled vectors at their own length."""
-
-    @property
-    def given(self) -> object:
-        """What is to be embedded, objects as the texts that they stand for."""
-        value = self.input if self.content is None else self.content
-        return [_text_of(one) for one in value] if isinstance(value, list) else _text_of(value)
 
     @property
     def normalized(self) -> bool:
@@ -101,24 +95,22 @@ class EmbeddingRequest(Body):
         return NORMS[wanted]
 
 
-def _text_of(value: object) -> object:
-    """The text of an object; anything else as it is."""
-    if not isinstance(value, dict):
-        return value
-    text = value.get("prompt_string")
-    if isinstance(parts := value.get("content"), list) and text is None:
-        texts = [part.get("text") for part in parts if isinstance(part, dict) and part.get("type") == "text"]
-        text = "".join(map(str, texts)) if len(texts) == len(parts) else None
-    if not isinstance(text, str) or value.get("multimodal_data"):
-        message = "content: expected prompt_string or a content of parts of type text; /v1/embeddings takes images"
-        raise InvalidError(message, param="content", code="invalid_input")
-    return text
+def _inputs(value: object, most: int) -> Inputs:
+    """Texts or ids, and objects in the place of texts."""
+    listed = value if isinstance(value, list) else [value]
+    if not any(isinstance(one, dict) for one in listed):
+        return texts_or_ids(value, most=most, name="content")
+    texts = texts_or_ids(["-" if isinstance(one, dict) else one for one in listed], most=most, name="content")
+    pairs = enumerate(zip(listed, texts, strict=True))
+    return [images.of_prompt(one, index) if isinstance(one, dict) else str(text) for index, (one, text) in pairs]
 
 
 async def _embedding(call: Call) -> AsyncGenerator[bytes, None]:
     request = await call.read(EmbeddingRequest)
-    most = call.service.settings.max_inputs
-    inputs = await call.run(lambda: texts_or_ids(request.given, most=most, name="content"))
+    settings = call.service.settings
+    given = request.input if request.content is None else request.content
+    inputs = await call.run(_inputs, given, settings.max_inputs)
+    images.check_texts(inputs, most=settings.max_body_bytes)
     target, reading = call.service.catalog.target(request.model), Reading(typed=True)
     async with call.service.embedded(Embedding(inputs, target, reading, normalized=request.normalized)) as found:
         call.warnings.extend(found.warnings)
@@ -189,7 +181,7 @@ DIALECT = Dialect(
     name="llama-server",
     error=_error,
     routes=(
-        Route("/embedding", _embedding, "llama-server: a vector for each text.", body=EmbeddingRequest),
+        Route("/embedding", _embedding, "llama-server: a vector for each text.", body=EmbeddingRequest, images=True),
         Route(
             "/embeddings",
             _embedding,
@@ -197,6 +189,7 @@ DIALECT = Dialect(
             body=EmbeddingRequest,
             claims=frozenset({"content"}),
             preferred_by=frozenset({"input"}),
+            images=True,
         ),
         Route("/reranking", rerank, "Documents by nearness.", body=RerankRequest, also=("/v1/reranking",)),
         Route("/props", _props, "llama-server: what is served."),

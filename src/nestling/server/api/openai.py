@@ -50,6 +50,10 @@ class EmbeddingRequest(JinaFields, OpenAIFields):
     """query, passage (or document), or raw for no prefix; query by default."""
     input_type: str | None = None
     """The same as prompt_name."""
+    normalize: bool | None = None
+    """The same as normalized, by vLLM's name."""
+    use_activation: bool | None = None
+    """The same, by vLLM's newer one."""
     truncate_prompt_tokens: int | None = None
     """Cut texts on the right to so many tokens, the prefix included; -1 is the model's limit."""
 
@@ -63,6 +67,12 @@ class EmbeddingRequest(JinaFields, OpenAIFields):
         return wanted or Form.FLOAT
 
     @property
+    def unit_length(self) -> bool:
+        """True for unit vectors."""
+        names = ("normalized", "normalize", "use_activation")
+        return agreed("normalized", {name: getattr(self, name) for name in names}) is not False
+
+    @property
     def output(self) -> Output:
         """What is to be made of the inputs."""
         if self.return_multivector:
@@ -72,22 +82,24 @@ class EmbeddingRequest(JinaFields, OpenAIFields):
     def check_together(self) -> None:
         """InvalidError for fields that cannot be honoured together; neither is ignored."""
         for one, other in _APART:
-            if _given(getattr(self, one), one) and _given(getattr(self, other), other):
+            if all(_given(getattr(self, name)) for name in (one, other)):
                 raise InvalidError(f"{other}: not together with {one}", param=other, code="contradiction")
+        if self.return_multivector and not self.unit_length:
+            message = "normalized: not together with return_multivector"
+            raise InvalidError(message, param="normalized", code="contradiction")
 
 
 _APART = (
     ("return_multivector", "dimensions"),
-    ("return_multivector", "normalized"),
     ("return_multivector", "late_chunking"),
     ("late_chunking", "truncate_prompt_tokens"),
 )
 """Fields that cannot both be set: a token's vector has one size and unit length, a chunked document is whole."""
 
 
-def _given(value: object, name: str) -> bool:
+def _given(value: object) -> bool:
     """True for a value that asks for something other than the default."""
-    return value is False if name == "normalized" else value not in (None, False, -1)
+    return value not in (None, False, -1)
 
 
 async def _embeddings(call: Call) -> AsyncGenerator[bytes, None]:
@@ -102,7 +114,7 @@ async def _embeddings(call: Call) -> AsyncGenerator[bytes, None]:
         call.service.catalog.target(request.model, task=request.task, roles=roles),
         Reading(truncate=bool(request.truncate), limit=request.truncate_prompt_tokens),
         dimensions=request.dimensions,
-        normalized=request.normalized is not False,
+        normalized=request.unit_length,
         output=request.output,
     )
     name = request.model or call.service.catalog.default.name

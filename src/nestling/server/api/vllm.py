@@ -38,6 +38,10 @@ class PoolingRequest(Body):
     """One of the trained sizes; the full width by default."""
     encoding_format: Form | None = None
     """float or base64."""
+    normalize: bool | None = None
+    """false: the pooled vectors at their own length."""
+    use_activation: bool | None = None
+    """The same, by vLLM's newer name."""
     truncate_prompt_tokens: int | None = None
     """Cut texts on the right to so many tokens, the prefix included; -1 is the model's limit."""
 
@@ -87,7 +91,10 @@ async def _pooling(call: Call) -> AsyncGenerator[bytes, None]:
     images.check_texts(inputs, most=settings.max_body_bytes)
     reading = Reading(limit=request.truncate_prompt_tokens, typed=True)
     target = call.service.catalog.target(request.model)
-    async with call.service.embedded(Embedding(inputs, target, reading, dimensions=request.dimensions)) as found:
+    said = {"normalize": request.normalize, "use_activation": request.use_activation}
+    unit = agreed("normalize", said) is not False
+    wanted = Embedding(inputs, target, reading, dimensions=request.dimensions, normalized=unit)
+    async with call.service.embedded(wanted) as found:
         call.warnings.extend(found.warnings)
         head = _head(call, request.model, "pool", tokens=found.tokens)
         for piece in answers.pieces(_data(head, found.values, request.encoding_format or Form.FLOAT)):

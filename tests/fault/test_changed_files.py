@@ -8,17 +8,20 @@ Doors, each with its test. What is found is refused in one line, or built again 
     a pulled file                                                     test_a_pulled_file_that_changed_is_refused
     the source of `quantize` and `imatrix`, before the work           test_the_source_of_a_quantization_...
     a model that the server loads again while it runs                 test_a_served_file_that_changed_...
+    a model in memory whose file is overwritten, or replaced          test_a_model_in_memory_does_not_...
     a tower that is in memory under the same path                     test_a_tower_in_memory_is_not_used_...
     the memory of hashes itself                                       test_a_hash_is_remembered_...
     expanded weights            test_weight_cache
     the model of a bulk job     test_bulk_faults; its source by size, first and last 64 KiB, as docs/bulk.md says
 
-A tokenizer is in the model's file, so it is checked with it. A model in memory keeps what it has read.
+A tokenizer is in the model's file, so it is checked with it. A model in memory has read all but its embeddings, which
+lie in the mapped file: it looks whether that was written to, by size and time, before each batch.
 """
 
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,7 +34,7 @@ from tests.contract.serving import running, settings
 from nestling._util import files, hashes
 from nestling.engine.registry import EngineName
 from nestling.engine.towers import load_tower
-from nestling.errors import BuildError, FileFormatError
+from nestling.errors import BuildError, FileFormatError, GGUFError
 from nestling.evaluation.verify import verify
 from nestling.formats.card import Card, card_path
 from nestling.formats.mmproj import VisionFile
@@ -181,6 +184,40 @@ def test_a_served_file_that_changed_is_not_loaded_again(given: Path) -> None:
 
 def ask(url: str) -> httpx.Response:
     return httpx.post(f"{url}/v1/embeddings", json={"input": "a"}, timeout=60)
+
+
+@pytest.mark.parametrize("engine", ["openvino", "reference"])
+def test_a_model_in_memory_does_not_read_another_files_embeddings(given: Path, engine: str) -> None:
+    path = given / FILES["model"]
+    with closing(Embedder.load(path, engine=engine)) as model:
+        before = model.encode(["a"])
+        content_of = path.read_bytes()
+        (given / "new").write_bytes(content_of[:-40] + b"x" * 40)
+        (given / "new").replace(path)
+        assert np.array_equal(model.encode(["a"]), before), "replaced: what was opened is still there"
+    path.write_bytes(content_of)
+    with closing(Embedder.load(path, engine=engine)) as model:
+        with path.open("r+b") as file:
+            file.seek(-40, os.SEEK_END)
+            file.write(b"x" * 40)
+        os.utime(path)  # the file system's clock may not have ticked since it was opened
+        with pytest.raises(GGUFError, match="overwritten while it was in use"):
+            model.encode(["a"])
+        path.unlink()
+        assert model.encode(["a"]).shape == before.shape, "removed: what was opened is still there"
+
+
+def test_a_served_file_that_was_overwritten_is_loaded_again_or_refused(given: Path) -> None:
+    path = given / FILES["model"]
+    wanted = settings(model=(str(path),))
+    with running(loader(wanted), model=wanted.model) as server:
+        assert ask(server.url).status_code == 200
+        os.utime(path)
+        assert ask(server.url).status_code == 200, "the same bytes, loaded again"
+        assert server.service.metrics.value("nestling_engine_resets_total") == 1
+        change(path)
+        os.utime(path)
+        assert ask(server.url).status_code == 500
 
 
 def test_a_tower_in_memory_is_not_used_for_another_file_of_its_name(given: Path) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import pytest
 
 from nestling.models import local
@@ -35,9 +36,13 @@ VERBS = {
     "bulk": ["bulk", "rows.jsonl", "--out", "vectors"],
     "search": ["search", "vectors", "a beach"],
     "base": ["embed", "hi", "--model", "starter-base", "--task", "code"],
+    "image": ["embed", "--image", "picture.png"],
+    "multivector": ["rerank", "a beach", "a shore", "a tax", "--scoring", "maxsim"],
+    "quantize": ["quantize", "starter-retrieval:F16", "Q4_K_M", "--out", "q.gguf"],
+    "cache": ["cache"],
     "eval": ["eval", "quality", "starter-text-matching", "--benchmark", "pairs.tsv", "--out", "results"],
 }
-LOADS = ("embed", "similarity", "rerank", "base", "eval")
+LOADS = ("embed", "similarity", "rerank", "base", "image", "multivector", "eval")
 """Those whose engine is `auto`, which says on standard error what it took."""
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -69,6 +74,7 @@ def start(request: pytest.FixtureRequest, built: Path, tmp_path_factory: pytest.
     pairs = [("a beach", "a shore", 5), ("a beach", "a tax", 0), ("a cat", "a kitten", 4)]
     rows = ["sentence1\tsentence2\tscore", *("\t".join(map(str, row)) for row in pairs)]
     (place / "pairs.tsv").write_text("\n".join(rows) + "\n")
+    PIL.Image.new("RGB", (56, 56), "red").save(place / "picture.png")
     environ = {name: value for name, value in os.environ.items() if name not in ("HOME", "HF_HOME", "XDG_CACHE_HOME")}
     environ |= {"NESTLING_CACHE": str(built), "PYTHONDONTWRITEBYTECODE": "1"}
     environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))

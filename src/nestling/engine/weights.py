@@ -43,8 +43,10 @@ def embedding_rows(file: GGUFFile, ids: NDArray[np.int32]) -> Floats:
 def input_rows(file: GGUFFile, items: Sequence[Item]) -> Floats:
     """The input of the first layer: token embeddings, or the rows that replace them.
 
-    B items with N tokens in total -> (N, D) float32. EngineError for rows of another width than the model's.
+    B items with N tokens in total -> (N, D) float32. EngineError for rows of another width than the model's, GGUFError
+    for a file that was overwritten since it was opened.
     """
+    file.check_unchanged()
     states = embedding_rows(file, np.concatenate([item.ids for item in items]))
     start = 0
     for item in items:

@@ -6,6 +6,7 @@ byte offset. Does not know what a model is.
 
 import mmap
 import struct
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -54,6 +55,8 @@ class GGUFFile:
     metadata: dict[str, Field]
     tensors: dict[str, TensorInfo]
     data: NDArray[np.uint8] = field(repr=False)
+    opened: tuple[int, ...] = ()
+    """What the file was when it was opened: device, inode, size, time of modification."""
 
     @classmethod
     def open(cls, path: Path, *, pieces: bool = False) -> Self:
@@ -73,7 +76,7 @@ class GGUFFile:
             raise GGUFError(f"{path}: cannot be read: {error.strerror}") from None
         cursor = _Cursor(path, data)
         metadata, tensors = _header(cursor)
-        found = cls(path, metadata, tensors, data)
+        found = cls(path, metadata, tensors, data, _state(path))
         if found.piece and not pieces:
             raise GGUFError(
                 f"{path}: {found.piece} of a split model; merge them with `llama-gguf-split --merge FIRST OUT`"
@@ -87,6 +90,13 @@ class GGUFFile:
         if count is None or count.value in (0, 1):
             return ""
         return f"piece {number.value + 1 if number and isinstance(number.value, int) else '?'} of {count.value}"
+
+    def check_unchanged(self) -> None:
+        """GGUFError where the bytes behind `data` were overwritten since; a file that was replaced or removed stays."""
+        with suppress(OSError):
+            now = _state(self.path)
+            if now[:2] == self.opened[:2] and now != self.opened:
+                raise GGUFError(f"{self.path}: overwritten while it was in use; load it again")
 
     def value(self, key: str) -> Any:  # noqa: ANN401 - as many types as GGUF has
         """The value under `key`; GGUFError when it is missing."""
@@ -109,6 +119,11 @@ class GGUFFile:
         start, end = first // page * page, first + rows.nbytes
         mapped: Any = self.data.base
         mapped.madvise(mmap.MADV_DONTNEED, start, end - start)
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 @dataclass(slots=True)

@@ -191,7 +191,7 @@ def test_voyages_and_coheres_usage_tell_images_from_texts(vision_server: Running
         (
             "/v2/embed",
             {"inputs": [{"content": [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": "b"}]}]},
-            "inputs[0].content: expected one text or one image for a vector, this is 1 and 1",
+            "inputs[0].content: expected one text or one image for a vector, found 1 and 1",
         ),
         ("/v1/multimodalembeddings", {"inputs": []}, "inputs: expected at least one"),
         ("/v1/multimodalembeddings", {"inputs": ["a"]}, "inputs.0"),

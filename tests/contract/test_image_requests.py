@@ -114,13 +114,13 @@ def test_images_are_ranked_beside_texts(vision_server: Running, vision_model: Em
 
 
 BAD = [
-    ({}, "input 1: expected one of the keys text, image, url, bytes, this has none"),
+    ({}, "input 1: expected one of the keys text, image, url, bytes, found none"),
     ({"image": ""}, "input 1: image: empty"),
-    ({"image": 3}, "input 1: image: expected a text, this is a number"),
-    ({"image": CODE, "text": "a"}, "this has image and text"),
-    ({"pdf": CODE}, "this has the key 'pdf'"),
-    (None, "input 1: expected a text or an object with one, this is null"),
-    (7, "input 1: expected a text or an object with one, this is a number"),
+    ({"image": 3}, "input 1: image: expected a string, not a number"),
+    ({"image": CODE, "text": "a"}, "found image and text"),
+    ({"pdf": CODE}, "found the key 'pdf'"),
+    (None, "input 1: expected a string or an object with text or image, not null"),
+    (7, "input 1: expected a string or an object with text or image, not a number"),
     ({"image": "not base64!"}, "input 1: not base64"),
     ({"image": CODE[:8] + " " + CODE[8:]}, "input 1: not base64"),
     ({"image": CODE[:-1]}, "input 1: not base64"),

@@ -160,7 +160,7 @@ def test_what_is_no_text_among_texts_is_named_with_its_place(
         place, kind = "documents[1].text", "null"
     expected = f"{place}: expected a string, not {kind}"
     if field == "input" and isinstance(value, dict):
-        expected = "input 1: expected one of the keys text, image, url, bytes, this has the key 'a'"
+        expected = "input 1: expected one of the keys text, image, url, bytes, found the key 'a'"
     assert (answer.status_code, error["message"]) == (400, expected)
 
 

@@ -1,4 +1,4 @@
-"""The ASGI application: the dialects' routes, those to watch the server by, the pages, and what stands before them."""
+"""The ASGI application: routes of the dialects, of monitoring and of the pages, behind the middleware."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence

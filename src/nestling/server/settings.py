@@ -135,7 +135,9 @@ class ServeSettings:
     cors_origin: tuple[str, ...] = field(default=(), metadata=_list("A web origin that may call the server.", "ORIGIN"))
     allowed_host: tuple[str, ...] = field(
         default=(),
-        metadata=_list("A name in Host to answer to, beside localhost and addresses; no other then is.", "NAME"),
+        metadata=_list(
+            "A host name that the server answers to besides localhost and IP addresses; others get 403.", "NAME"
+        ),
     )
     max_inputs: int = field(default=2048, metadata=_number("Texts in a request."))
     max_client_batch_size: int = field(default=32, metadata=_number("Texts in a request of TEI's API."))

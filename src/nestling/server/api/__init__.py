@@ -1,1 +1,1 @@
-"""What clients send and get: bodies, answers."""
+"""The HTTP dialects: request bodies, routes and responses."""

@@ -1,7 +1,7 @@
-"""Reading JSON bodies: within limits, strictly typed. What every dialect's requests share.
+"""JSON request bodies, within limits and strictly typed; shared by all dialects.
 
-A field that is null is absent. Unknown fields are kept apart, to be logged once and otherwise left alone; values of
-the wrong type are refused.
+A field that is null counts as absent. Unknown fields are collected, to be logged once, and otherwise ignored; values
+of a wrong type are refused.
 """
 
 import codecs
@@ -18,12 +18,12 @@ from nestling.server.core.refusals import InvalidError, TooLargeError
 from nestling.server.core.requests import Inputs
 
 WRONG_TYPE = "invalid_type"
-"""The code of a field whose value is none that it can have."""
+"""The error code of a field with a value of a wrong type."""
 LARGEST_ID = 2**31 - 1
 MOST_CONTAINERS = 50_000
-"""Lists and objects in a body, so that reading it, which lets no other thread run, takes less than 50 ms."""
+"""The most lists and objects in a body, so that parsing it, which holds the GIL, takes less than 50 ms."""
 MOST_STRUCTURE = 2_000_000
-"""Bytes of a body outside its strings, for the same reason: numbers take longer to read than images."""
+"""The most bytes of a body outside its strings, for the same reason: numbers take longer to parse than images."""
 SHORT_BODY = 64_000
 """Bytes of JSON that parse in about a millisecond."""
 _STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
@@ -48,7 +48,7 @@ _MIXED = {
     "description": "As texts or token ids, or objects: {text}, {image} as base64, data URI or URL, {url}, {bytes}.",
 }
 Mixed = Annotated[Any, WithJsonSchema(_MIXED)]
-"""A field that takes images besides."""
+"""A field that also takes images."""
 TextsOrIds = Annotated[Any, WithJsonSchema(_TEXTS)]
 """A field that `texts_or_ids` reads."""
 
@@ -70,7 +70,7 @@ class Body(BaseModel):
 
     @property
     def unknown(self) -> Iterable[str]:
-        """Names of the fields that mean nothing here."""
+        """Names of the unknown fields."""
         return self.model_extra or {}
 
 
@@ -82,7 +82,7 @@ def _without_mark(body: bytes) -> bytes:
 
 
 def _of_validation(error: ValidationError) -> InvalidError | TooLargeError:
-    """The first complaint of pydantic, without the value that it complains of."""
+    """pydantic's first error, without the value."""
     first: Any = error.errors(include_url=False, include_input=False, include_context=False)[0]
     if first["type"] == "json_invalid":
         return _of_json(str(first["msg"]))
@@ -95,19 +95,19 @@ def _of_json(message: str) -> InvalidError | TooLargeError:
     if "recursion limit" in message:
         return TooLargeError("body: the JSON is nested too deeply")
     if "hex escape" in message:
-        message += "; a character beyond U+FFFF takes both halves of its surrogate pair, in one text"
+        message += "; a character beyond U+FFFF takes both halves of its surrogate pair, in one string"
     return InvalidError(f"body: {message}", code="invalid_json")
 
 
 def _bound_containers(body: bytes) -> None:
     """TooLargeError for more lists and objects than can be made while the event loop waits: making one takes 0.3 us."""
     if len(body) > MOST_STRUCTURE and len(_STRINGS.sub(b"", body)) > MOST_STRUCTURE:
-        raise TooLargeError(f"body: more than {MOST_STRUCTURE} bytes beside its texts and images")
+        raise TooLargeError(f"body: more than {MOST_STRUCTURE} bytes in addition to its strings")
     if _brackets(body) <= MOST_CONTAINERS:
         return
     inside = sum(_brackets(text[0]) for text in _STRINGS.finditer(body))  # brackets in texts make nothing
     if (count := _brackets(body) - inside) > MOST_CONTAINERS:
-        raise TooLargeError(f"body: {count} lists and objects; at most {MOST_CONTAINERS} are read")
+        raise TooLargeError(f"body: {count} lists and objects: expected at most {MOST_CONTAINERS}")
 
 
 def _brackets(part: bytes) -> int:
@@ -153,7 +153,7 @@ def one_or_more_texts(value: object, *, param: str) -> list[str]:
 
 
 def not_a_text(place: str, item: object, *, param: str) -> InvalidError:
-    """What to raise for an item that is no text; `place` says where it stands."""
+    """The error for an item that is not a string; `place` names it."""
     return InvalidError(f"{place}: expected a string, not {kind_of(item)}", param=param, code="invalid_input")
 
 
@@ -169,11 +169,11 @@ def _ids(item: object, index: int) -> TokenIds:
         raise TextError(f"expected a list of token ids, not {found}", index=index)
     for place, number in enumerate(item):
         if type(number) is not int or not 0 <= number <= LARGEST_ID:
-            raise TextError(f"token {place} is not a token id (a whole number from 0)", index=index)
+            raise TextError(f"token {place} is not a token id (an integer from 0)", index=index)
     return np.array(item, np.int32)
 
 
 def kind_of(item: object) -> str:
-    """What a JSON value is, in words."""
-    names = {type(None): "null", dict: "an object", list: "a list", bool: "a boolean", str: "a text"}
+    """The kind of a JSON value, in JSON's words."""
+    names = {type(None): "null", dict: "an object", list: "a list", bool: "a boolean", str: "a string"}
     return names.get(type(item), "a number")

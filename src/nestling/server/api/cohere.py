@@ -137,11 +137,11 @@ DIALECT = Dialect(
         Route("/v2/embed", _embed_v2, "Cohere: vectors of texts or images.", body=EmbedRequestV2, images=True),
         Route("/v1/embed", _embed_v1, "Cohere: vectors of texts or images.", body=EmbedRequest, images=True),
         Route("/embed", _embed_v1, "The same.", body=EmbedRequest, claims=frozenset({"texts", "images"}), images=True),
-        Route("/v2/rerank", _rerank_v2, "Cohere: documents by nearness.", body=RerankRequest),
+        Route("/v2/rerank", _rerank_v2, "Cohere: documents ranked by relevance.", body=RerankRequest),
         Route(
             "/v1/rerank",
             _rerank_v1,
-            "Cohere: documents by nearness.",
+            "Cohere: documents ranked by relevance.",
             body=RerankRequestV1,
             claims=frozenset({"max_tokens_per_doc", "max_chunks_per_doc", "rank_fields"}),
             preferred_by=frozenset({"documents"}),

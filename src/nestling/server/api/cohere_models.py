@@ -124,7 +124,7 @@ class EmbedRequestV2(EmbedRequest):
 
 def _check_count(value: int | None, name: str) -> None:
     if value is not None and value < 1:
-        raise InvalidError(f"{name}={value}: expected a whole number from 1", param=name)
+        raise InvalidError(f"{name}={value}: expected an integer from 1", param=name)
 
 
 class RerankRequest(Body):
@@ -164,7 +164,7 @@ class RerankRequest(Body):
 
 def _field(document: Mapping[str, Any], name: str, index: int) -> str:
     if not isinstance(text := document.get(name), str):
-        raise InvalidError(f"documents[{index}].{name}: expected a text", param="documents")
+        raise InvalidError(f"documents[{index}].{name}: expected a string", param="documents")
     return text
 
 

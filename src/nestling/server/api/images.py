@@ -15,7 +15,7 @@ from nestling.server.core.requests import Inputs, Picture
 KEYS = ("text", "image", "url", "bytes")
 """Of an item: a text, or an image as base64, data URI or URL (Jina), a URL or base64 (LlamaIndex)."""
 INSTRUCTION = PROMPT.partition("<|vision_end|>")[2].partition("<|im_end|>")[0]
-"""The text that the model itself puts behind every image."""
+"""The text that the model's own prompt has after every image."""
 _PARTS = ("text", "image_url", "image_base64")
 _URL = re.compile(r"https?://", re.IGNORECASE)
 _DATA_URI = re.compile(r"data:image/", re.IGNORECASE)
@@ -62,7 +62,7 @@ def _entry(item: object, index: int) -> str | Picture:
     if isinstance(item, dict):
         return of_prompt(item, index) if item.keys() & {"prompt_string", "content"} else of_object(item, index)
     if not isinstance(item, str):
-        raise TextError(f"expected a text or an object with one, this is {kind_of(item)}", index=index)
+        raise TextError(f"expected a string or an object with text or image, not {kind_of(item)}", index=index)
     return of_text(item)
 
 
@@ -91,10 +91,10 @@ def of_object(item: Mapping[str, Any], index: int) -> str | Picture:
     odd = next((key for key in item if key not in KEYS), None)
     if odd is not None or len(named) != 1:
         found = f"the key {odd[:40]!r}" if odd is not None else " and ".join(named) or "none"
-        raise TextError(f"expected one of the keys {', '.join(KEYS)}, this has {found}", index=index)
+        raise TextError(f"expected one of the keys {', '.join(KEYS)}, found {found}", index=index)
     [key], value = named, item[named[0]]
     if not isinstance(value, str):
-        raise TextError(f"{key}: expected a text, this is {kind_of(value)}", index=index)
+        raise TextError(f"{key}: expected a string, not {kind_of(value)}", index=index)
     return value if key == "text" else picture(value, key, index)
 
 
@@ -140,7 +140,7 @@ def _refused(place: str, error: UsageError, *, param: str) -> InvalidError:
 
 
 def _only(parts: Sequence[str | Picture]) -> str | Picture:
-    """The one text or image that parts are; beside an image may stand what the model's own prompt says."""
+    """The single text or image of some parts; next to an image, only the text of the model's prompt is allowed."""
     pictures = [part for part in parts if isinstance(part, Picture)]
     texts = [part for part in parts if isinstance(part, str)]
     if len(pictures) == 1 and set(texts) <= {INSTRUCTION}:
@@ -148,8 +148,8 @@ def _only(parts: Sequence[str | Picture]) -> str | Picture:
     if len(texts) == 1 and not pictures:
         return texts[0]
     raise UsageError(
-        f"expected one text or one image for a vector, this is {len(texts)} and {len(pictures)}; beside an image no"
-        f" text but {INSTRUCTION!r}"
+        f"expected one text or one image for a vector, found {len(texts)} and {len(pictures)}; with an image,"
+        f" the only text allowed is {INSTRUCTION!r}"
     )
 
 

@@ -18,7 +18,7 @@ _DOCUMENTS = {"type": "array", "items": {"anyOf": [{"type": "string"}, {"type": 
 
 
 class JinaFields(Body):
-    """What Jina's embeddings API has beside OpenAI's fields."""
+    """The fields of Jina's embeddings API that OpenAI's lacks."""
 
     embedding_type: Form | None = None
     """int8: whole numbers up to 127, compare by cosine; ubinary: signs, eight a byte; binary: ubinary less 128."""
@@ -133,7 +133,7 @@ DIALECT = Dialect(
         Route(
             "/v1/rerank",
             rerank,
-            "Candidates in the order of their nearness. Also at /rerank.",
+            "Documents ranked by relevance to the query. Also at /rerank.",
             body=RerankRequest,
             also=("/rerank",),
             images=True,

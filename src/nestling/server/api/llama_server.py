@@ -191,7 +191,7 @@ DIALECT = Dialect(
             preferred_by=frozenset({"input"}),
             images=True,
         ),
-        Route("/reranking", rerank, "Documents by nearness.", body=RerankRequest, also=("/v1/reranking",)),
+        Route("/reranking", rerank, "Documents ranked by relevance.", body=RerankRequest, also=("/v1/reranking",)),
         Route("/props", _props, "llama-server: what is served."),
         Route("/tokenize", _tokenize, "The model's token ids of texts.", body=TokenizeRequest),
         Route("/detokenize", _detokenize, "The text of token ids.", body=DetokenizeRequest),

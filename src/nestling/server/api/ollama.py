@@ -44,7 +44,7 @@ class Named(Body):
         """How texts are read: beyond `num_ctx` they are cut, or refused where `truncate` is false."""
         longest = (self.options or {}).get("num_ctx")
         if longest is not None and type(longest) is not int:
-            raise InvalidError("options.num_ctx: expected a whole number", param="options", code=WRONG_TYPE)
+            raise InvalidError("options.num_ctx: expected an integer", param="options", code=WRONG_TYPE)
         allowed = longest if longest and longest > 0 else None  # as in Ollama: the model's limit
         return Reading(truncate=truncate, longest=allowed, longest_name="options.num_ctx", typed=True)
 

@@ -265,7 +265,7 @@ DIALECT = Dialect(
     routes=(
         Route("/embed", _embed, "TEI: a vector for each text.", body=EmbedRequest, also=("/", "/invocations")),
         Route("/embed_all", _embed_all, "TEI: each token's final hidden state.", body=EmbedAllRequest),
-        Route("/rerank", _rerank, "TEI: texts by nearness.", body=RerankRequest, claims=frozenset({"texts"})),
+        Route("/rerank", _rerank, "TEI: texts ranked by relevance.", body=RerankRequest, claims=frozenset({"texts"})),
         Route("/tokenize", _tokenize, "TEI: tokens.", body=TokenizeRequest, claims=frozenset({"inputs"})),
         Route("/decode", _decode, "TEI: the texts of token ids.", body=DecodeRequest),
         Route("/info", _info, "TEI: what is served and its limits."),

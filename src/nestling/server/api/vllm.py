@@ -78,7 +78,7 @@ class ScoreRequest(Body):
 def _side(name: str, said: dict[str, str | list[str] | None]) -> list[str]:
     found = agreed(name, said)
     if not found:
-        raise InvalidError(f"{name}: expected a text or a list of at least one", param=name, code="empty")
+        raise InvalidError(f"{name}: expected a string or a list of at least one", param=name, code="empty")
     return [found] if isinstance(found, str) else list(found)
 
 
@@ -187,7 +187,7 @@ DIALECT = Dialect(
         Route(
             "/rerank",
             _rerank,
-            "vLLM: documents by nearness.",
+            "vLLM: documents ranked by relevance.",
             body=RerankRequest,
             also=("/v1/rerank",),
             claims=frozenset({"use_activation", "activation", "softmax", "mm_processor_kwargs"}),

@@ -201,7 +201,7 @@ DIALECT = Dialect(
         Route(
             "/v1/rerank",
             _rerank,
-            "Voyage: documents by nearness.",
+            "Voyage: documents ranked by relevance.",
             body=RerankRequest,
             claims=frozenset({"top_k", "truncation"}),
             preferred_by=frozenset({"documents"}),

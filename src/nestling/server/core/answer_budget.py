@@ -7,7 +7,7 @@ from nestling.server.core.metrics import Metrics
 from nestling.server.core.refusals import BusyError
 
 SMALL = 1 << 18
-"""Bytes up to which an answer is not counted, so that a query is answered beside many that nobody takes."""
+"""Answers up to this size are not counted, so that a query is answered while many clients do not read theirs."""
 
 
 class AnswerBudget:

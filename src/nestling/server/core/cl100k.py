@@ -25,7 +25,7 @@ def text_reader() -> Callable[[Sequence[Sequence[int]]], list[str]]:
     def read(lists: Sequence[Sequence[int]]) -> list[str]:
         for index, ids in enumerate(lists):
             if max(ids) >= VOCABULARY:
-                raise TextError(f"cl100k's token ids go from 0 to {VOCABULARY - 1}", index=index)
+                raise TextError(f"expected token ids of cl100k, from 0 to {VOCABULARY - 1}", index=index)
         return [bytes(encoding.decode_bytes(list(ids))).decode("utf-8", "replace") for ids in lists]
 
     return read

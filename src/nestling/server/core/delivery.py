@@ -24,7 +24,7 @@ def computed(batch: Batch, parts: Sequence[Part]) -> Sequence[Floats]:
 def check(answers: Sequence[Floats]) -> None:
     """EngineError unless every row is finite and none is zero."""
     if not all(np.isfinite(rows).all() and rows.any(axis=-1).all() for rows in answers):
-        raise EngineError("the engine answered with something that is not a vector")
+        raise EngineError("the engine returned NaN, infinity or a zero vector")
 
 
 def log_failure(batch: Batch, error: Exception) -> None:

@@ -162,7 +162,7 @@ def _ids_refused() -> InvalidError:
 def _own(ids: TokenIds, index: int, embedder: Embedder, *, limit: int | None) -> TokenIds:
     size, most = embedder.tokenizer.size, embedder.spec.max_tokens
     if ids.max() >= size:
-        raise TextError(f"token ids go from 0 to {size - 1}", index=index)
+        raise TextError(f"expected token ids from 0 to {size - 1}", index=index)
     if limit is None and len(ids) > most:
         raise TextLengthError(f"{len(ids)} tokens, this model takes {most}; truncate=true cuts the text", index=index)
     return ids[:limit]

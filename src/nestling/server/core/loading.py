@@ -17,7 +17,7 @@ from nestling.server.settings import MIB, ServeSettings
 from nestling.spec import BASE_FIELD, Role
 
 ENGINE_BYTES = 200 * MIB
-"""What an engine and a tokenizer take beside the weights: 120 to 190 MiB were measured."""
+"""Memory of an engine and a tokenizer without the weights: 120 to 190 MiB were measured."""
 FLOAT32, INT8 = 4.0, 1 + 4 / 32
 """Bytes of a weight; in int8 with a float32 scale for each 32, the finest that there is."""
 _BYTES = {ArithmeticName.FLOAT32: FLOAT32, ArithmeticName.BF16: 2.0} | dict.fromkeys(

@@ -27,7 +27,7 @@ class Metrics:
         self.tokens = self._counter("tokens", "Tokens embedded, prefixes included", "model")
         self.rejected = self._counter("rejected", "Requests refused because of a limit", "reason")
         self.dropped = self._counter("dropped_texts", "Texts dropped because their client left")
-        self.resets = self._counter("engine_resets", "Engines loaded anew after a failure")
+        self.resets = self._counter("engine_resets", "Engines reloaded after a failure")
         self.cache_hits = self._counter("cache_hits", "Texts answered from the result cache")
         self.duration = self._histogram("request_seconds", "Time to answer a request, until its last byte", "path")
         self.stage = self._histogram("stage_seconds", "Time a request spends in each stage", "stage")

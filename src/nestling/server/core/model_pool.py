@@ -1,4 +1,4 @@
-"""The loaded models of one process: loaded on first use, kept while used, given back when idle or short of memory.
+"""The loaded models of one process: loaded on first use, kept while in use, unloaded when idle or short of memory.
 
 A model's size is what it is known to take, by its weights, so that room is made before it is loaded. Models in use
 stay, so one that does not fit beside them (and beside those that are being loaded) is refused. A load that failed is
@@ -129,7 +129,7 @@ class ModelPool:
         return max(self._idle_s - unused_s, 0.0)
 
     def reset(self, model: Model) -> None:
-        """Load a model anew in place and in the same engine, after that failed."""
+        """Reload a model in place, in the same engine, after the engine failed."""
         LOG.warning("engine reset", extra={"fields": {"model": model.reference}})
         before = model.embedder.engine.name
         model.embedder.close()
@@ -142,7 +142,7 @@ class ModelPool:
         model.embedder = fresh
 
     def unload_idle(self) -> None:
-        """Give back what nobody has used for the idle time."""
+        """Unload models that were idle for the idle time."""
         if self._idle_s is None:
             return
         for model in self.loaded:
@@ -150,7 +150,7 @@ class ModelPool:
                 self._unload(model)
 
     async def close(self, *, within_s: float) -> bool:
-        """Give everything back: True if that was done within the time."""
+        """Unload all models; True if that was done in time."""
         for model in self.loaded:
             self._unload(model)
         for task in self._models.values():

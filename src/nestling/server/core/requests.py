@@ -115,7 +115,7 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """Documents in the order of their nearness to a query, the `top_n` best or all."""
+    """Documents to rank by relevance to a query: the `top_n` best, or all."""
 
     query: str
     documents: Sequence[str | Picture]

@@ -10,7 +10,7 @@ from nestling.engine.protocol import Item
 from nestling.vectors import Floats
 
 OVERHEAD_BYTES = 300
-"""What an entry costs beside its key and its numbers: two objects, a dictionary slot."""
+"""Overhead of an entry, without its key and numbers: two objects and a dictionary slot."""
 
 
 class ResultCache:

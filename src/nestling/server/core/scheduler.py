@@ -4,7 +4,7 @@ A batch takes about `BATCH_S` of the engine's measured speed; a text that is lon
 and between two of them others may go first, its client may leave, and the thread may end. So what a query waits for is
 a batch or a piece. At most one text is under way in pieces: it holds its states, and a few layers' keys and values.
 
-The queue is bounded; a failing engine is loaded anew. Knows items and vectors only.
+The queue is bounded; a failed engine is reloaded. Knows items and vectors only.
 """
 
 import asyncio
@@ -222,7 +222,7 @@ class Scheduler:
         deliver(long.batch.parts, [rows])
 
     def _failed(self, long: _InPieces, error: Exception) -> None:
-        """Load the engine anew and begin again, once."""
+        """Reload the engine and restart the long text, once."""
         log_failure(long.batch, error)
         if not self._reset_quietly(long.batch.model) or long.again:
             self._forget(long.job)
@@ -239,7 +239,7 @@ class Scheduler:
             self._speeds[name] = 0.8 * self._speeds.get(name, now) + 0.2 * now
 
     def _rescue(self, batch: Batch) -> None:
-        """Load the engine anew and try each request by itself, so that only the guilty one fails."""
+        """Reload the engine and retry each request alone, so that only the one at fault fails."""
         broken = True
         for job in batch.live():
             parts = [(one, index) for one, index in batch.parts if one is job]
@@ -257,7 +257,7 @@ class Scheduler:
             self._reset_quietly(batch.model)
 
     def _reset(self, model: Model) -> None:
-        """Load an engine anew; a long text under way in the old one begins again."""
+        """Reload an engine; a long text in progress in the old one restarts."""
         self._metrics.resets.inc()
         self._reset_engine(model)
         if self._long and self._long.batch.model is model:

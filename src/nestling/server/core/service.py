@@ -159,7 +159,7 @@ class Service:
         return Embedded(values, tokens, warnings, use_of(ids))
 
     async def ranked(self, wanted: Ranking) -> RankedDocuments:
-        """The documents in the order of their nearness to the query."""
+        """The documents ranked by relevance to the query."""
         top_n = check_top_n(wanted.top_n)
         async with self._use(wanted.target) as model:
             ids = await self._inference.candidates(wanted, model)
@@ -226,7 +226,7 @@ class Service:
         return await self._inference.run(work, *values, short=short)
 
     def note_unknown(self, fields: Iterable[str]) -> None:
-        """Log the names of fields that mean nothing here, each once."""
+        """Log the names of unknown fields, each once."""
         for name in fields:
             shown = name if name.isidentifier() and len(name) < 50 else "(not a name)"  # noqa: PLR2004 - a log line's worth
             if shown not in self._noted and len(self._noted) < 100:  # noqa: PLR2004 - a bounded log
@@ -260,7 +260,7 @@ class Service:
                 )
 
     def _counted(self, target: Target, *, texts: int, ids: Sequence[Sized]) -> int:
-        """Tell the metrics what was embedded: -> the tokens."""
+        """Count what was embedded in the metrics; returns the tokens."""
         count = sum(map(len, ids))
         self.metrics.texts.labels(target.reference).inc(texts)
         self.metrics.tokens.labels(target.reference).inc(count)

@@ -31,7 +31,7 @@ class _Deadline:
 class PunctualProtocol(H11Protocol):
     """uvicorn's HTTP/1.1, which also ends connections that are too slow to send a head or to take an answer.
 
-    Nothing is buffered here beside the piece that is being sent: the next one is made when the system has taken it.
+    Nothing is buffered here except the piece that is being sent: the next one is made when the system has taken it.
     """
 
     _is_last = False

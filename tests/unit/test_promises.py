@@ -1,4 +1,4 @@
-"""What the pages promise to operators, and the tests that hold it: each phrase stands in its page, each test exists.
+"""What the pages promise to operators, and the tests that check it: each phrase is in its page, each test exists.
 
 SECURITY.md is covered sentence by sentence; of docs/server.md the paragraphs on running it for others and every row of
 its errors; of docs/bulk.md "What is promised" and what is left out or rejected. A number in a phrase is the constant.
@@ -19,44 +19,44 @@ from nestling.server.settings import ServeSettings
 ROOT = Path(__file__).parents[2]
 SERVE = ServeSettings(memory_budget_mb=1)
 SECURITY = {
-    "Nothing of a repository or a checkpoint is executed or unpickled": "test_code_and_pickles_are_never_opened",
+    "Nothing in a repository or a checkpoint is executed or unpickled": "test_code_and_pickles_are_never_opened",
     "a tokenizer's text files and `README.md` are": "test_no_code_and_no_pickle_is_ever_asked_for",
-    "is read whole in its header by our own code before": "test_a_pulled_file_that_lies_is_refused_by_our_reader",
-    "in under a second and 256 MiB": "test_bombs_are_refused_fast_and_within_256_mib",
-    "are checked before a file gets its name": "test_a_wrong_hash_is_refused_and_thrown_away",
-    "a hub that sends more is stopped": "test_a_hub_that_never_stops_is_stopped",
-    "names that lead out of the repository's folder are refused": (
+    "is checked by our own code before": "test_a_pulled_file_that_lies_is_refused_by_our_reader",
+    "within a second and 256 MiB": "test_bombs_are_refused_fast_and_within_256_mib",
+    "are checked before a file gets its final name": "test_a_wrong_hash_is_refused_and_thrown_away",
+    "a download beyond the announced size is stopped": "test_a_hub_that_never_stops_is_stopped",
+    "names and cached links that lead out of the repository's folder are refused": (
         "test_a_listing_with_a_name_that_leads_elsewhere_is_refused"
     ),
-    "links in the cache that do": "test_links_and_references_that_leave_the_repository_are_not_followed",
-    "The token goes to the hub alone": "test_the_token_is_sent_to_the_hub_and_to_nobody_else",
-    "a file's bytes are checked against its card or the hub's hash": "test_a_file_that_is_not_its_cards_is_refused",
-    "of five formats are opened, by their bytes": "test_other_formats_of_pillow_are_never_opened",
-    "within limits of size and pixels that are read before a decoder": "test_a_bomb_is_refused_by_its_header",
-    "The server fetches none from a URL unless a host is listed": "test_urls_are_fetched_from_listed_hosts_alone",
-    "from public addresses alone": "test_addresses_that_are_not_of_the_open_internet",
-    "resolved once": "test_a_name_is_resolved_once_and_that_address_connected_to",
-    "redirects are checked anew": "test_redirects_are_checked_anew",
-    "Every file is written beside its name, synced and renamed": "test_nothing_else_writes_files",
-    "Killed, interrupted or out of space, nothing half": "test_a_signal_leaves_no_final_name",
-    "out of space": "test_a_full_disk_leaves_nothing",
-    "bounds each request's body, inputs": "test_100_000_inputs_are_413",
+    "cached links that lead out": "test_links_and_references_that_leave_the_repository_are_not_followed",
+    "The token is sent to the hub only": "test_the_token_is_sent_to_the_hub_and_to_nobody_else",
+    "its bytes are checked against its card or the hub's hash": "test_a_file_that_is_not_its_cards_is_refused",
+    "of five formats are recognised by their bytes": "test_other_formats_of_pillow_are_never_opened",
+    "limits of size and pixels are checked before a decoder": "test_a_bomb_is_refused_by_its_header",
+    "The server downloads images only from hosts that are listed": "test_urls_are_fetched_from_listed_hosts_alone",
+    "from public addresses that are resolved once": "test_addresses_that_are_not_of_the_open_internet",
+    "are resolved once": "test_a_name_is_resolved_once_and_that_address_connected_to",
+    "redirects are checked the same way": "test_redirects_are_checked_anew",
+    "Every file is written under a temporary name, synced and renamed": "test_nothing_else_writes_files",
+    "After a kill, an interruption": "test_a_signal_leaves_no_final_name",
+    "a full disk": "test_a_full_disk_leaves_nothing",
+    "limits each request's body, inputs": "test_100_000_inputs_are_413",
     "tokens and containers": "test_more_lists_than_can_be_read_at_once_are_413",
     "all requests together by number": "test_a_full_house_is_429_with_retry_after_at_once",
     "bytes of bodies": "test_bodies_of_all_requests_together_are_bounded",
     "tokens in the queue": "test_a_full_queue_is_429_but_one_large_request_is_not",
-    "until the last byte of an answer has left": (
+    "until the last byte of a response is sent": (
         "test_an_answer_holds_its_bytes_until_it_has_left_and_one_alone_may_be_larger"
     ),
     "Models stay within a memory budget": (
         "test_a_model_that_does_not_fit_beside_those_in_use_is_refused_until_they_are_done"
     ),
-    "a container's limits are the machine's": "test_a_container_serves_is_loaded_drained_and_restarted",
-    "a head, a body": "test_slow_and_idle_connections_are_reaped_while_others_are_served",
-    "and an answer must pass": "test_a_reader_that_takes_a_little_now_and_then_is_let_go_too",
-    "Every key is compared, each in constant time": "test_every_key_is_compared_in_constant_time",
+    "the limits of a container count": "test_a_container_serves_is_loaded_drained_and_restarted",
+    "The time for request heads, bodies": "test_slow_and_idle_connections_are_reaped_while_others_are_served",
+    "and responses is limited": "test_a_reader_that_takes_a_little_now_and_then_is_let_go_too",
+    "Keys are compared in constant time": "test_every_key_is_compared_in_constant_time",
     "texts and keys are never logged": "test_texts_are_not_logged",
-    "a foreign `Host` gets nothing": "test_a_name_that_is_not_ours_gets_nothing_from_a_keyless_server_on_loopback",
+    "requests with a foreign `Host` are refused": "test_a_name_that_is_not_ours_gets_nothing_from_a_keyless_server_on_loopback",
 }
 SERVER = {
     "a value that cannot be honoured: an empty text": (
@@ -92,9 +92,9 @@ SERVER = {
     "has the entry of a model by any name": "test_a_model_is_found_by_every_name_of_it",
     "are ignored, and logged once by name": "test_unknown_fields_are_logged_once_by_name",
     "A misspelt variable ends the start": "test_a_misspelt_variable_is_refused_with_the_right_spelling",
-    "those unused for longest go until it fits": "test_room_is_made_before_a_model_is_loaded_unless_others_are_in_use",
+    "the least recently used ones are unloaded until it fits": "test_room_is_made_before_a_model_is_loaded_unless_others_are_in_use",
     "A model in use is never unloaded": "test_a_model_that_computes_for_a_client_that_left_counts_as_in_use",
-    "A model counts with its weights as its engine has them": (
+    "A model counts with its weights as its engine stores them": (
         "test_what_a_model_costs_depends_on_its_engine_and_arithmetic"
     ),
     "a second, then two, four, up to a minute": "test_a_load_that_failed_is_tried_again_after_a_pause_that_grows",
@@ -153,7 +153,7 @@ def known_tests() -> set[str]:
 
 
 def test_every_sentence_of_the_security_page_has_a_test() -> None:
-    promised = words("SECURITY.md").partition("## What is promised")[2].partition("## What is not")[0]
+    promised = words("SECURITY.md").partition("## Guarantees")[2].partition("## Not guaranteed")[0]
     sentences = [one for one in re.split(r"(?<=[.:;])\s+(?=[A-Z*-])", promised) if len(one.split()) > 4]
     assert len(sentences) > 10
     for sentence in sentences:

@@ -56,7 +56,7 @@ SECURITY = {
     "and responses is limited": "test_a_reader_that_takes_a_little_now_and_then_is_let_go_too",
     "Keys are compared in constant time": "test_every_key_is_compared_in_constant_time",
     "texts and keys are never logged": "test_texts_are_not_logged",
-    "requests with a foreign `Host` are refused": "test_a_name_that_is_not_ours_gets_nothing_from_a_keyless_server_on_loopback",
+    "a foreign `Host` are refused": ("test_a_name_that_is_not_ours_gets_nothing_from_a_keyless_server_on_loopback"),
 }
 SERVER = {
     "a value that cannot be honoured: an empty text": (
@@ -92,7 +92,7 @@ SERVER = {
     "has the entry of a model by any name": "test_a_model_is_found_by_every_name_of_it",
     "are ignored, and logged once by name": "test_unknown_fields_are_logged_once_by_name",
     "A misspelt variable ends the start": "test_a_misspelt_variable_is_refused_with_the_right_spelling",
-    "the least recently used ones are unloaded until it fits": "test_room_is_made_before_a_model_is_loaded_unless_others_are_in_use",
+    "are unloaded until it fits": "test_room_is_made_before_a_model_is_loaded_unless_others_are_in_use",
     "A model in use is never unloaded": "test_a_model_that_computes_for_a_client_that_left_counts_as_in_use",
     "A model counts with its weights as its engine stores them": (
         "test_what_a_model_costs_depends_on_its_engine_and_arithmetic"

@@ -82,7 +82,7 @@ def _without_mark(body: bytes) -> bytes:
 
 
 def _of_validation(error: ValidationError) -> InvalidError | TooLargeError:
-    """pydantic's first error, without the value."""
+    """The first error of pydantic, without the value."""
     first: Any = error.errors(include_url=False, include_input=False, include_context=False)[0]
     if first["type"] == "json_invalid":
         return _of_json(str(first["msg"]))

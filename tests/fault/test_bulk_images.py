@@ -262,7 +262,7 @@ BAD: dict[str, tuple[object, str]] = {
     "dangling link": ("dangling.png", "dangling.png: cannot be read: No such file or directory"),
     "nul in the path": ("a\0b.png", "cannot be read: not a path"),
     "lone surrogate": ("a\ud800.png", "cannot be read: not a path"),
-    "too large a file": ("large.png", "at most 67108864 are read"),
+    "too large a file": ("large.png", "at most 67108864"),
     "html": (b"<!DOCTYPE html><html></html>", "this is HTML"),
     "empty file": (b"", "empty; expected one of PNG"),
     "zip": (b"PK\x03\x04" + bytes(60), "this is a zip archive"),
@@ -550,7 +550,7 @@ def test_the_commands(source: Path, tmp_path: Path, model: Path) -> None:
     (source / "broken.png").write_bytes(b"nonsense")
     (source / "notes.txt").write_text("x")
     done = nestling("bulk", source, "--out", out, "-m", model, "--backend", "reference")
-    assert (done.code, done.err) == (0, "left out: 1 file of no kind that is read: notes.txt\n")
+    assert (done.code, done.err) == (0, "skipped: 1 file of no kind that is read: notes.txt\n")
     assert "5 vectors in 1 shards, 1 rows rejected" in done.out
     hits = json.loads(nestling("search", out, "--image", source / "p1.png", "-m", model, "--top", "1", "--json").out)
     assert [hit["id"] for hit in hits] == ["p1.png"]

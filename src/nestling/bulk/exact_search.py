@@ -26,6 +26,7 @@ from nestling.errors import BuildError, FileFormatError, InputError, UsageError
 from nestling.inputs.image import ImageLike
 from nestling.models import local
 from nestling.models.embedder import Embedder
+from nestling.models.towers import is_untrained
 from nestling.spec import Role
 from nestling.vectors import Floats
 
@@ -49,11 +50,15 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The best rows, best first, and how many of the job's rows could be searched so far."""
+    """The best rows, best first, and how many of the job's rows could be searched so far.
+
+    `untrained`: images were compared by a vision tower that was never trained, so that their scores mean nothing.
+    """
 
     hits: list[Hit]
     rows: int
     rows_total: int
+    untrained: bool = False
 
 
 def search(
@@ -67,18 +72,20 @@ def search(
     if top < 1:
         raise UsageError(f"top={top}: at least 1", param="top")
     job = Job.read(dest)
-    vector = _query(job, query, model, threads)
+    vector, family = _query(job, query, model, threads)
+    untrained = is_untrained(family) and bool(job.model.tower or not isinstance(query, str))
     if (dest / manifest.TABLE_DONE).exists() and job.what.embedding_type != VectorType.INT8:
         hits = need("nestling.bulk.lance", wanted_for="searching a LanceDB table", extra="lance").search(
             job, vector, top
         )
-        return Found([Hit(*one) for one in hits], job.plan.rows, job.plan.rows)
+        return Found([Hit(*one) for one in hits], job.plan.rows, job.plan.rows, untrained)
     log = Log(job, append=False)
     hits = [_hit(job, *best) for best in nearest(job, log, vector, top=top)]
-    return Found(hits, log.rows, job.plan.rows - log.rejected)
+    return Found(hits, log.rows, job.plan.rows - log.rejected, untrained)
 
 
-def _query(job: Job, query: str | ImageLike, model: str | None, threads: int | None) -> Floats:
+def _query(job: Job, query: str | ImageLike, model: str | None, threads: int | None) -> tuple[Floats, str]:
+    """The query's vector, and the family of the model that made it."""
     path = local.resolve(model or job.model.reference)
     if sha256_file(path) != job.model.sha256:
         raise BuildError(f"{path}: not the model file of {job.folder}; `model` says where that one is")
@@ -90,8 +97,7 @@ def _query(job: Job, query: str | ImageLike, model: str | None, threads: int | N
             items = embedder.items([query], prompt_name=prompt)
         except InputError as error:
             raise UsageError(f"query: {error.reason}", param="query") from None
-        row: Floats = embedder.embed(items, dimension=job.model.dimensions)[0]
-        return row
+        return embedder.embed(items, dimension=job.model.dimensions)[0], embedder.spec.family
 
 
 def nearest(job: Job, log: Log, query: Floats, *, top: int) -> list[tuple[float, str, int]]:

@@ -8,13 +8,12 @@ from nestling.evaluation.data import Form
 from nestling.evaluation.metrics import LEVEL, MEASURES, SPEARMAN, Interval
 from nestling.evaluation.results import ModelFacts, QualityResult, SpeedResult
 from nestling.evaluation.scoring import difference
-from nestling.models.local import STARTER
+from nestling.models.towers import UNTRAINED, is_untrained
 
 MIB = 2**20
 MOST_IN_PAIRS = 4
 """The most models for which the table of all pairs is shown."""
 NOTHING = "-"
-UNTRAINED = "The starter's vision tower has random weights, so its figures on images are meaningless."
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +90,7 @@ def _form(result: QualityResult | SpeedResult) -> str:
 
 def untrained(group: Sequence[QualityResult]) -> list[str]:
     """A note on the starter's figures on images, if there are any."""
-    meaningless = any(one.benchmark.form == Form.IMAGES and one.model.family == STARTER for one in group)
+    meaningless = any(one.benchmark.form == Form.IMAGES and is_untrained(one.model.family) for one in group)
     return [UNTRAINED] if meaningless else []
 
 

@@ -7,6 +7,8 @@ The doors to a file or a network that a client has no business with: paths and U
 import base64
 import json
 import threading
+import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -242,6 +244,28 @@ def test_short_requests_go_on_while_an_image_is_decoded(
     gate.set()
     waiting.join()
     assert answers[0].status_code == 200
+
+
+def test_a_client_that_leaves_while_its_image_is_decoded_holds_nothing(
+    vision_server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered, gate = threading.Event(), threading.Event()
+    monkeypatch.setattr("nestling.server.core.pictures.decode", _blocked(entered, gate))
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(vision_server.url + "/v1/embeddings", json={"input": [{"image": OTHER_CODE}]}, timeout=1)
+    assert entered.is_set()
+    assert within(10, lambda: vision_server.service.in_flight == 0), "before the decoder is done"
+    gate.set()
+    assert post(vision_server, input=[{"image": OTHER_CODE}]).status_code == 200
+    assert vision_server.service.scheduler.waiting_tokens == 0
+
+
+def within(seconds: float, is_so: Callable[[], bool]) -> bool:
+    """Whether it becomes so in time."""
+    end = time.monotonic() + seconds
+    while not is_so() and time.monotonic() < end:
+        time.sleep(0.02)
+    return is_so()
 
 
 def _blocked(entered: threading.Event, gate: threading.Event) -> Any:

@@ -15,8 +15,11 @@ import numpy as np
 import pytest
 from tests.picture_files import png, saved
 from tests.pictures import PICTURES, gradient, noise
+from tests.unit.test_mmproj import changed
 
 from nestling.errors import EngineError, FileFormatError, ImageError, NestlingError, TextError, UsageError
+from nestling.formats.gguf import Field, GGUFFile
+from nestling.formats.mmproj import OURS
 from nestling.models.embedder import Embedder
 from nestling.pipeline.conversion.checkpoint import Checkpoint
 from nestling.pipeline.pipeline import Pipeline, model_path
@@ -177,6 +180,20 @@ def test_a_tower_of_another_checkpoint_is_refused(folder: Path, tmp_path: Path, 
     (tmp_path / "mmproj-tiny-BF16.gguf").write_bytes(data.replace(source, b"x" * len(source)))
     with pytest.raises(FileFormatError, match="made for another model: its checkpoint is xxx"):
         Embedder.load(path, engine="reference").encode_image(IMAGES[:1])
+
+
+def test_a_published_tower_says_nothing_of_ours_and_gives_the_same(
+    folder: Path, tmp_path: Path, model: Embedder
+) -> None:
+    """Prompt, pixels and window come from the text model's tokenizer and the published defaults."""
+    tower = folder / "mmproj-tiny-BF16.gguf"
+    ours: dict[str, Field | None] = {key: None for key in GGUFFile.open(tower).metadata if key.startswith(OURS)}
+    assert len(ours) >= 5
+    path = Path(shutil.copy(path_of(folder), tmp_path))
+    changed(tower, tmp_path / tower.name, fields=ours)
+    published = Embedder.load(path, threads=1, exact_images=True)
+    assert paired_cosine(published.encode_image(IMAGES), model.encode_image(IMAGES)).min() >= SAME
+    published.close()
 
 
 def test_llama_cpp_takes_no_images_and_says_why(folder: Path) -> None:

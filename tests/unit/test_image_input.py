@@ -56,6 +56,14 @@ def test_other_modes_are_shown_as_convert_rgb_shows_them(mode: str) -> None:
     assert _same(data, _as_pillow(data))
 
 
+def test_cmyk_with_adobes_marker_and_without_is_pillows() -> None:
+    """Pillow, and so the original, takes the values of both as inverted, which is how Adobe writes them."""
+    adobe = saved(PillowImage.fromarray(noise(60, 80)).convert("CMYK"), "JPEG")
+    at = adobe.index(b"\xff\xee\x00\x0eAdobe")
+    for data in (adobe, adobe[:at] + adobe[at + 16 :]):
+        assert _same(data, _as_pillow(data))
+
+
 def test_alpha_is_dropped_and_the_colour_beneath_shows() -> None:
     see_through = np.dstack([PIXELS, np.zeros(PIXELS.shape[:2], np.uint8)])
     assert _same(png(see_through))

@@ -29,8 +29,9 @@ from tests.golden.texts import LONG_TEXTS, TEXTS
 from benchmarks import measuring
 from nestling._util.cpu import usable_threads
 from nestling.engine.lora import Adapter
+from nestling.engine.names import EngineName
 from nestling.engine.protocol import Item, plain
-from nestling.engine.registry import EngineName, load_engine
+from nestling.engine.registry import load_engine
 from nestling.formats.gguf import GGUFFile
 from nestling.models.compute import Work
 from nestling.models.embedder import Embedder

@@ -26,11 +26,12 @@ from nestling._util.cpu import usable_threads
 from nestling.engine import batching
 from nestling.engine.arithmetic import ArithmeticName
 from nestling.engine.hyperparameters import Hyperparameters
+from nestling.engine.names import EngineName
 from nestling.engine.numpy_reference import rms_norm, run_layer, turn
 from nestling.engine.openvino import arithmetic
 from nestling.engine.openvino.grouping import GROUPS, group_of, matrices
 from nestling.engine.protocol import Item, TokenIds, plain
-from nestling.engine.registry import EngineName, load_engine
+from nestling.engine.registry import load_engine
 from nestling.engine.weights import input_rows, tensor
 from nestling.evaluation import data, scoring
 from nestling.evaluation.results import Scores

@@ -19,7 +19,7 @@ import numpy as np
 
 from nestling._util.numbers import whole_number
 from nestling._util.spelling import nearest
-from nestling.engine.registry import DEFAULT_ENGINE
+from nestling.engine.names import DEFAULT_ENGINE
 from nestling.errors import ImageError, UsageError
 from nestling.inputs.image import ImageLike
 from nestling.inputs.image.download import ANY_HOST, Downloads

@@ -32,7 +32,7 @@ from tests.command_line import nestling
 from tests.contract.serving import running, settings
 
 from nestling._util import files, hashes
-from nestling.engine.registry import EngineName
+from nestling.engine.names import EngineName
 from nestling.engine.towers import load_tower
 from nestling.errors import BuildError, FileFormatError, GGUFError
 from nestling.evaluation.verify import verify

@@ -14,11 +14,11 @@ import pytest
 from numpy.typing import NDArray
 from tests.pictures import PICTURES
 
+from nestling.engine.names import EngineName
 from nestling.engine.numpy_reference import ReferenceEngine
 from nestling.engine.openvino.engine import OpenVINOEngine
 from nestling.engine.openvino.vision import OpenVINOTower
 from nestling.engine.protocol import Engine, Item, Rows, plain
-from nestling.engine.registry import EngineName
 from nestling.engine.towers import load_tower
 from nestling.engine.vision import VisionEngine
 from nestling.formats.gguf import GGUFFile

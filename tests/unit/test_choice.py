@@ -17,12 +17,13 @@ import pytest
 from nestling._util import files
 from nestling.engine import registry, self_check
 from nestling.engine.arithmetic import ArithmeticName
+from nestling.engine.names import EngineName
 from nestling.engine.openvino import choice, processor
 from nestling.engine.openvino.choice import Trial
 from nestling.engine.openvino.engine import OpenVINOEngine
 from nestling.engine.openvino.processor import CAP, Processor
 from nestling.engine.protocol import plain
-from nestling.engine.registry import EngineName, load_engine
+from nestling.engine.registry import load_engine
 from nestling.errors import EngineError, UsageError
 from nestling.formats.gguf import GGUFFile
 from nestling.vectors import Floats
@@ -134,7 +135,8 @@ def test_the_choice_under_a_cap_answers_as_the_reference_does(file: GGUFFile, ca
     if processor.kind() not in (Processor.AMX, Processor.AVX512_VNNI):
         pytest.skip("this processor is older than the caps")
     code = (
-        "import sys; from pathlib import Path; from nestling.engine.registry import *;"
+        "import sys; from pathlib import Path; from nestling.engine.names import *;"
+        "from nestling.engine.registry import *;"
         "from nestling.formats.gguf import GGUFFile;"
         "print(load_engine(GGUFFile.open(Path(sys.argv[1])), name=EngineName.OPENVINO, threads=1).reason)"
     )

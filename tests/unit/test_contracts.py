@@ -25,7 +25,7 @@ LAYERS = [one for one in CONTRACTS if one["type"] == "layers"]
 HOMES = [one for one in CONTRACTS if one["type"] == "protected"]
 HEAVY = {
     "PIL", "huggingface_hub", "lancedb", "matplotlib", "mteb", "openvino", "prometheus_client", "ray", "scipy", "torch",
-    "starlette", "triton", "uvicorn", "xllamacpp",
+    "starlette", "triton", "uvicorn", "xllamacpp", "yaml",
 }  # fmt: skip
 SMALL = {"nestling._util"}
 """Packages of modules that do not know each other, which need no order."""

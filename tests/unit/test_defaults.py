@@ -19,8 +19,8 @@ import typer.main
 from nestling.bulk import JobSpec, RunOptions, exact_search
 from nestling.bulk.settings import SHARD_ROWS
 from nestling.cli import commands, evaluate
+from nestling.engine.names import DEFAULT_ENGINE
 from nestling.engine.openvino.weight_files import DEFAULT_LIMIT_GB
-from nestling.engine.registry import DEFAULT_ENGINE
 from nestling.evaluation.settings import QualitySettings, SpeedSettings
 from nestling.evaluation.verify import verify
 from nestling.formats.tower_shape import MAX_PIXELS

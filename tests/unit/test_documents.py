@@ -7,6 +7,7 @@ import pytest
 from benchmarks import api_page
 
 from nestling.engine import registry
+from nestling.engine.names import EngineName
 from nestling.formats.quant_types import FILE_TYPES
 from nestling.inputs.image import header, pillow
 from nestling.pipeline.quantization.file_types import RECIPES
@@ -64,7 +65,7 @@ def test_paths_that_contributing_names_are_there() -> None:
 def test_what_contributing_says_to_touch_is_all_there_is() -> None:
     """File types, engines and decoders: the tables that it names have the same members."""
     assert FILE_TYPES.keys() == RECIPES.keys()
-    assert registry._LOADERS.keys() == set(registry.EngineName)
+    assert registry._LOADERS.keys() == set(EngineName)
     assert header._SIGNATURES.keys() == header._READERS.keys() == pillow._OPENERS.keys() == set(header.Format)
 
 

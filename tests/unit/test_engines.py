@@ -26,10 +26,11 @@ from nestling.engine import registry
 from nestling.engine.batching import TOKEN_BUDGET
 from nestling.engine.hyperparameters import Hyperparameters
 from nestling.engine.llamacpp import SMALLEST_BATCH
+from nestling.engine.names import EngineName
 from nestling.engine.numpy_reference import ReferenceEngine
 from nestling.engine.openvino import engine as openvino_engine
 from nestling.engine.protocol import Engine, Item, TokenIds
-from nestling.engine.registry import EngineName, load_engine
+from nestling.engine.registry import load_engine
 from nestling.engine.weights import embedding_rows, tensor
 from nestling.errors import EngineError, GGUFError, UsageError
 from nestling.formats.gguf import Field, GGUFFile, TensorPlan, write_gguf

@@ -11,9 +11,9 @@ import pytest
 from tests import tiny_gguf
 from tests.command_line import nestling
 
+from nestling.engine.names import EngineName
 from nestling.engine.numpy_reference import ReferenceEngine
 from nestling.engine.protocol import Item, plain
-from nestling.engine.registry import EngineName
 from nestling.errors import FileFormatError, UsageError
 from nestling.formats.gguf import Field, GGUFFile, TensorPlan, write_gguf
 from nestling.formats.quant_types import QuantType

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from tests import tiny_gguf
 from tests.command_line import nestling
 
+from nestling.engine.names import EngineName
 from nestling.engine.numpy_reference import ReferenceEngine
 from nestling.engine.protocol import Item
-from nestling.engine.registry import EngineName
 from nestling.errors import GGUFError
 from nestling.formats.gguf import Field, GGUFFile, TensorPlan, write_gguf
 from nestling.formats.quant_types import QuantType

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from nestling.cli.commands import app
-from nestling.engine.registry import EngineName
+from nestling.engine.names import EngineName
 from nestling.errors import UsageError
 from nestling.server.setting_values import TokenInput
 from nestling.server.settings import (

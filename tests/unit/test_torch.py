@@ -24,10 +24,11 @@ from nestling.engine import registry
 from nestling.engine.arithmetic import ArithmeticName
 from nestling.engine.hyperparameters import Hyperparameters
 from nestling.engine.lora import load_adapters
+from nestling.engine.names import EngineName
 from nestling.engine.numpy_reference import ReferenceEngine
 from nestling.engine.openvino.observer import Observer as OpenVINOObserver
 from nestling.engine.protocol import Item, Resumable, Rows, plain
-from nestling.engine.registry import EngineName, load_engine
+from nestling.engine.registry import load_engine
 from nestling.engine.torch import attention, choice, devices
 from nestling.engine.torch.attention import Runs
 from nestling.engine.torch.devices import Placement, place

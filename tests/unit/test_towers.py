@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from tests.unit.test_mmproj import changed
 
+from nestling.engine.names import EngineName
 from nestling.engine.numpy_vision import ReferenceTower
 from nestling.engine.one_colour import OneColourTower
 from nestling.engine.openvino import vision as openvino_vision
 from nestling.engine.openvino.vision import OpenVINOTower
-from nestling.engine.registry import EngineName
 from nestling.engine.towers import load_tower
 from nestling.engine.vision import MOST_PATCHES, Grid, VisionEngine
 from nestling.errors import EngineError, UsageError

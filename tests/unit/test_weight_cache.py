@@ -16,10 +16,11 @@ import pytest
 from tests.command_line import nestling
 
 from nestling._util import files
+from nestling.engine.names import EngineName
 from nestling.engine.openvino import weight_cache, weight_files
 from nestling.engine.openvino.expansion import Expansion
 from nestling.engine.protocol import plain
-from nestling.engine.registry import EngineName, load_engine
+from nestling.engine.registry import load_engine
 from nestling.errors import UsageError
 from nestling.formats.gguf import GGUFFile
 from nestling.models import local, removal

@@ -5,7 +5,7 @@ from pathlib import Path
 from nestling._util.files import sha256_file
 from nestling.bulk.manifest import Model
 from nestling.bulk.settings import JobSpec
-from nestling.engine.registry import EngineName
+from nestling.engine.names import EngineName
 from nestling.engine.towers import check_vision
 from nestling.errors import BuildError
 from nestling.formats.gguf import GGUFFile

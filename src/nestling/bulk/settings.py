@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from nestling._util.spelling import member
-from nestling.engine.registry import EngineName
+from nestling.engine.names import EngineName
 from nestling.errors import UsageError
 from nestling.spec import Role
 

@@ -32,8 +32,8 @@ from nestling.cli.options import (
 from nestling.cli.output import DEFAULT_FORMAT, Embedded, Format, render
 from nestling.cli.profile import Watch
 from nestling.engine.arithmetic import DEFAULT_ARITHMETIC
+from nestling.engine.names import DEFAULT_ENGINE
 from nestling.engine.protocol import Item, Profiled
-from nestling.engine.registry import DEFAULT_ENGINE
 from nestling.errors import ImageError, NestlingError, TextError, UsageError
 from nestling.models import local
 from nestling.models.embedder import Embedder

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from nestling.engine.arithmetic import ArithmeticName
-from nestling.engine.registry import DEVICES, EngineName
+from nestling.engine.names import DEVICES, EngineName
 from nestling.spec import Task
 
 ModelOption = Annotated[

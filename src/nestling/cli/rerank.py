@@ -22,7 +22,7 @@ from nestling.cli.options import (
     TaskOption,
 )
 from nestling.engine.arithmetic import DEFAULT_ARITHMETIC
-from nestling.engine.registry import DEFAULT_ENGINE
+from nestling.engine.names import DEFAULT_ENGINE
 from nestling.models import local
 from nestling.models.reranking import DEFAULT_SCORING
 from nestling.spec import Task

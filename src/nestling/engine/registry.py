@@ -6,22 +6,20 @@ is logged: as information, or as a warning where it is not the fastest one becau
 
 import logging
 import platform
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING
 
 from nestling._util.cpu import usable_threads
 from nestling._util.extras import need
 from nestling._util.numbers import whole_number
-from nestling._util.spelling import member, nearest
 from nestling.engine import self_check
 from nestling.engine.arithmetic import ArithmeticName
 from nestling.engine.lora import Adapter
+from nestling.engine.names import EngineName, parse_device
 from nestling.engine.protocol import Engine, Profiled
 from nestling.errors import EngineError, UsageError
 from nestling.formats.gguf import GGUFFile
@@ -46,34 +44,8 @@ class _Failed(EngineError):
     arithmetic: ArithmeticName | None = None
 
 
-class EngineName(StrEnum):
-    """The engines; `auto` is the fastest one that this machine can run."""
-
-    AUTO = "auto"
-    OPENVINO = "openvino"
-    LLAMACPP = "llamacpp"
-    TORCH = "torch"
-    REFERENCE = "reference"
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Read an engine's name. UsageError naming the known ones for any other."""
-        return member(cls, text, param="engine")
-
-
-DEFAULT_ENGINE: Final = EngineName.AUTO
-DEVICES = "cuda[:N], xpu[:N], mps or cpu"
-_DEVICE_KINDS = ("cuda", "xpu", "mps", "cpu")
-_DEVICE = re.compile(r"(cuda|xpu)(:\d{1,3})?|mps|cpu")
 _DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 """Device files of the NVIDIA, AMD and WSL drivers: without any of them torch, which is slow to import, is not asked."""
-
-
-def parse_device(text: str) -> str:
-    """Read a device's name. UsageError for anything but `DEVICES`."""
-    if not _DEVICE.fullmatch(text):
-        raise UsageError(f"device={text!r}: expected {DEVICES}{nearest(text, _DEVICE_KINDS)}", param="device")
-    return text
 
 
 def load_engine(  # noqa: PLR0913 - each is one thing that an engine can be asked for

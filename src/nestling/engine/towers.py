@@ -8,7 +8,7 @@ from weakref import WeakValueDictionary
 
 from nestling._util.cpu import usable_threads
 from nestling._util.hashes import stamp
-from nestling.engine.registry import EngineName
+from nestling.engine.names import EngineName
 from nestling.engine.vision import VisionEngine
 from nestling.errors import EngineError, UsageError
 from nestling.formats.mmproj import VisionFile

@@ -14,8 +14,8 @@ import numpy as np
 
 from nestling._util.ahead import ahead
 from nestling._util.progress import Progress, no_progress
+from nestling.engine.names import DEFAULT_ENGINE
 from nestling.engine.protocol import plain
-from nestling.engine.registry import DEFAULT_ENGINE
 from nestling.errors import EngineError, InputError, ModelNotFoundError, UsageError
 from nestling.evaluation.pages import Page
 from nestling.evaluation.remote import Connection

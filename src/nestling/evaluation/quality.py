@@ -15,7 +15,7 @@ import numpy as np
 from nestling._util.files import sha256_file
 from nestling._util.progress import Progress, Steps, silent
 from nestling._util.version import __version__
-from nestling.engine.registry import EngineName
+from nestling.engine.names import EngineName
 from nestling.errors import UsageError
 from nestling.evaluation import bm25, data, origins, results
 from nestling.evaluation.data import Benchmark, Form, PairSet, RetrievalSet

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from nestling.engine.registry import DEFAULT_ENGINE, EngineName
+from nestling.engine.names import DEFAULT_ENGINE, EngineName
 from nestling.errors import UsageError
 from nestling.spec import Task
 

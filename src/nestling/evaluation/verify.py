@@ -13,8 +13,9 @@ import numpy as np
 from nestling._util.files import sha256_file
 from nestling.engine.hyperparameters import Hyperparameters
 from nestling.engine.lora import load_adapters
+from nestling.engine.names import EngineName
 from nestling.engine.protocol import TokenIds, plain
-from nestling.engine.registry import EngineName, load_engine
+from nestling.engine.registry import load_engine
 from nestling.engine.towers import load_tower
 from nestling.engine.vision import Grid
 from nestling.engine.weights import as_float32

@@ -12,8 +12,9 @@ import numpy as np
 
 from nestling.engine.arithmetic import DEFAULT_ARITHMETIC, ArithmeticName
 from nestling.engine.lora import Adapter, load_adapters
+from nestling.engine.names import DEFAULT_ENGINE, EngineName
 from nestling.engine.protocol import Item
-from nestling.engine.registry import DEFAULT_ENGINE, EngineName, load_engine
+from nestling.engine.registry import load_engine
 from nestling.errors import InputError, UsageError
 from nestling.formats.gguf import GGUFFile
 from nestling.inputs.image import ImageLike

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from nestling import vectors
 from nestling._util.extras import look_for
 from nestling._util.numbers import whole_number
+from nestling.engine.names import EngineName
 from nestling.engine.protocol import POOLS, Engine, Item, TokenIds
-from nestling.engine.registry import EngineName
 from nestling.engine.towers import check_vision
 from nestling.errors import TextError, TextLengthError, UsageError
 from nestling.formats.multivector_head import Projector

@@ -11,8 +11,8 @@ from typing import Any, Self
 
 import numpy as np
 
+from nestling.engine.names import EngineName
 from nestling.engine.protocol import Item, Rows, TokenIds, plain
-from nestling.engine.registry import EngineName
 from nestling.engine.towers import load_tower
 from nestling.engine.vision import VisionEngine
 from nestling.errors import FileFormatError, ImageError, TextError, UsageError

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from nestling._util.spelling import one_of
 from nestling.engine.arithmetic import ArithmeticName
-from nestling.engine.registry import EngineName, parse_device
+from nestling.engine.names import EngineName, parse_device
 from nestling.errors import UsageError
 
 

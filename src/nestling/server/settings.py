@@ -14,7 +14,7 @@ from nestling._util.cpu import usable_memory
 from nestling._util.spelling import nearest
 from nestling._util.text import read_text
 from nestling.engine.arithmetic import DEFAULT_ARITHMETIC, ArithmeticName
-from nestling.engine.registry import DEFAULT_ENGINE, DEVICES, EngineName
+from nestling.engine.names import DEFAULT_ENGINE, DEVICES, EngineName
 from nestling.errors import UsageError
 from nestling.server.setting_values import (
     TokenInput,

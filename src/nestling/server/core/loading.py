@@ -6,7 +6,8 @@ from functools import partial
 
 from nestling.engine.arithmetic import ArithmeticName
 from nestling.engine.lora import load_adapters
-from nestling.engine.registry import EngineName, preferred
+from nestling.engine.names import EngineName
+from nestling.engine.registry import preferred
 from nestling.formats.gguf import GGUFFile, TensorInfo
 from nestling.models.embedder import Embedder
 from nestling.models.families import read_spec

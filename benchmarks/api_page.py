@@ -49,14 +49,27 @@ def _class(name: str) -> str:
     if isinstance(kind, EnumType):
         values = ", ".join(f"`{one}`" for one in list[Any](kind))
         return "\n".join([*parts, f"Values: {values}.", ""])
-    members = {
+    members = sorted(_members(kind).items(), key=_order)
+    return "\n".join([*parts, *(_member(name, member, one) for member, one in members)])
+
+
+def _members(kind: Any) -> dict[str, Any]:  # noqa: ANN401 - a class
+    """What callers may use of a class, by name."""
+    return {
         member: one
         for base in reversed(kind.__mro__)
         if base.__module__.startswith("nestling.")
         for member, one in vars(base).items()
         if member[0] != "_" and not (inspect.getdoc(one) or "").startswith(INTERNAL)
     }
-    return "\n".join([*parts, *(_member(name, member, one) for member, one in sorted(members.items(), key=_order))])
+
+
+def public_functions(name: str) -> Iterator[tuple[str, Callable[..., Any]]]:
+    """The public methods of a class that `nestling` exports: (title, function)."""
+    for member, one in _members(_named(name)).items():
+        function = one.__func__ if isinstance(one, classmethod | staticmethod) else one
+        if inspect.isfunction(function):
+            yield f"{name}.{member}", function
 
 
 def _order(member: tuple[str, object]) -> int:

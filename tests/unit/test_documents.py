@@ -1,5 +1,6 @@
 """The pages: lines that fit a screen, links that lead somewhere, an index of all, and an API page that is today's."""
 
+import inspect
 import re
 from pathlib import Path
 
@@ -72,3 +73,15 @@ def test_what_contributing_says_to_touch_is_all_there_is() -> None:
 def test_nothing_names_a_machine_or_a_registry() -> None:
     names = ("constraints.txt", "pyproject.toml", "data/pyproject.toml", "Makefile", ".ci/run")
     assert not [name for name in names if re.search(r"https?://|/home/|/root/", (ROOT / name).read_text("utf-8"))]
+
+
+def test_every_public_method_documents_its_arguments_what_it_returns_and_raises_and_has_an_example() -> None:
+    """A method without arguments needs only an example."""
+    for owner in ("Embedder", "compat.JinaEmbeddingsV4"):
+        for title, function in api_page.public_functions(owner):
+            text = inspect.getdoc(function) or ""
+            names = [name for name in inspect.signature(function).parameters if name not in {"self", "cls"}]
+            sections = ("Args:", "Raises:", "Example:") if names else ("Example:",)
+            assert not [section for section in sections if section not in text], title
+            assert not names or "Returns:" in text or "Yields:" in text, title
+            assert not [name for name in names if not re.search(rf"^    {name}: ", text, re.MULTILINE)], title

@@ -74,7 +74,7 @@ class Embedder(TextEmbedder):
             spec: the specification of a file that has none and is not a known published one (see `read_spec`).
             profile: let the OpenVINO and torch engines record where time goes (`engine.profile()`).
             exact_images: compute the vision tower, which is loaded with the first image, in float32.
-            arithmetic: of the matrix products: `auto`, `float32`, `bf16`, `int8-groups`, `int8-rows` or `int8-mixed`.
+            arithmetic: for matrix products: `auto`, `float32`, `bf16`, `int8-groups`, `int8-rows` or `int8-mixed`.
 
         Returns:
             The loaded model; free it with `close`.

@@ -59,6 +59,13 @@ def test_a_dialect_brings_its_routes_its_answers_and_its_errors() -> None:
         assert "/other/hello/{name}" in client.get("/openapi.json").json()["paths"]
 
 
+def test_an_added_dialect_can_be_preferred_and_has_every_path_below_its_prefix() -> None:
+    with client_of(dialect="other") as client:
+        assert client.post("/other/v1/embeddings", json={"input": "a"}).json()["object"] == "list"
+        assert client.post("/other/v1/embeddings", json={"input": []}).json() == {"said": "empty"}
+        assert client.post("/tei/other/embed", json={"prompt": 1}).json().keys() == {"error", "error_type"}
+
+
 def test_a_missing_key_is_said_as_the_dialect_says_it() -> None:
     with client_of(api_key=("k",)) as client:
         assert client.post("/other/embed", json={}).json() == {"said": "invalid_api_key"}

@@ -62,10 +62,11 @@ lower-bounds:
 wheels: $(VENV)/ready-dev
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist . ./data
 
-# Every client example of docs/server.md, for real, in an environment of its own (some 650 MB).
+# Every client of tests/contract/clients, for real, in an environment of its own (some 3 GB, a quarter of an hour).
 clients: $(VENV)/ready-dev
 	$(PYTHON) -m venv $(VENV)/clients
 	$(VENV)/clients/bin/python -m pip install --quiet --requirement tests/contract/clients/requirements.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cl100k]'
 	$(BIN)/python -m tests.contract.clients.run $(VENV)/clients/bin/python
 
 # The browser of tests/contract/test_page.py, from Debian; the one target that installs something outside the project.

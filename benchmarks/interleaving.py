@@ -25,7 +25,7 @@ from typing import Any
 import httpx
 
 from benchmarks import measuring
-from benchmarks.server_load import NESTLING, STARTER, _process_s, process, seconds_to_stop, spread
+from benchmarks.server_load import NESTLING, STARTER, process, process_s, seconds_to_stop, spread
 
 NAME = "interleaving"
 BESIDE_TOKENS = 512
@@ -106,10 +106,10 @@ async def repeated(client: httpx.AsyncClient, url: str, tokens: int) -> None:
 
 async def until_idle(server: "subprocess.Popen[str]", began: float) -> float:
     """Seconds from `began` until the process has begun to rest."""
-    before, since = _process_s(server.pid), time.perf_counter()
+    before, since = process_s(server.pid), time.perf_counter()
     while since - began < LIMIT_S:
         await asyncio.sleep(REST_S)
-        now = _process_s(server.pid)
+        now = process_s(server.pid)
         if now - before < BUSY * REST_S:
             return since - began
         before, since = now, time.perf_counter()

@@ -82,7 +82,7 @@ class Processors:
         """Processor seconds since the machine started, and since this process and its children did."""
         tick = os.sysconf("SC_CLK_TCK")
         fields = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
-        return cls((sum(fields) - fields[3] - fields[4]) / tick, sum(map(_process_s, _tree(os.getpid()))))
+        return cls((sum(fields) - fields[3] - fields[4]) / tick, sum(map(process_s, _tree(os.getpid()))))
 
     def foreign_share(self, before: "Processors") -> float:
         """Share of the processor time since `before` that went to anyone else."""
@@ -95,7 +95,7 @@ def _tree(pid: int) -> list[int]:
     return [pid, *(one for number in found for one in _tree(int(number)))]
 
 
-def _process_s(pid: int) -> float:
+def process_s(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")  # its own, and of children that have ended
 

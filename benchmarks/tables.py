@@ -144,8 +144,53 @@ def server() -> str:
     return "\n".join(lines) + "\n"
 
 
+SPOKEN = {
+    "OpenAI": "`/v1/embeddings`, `/v1/models`",
+    "Ollama": "`/api/embed`, `/api/embeddings`, `/api/tags`, `/api/show`, `/api/ps`, names with `:latest`",
+    "Text Embeddings Inference": "`/embed`, `/embed_all`, `/rerank`, `/tokenize`, `/decode`, `/info`",
+    "llama-server": "`/embedding`, `/embeddings`, `/tokenize`, `/detokenize`, `/reranking`, `/props`",
+    "Cohere": "v1 and v2: `/embed`, `/rerank`",
+    "Voyage": "`/v1/embeddings`, `/v1/multimodalembeddings`, `/v1/rerank` with its fields",
+    "Jina": "`/v1/embeddings`, `/v1/rerank` with its fields",
+    "vLLM": "`/v1/embeddings` and `/pooling` with `messages`, `/score`, `/rerank`, `/tokenize`",
+    "infinity": "`/embeddings`, `/rerank`, `/models`",
+}
+
+
+def clients() -> str:
+    """Each API, what of it works, and how many real clients got Python's vectors from it."""
+    lines = ["| API | what works | clients that were run |", "|---|---|---|"]
+    for api, works in SPOKEN.items():
+        run = [one for one in _clients(api).values() if not one["how"].startswith("request")]
+        right = sum(one["outcome"] == "ok" for one in run)
+        lines.append(f"| {api} | {works} | {right} of {len(run)} right |" if run else f"| {api} | {works} | |")
+    return "\n".join(lines) + "\n"
+
+
+def tried() -> str:
+    """Each API's clients with their versions, those whose requests were replayed, and those that failed."""
+    lines = []
+    for api in SPOKEN:
+        found = _clients(api).items()
+        run = [_client(name, one) for name, one in found if one["how"] in ("Python", "Node")]
+        replayed = [_client(name, one) for name, one in found if one["how"].startswith("request")]
+        said = [", ".join(run), f"by their requests: {', '.join(replayed)}" if replayed else ""]
+        if any(said):
+            lines += textwrap.wrap(f"- {api}: {'; '.join(filter(None, said))}.", 120, subsequent_indent="  ")
+    return "\n".join(lines) + "\n"
+
+
+def _client(name: str, found: dict[str, Any]) -> str:
+    version = next(iter(found.get("versions", {}).values()), "")
+    return f"{name} {version}".strip() if found["outcome"] == "ok" else f"not {name}: {found['outcome']}"
+
+
+def _clients(api: str) -> dict[str, Any]:
+    return {name: one for name, one in _read("clients")["clients"].items() if one["api"] == api}
+
+
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {"fast": fast, "file types": file_types},
+    "README.md": {"fast": fast, "clients": clients, "file types": file_types},
     "docs/performance.md": {
         "cpu speed": speed,
         "whole model": whole,
@@ -153,6 +198,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "full size": loading,
         "long texts": long_texts,
     },
+    "docs/moving.md": {"clients": tried},
     "docs/server.md": {"load": server},
 }
 

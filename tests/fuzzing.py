@@ -1,6 +1,7 @@
 """Random and malformed requests for a server: from its own OpenAPI document, and bodies that only look like one."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from itertools import product
@@ -13,10 +14,17 @@ from hypothesis import seed as seeded
 from hypothesis import strategies as st
 from schemathesis.generation import GenerationMode
 
+from nestling.server.api.registry import DIALECTS
+from nestling.server.api.routing import Spoken, speakers
+
 ALLOWED = frozenset({200, 400, 404, 405, 408, 413, 415, 422, 429})
-"""422 is TEI's alone."""
+"""422 is TEI's and, for a field that it does not know, Cohere's."""
 SHAPES = ({"error"}, {"error", "error_type"}, {"message"}, {"detail"})
 """Keys of an error: OpenAI's (an object of four) and Ollama's (a text), TEI's, Cohere's, Voyage's."""
+INNER = ({"message", "type", "param", "code"}, {"message", "type", "code"})
+"""Keys inside of an error: OpenAI's, llama-server's."""
+HOLE = re.compile(r"NaN|Infinity|[\[,]null[,\]]")
+"""What no list of numbers has."""
 Asked = Callable[[int], None]
 """Told the status of every answer."""
 
@@ -25,47 +33,65 @@ SCALARS = st.none() | st.booleans() | NUMBERS | st.text(max_size=20)
 ANYTHING = st.recursive(
     SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=3)
 )
-INPUTS = {
-    "input": st.text(min_size=1)
-    | st.text()
-    | st.lists(st.text(), max_size=5)
-    | st.lists(st.integers(-1, 300), max_size=5)
-    | ANYTHING,
-}
+WORDS = st.text(max_size=20) | st.sampled_from(["a", "Query: a", "Passage: a", " ", ""])
+RIGHT = st.sampled_from(["a", "some words", ["a"], ["a", "Query: b", "海滩"]])
+TEXTS = RIGHT | RIGHT | WORDS | st.lists(WORDS, max_size=5) | ANYTHING
+IDS = st.lists(st.integers(-1, 300), max_size=5) | SCALARS
+NAMES = ["fake", "fake-code", "starter", "starter/code.passage", "fake:Q8_0", "starter:latest", "x", "", "/"]
 LIKELY = {
-    "model": st.sampled_from(["fake", "fake-code", "starter/code.passage", "fake:Q8_0", "x", "", "/"]) | SCALARS,
+    **dict.fromkeys(("input", "inputs", "content", "prompt", "texts", "documents", "text_1", "text_2"), TEXTS),
+    "tokens": IDS,
+    "ids": IDS | st.lists(IDS, max_size=3),
+    "query": WORDS | SCALARS,
+    "model": st.sampled_from(NAMES) | SCALARS,
     "dimensions": st.sampled_from([16, 32, 64, 0]) | SCALARS,
+    "output_dimension": st.sampled_from([16, 32, 64, 0]) | SCALARS,
     "encoding_format": st.sampled_from(["float", "base64"]) | SCALARS,
     "embedding_type": st.sampled_from(["int8", "binary", "ubinary"]) | SCALARS,
+    "embedding_types": st.lists(st.sampled_from(["float", "int8", "uint8", "base64", "x"]), max_size=3) | SCALARS,
+    "output_dtype": st.sampled_from(["int8", "binary", "ubinary", "base64"]) | SCALARS,
+    "input_type": st.sampled_from(["query", "document", "search_query", "search_document", "image"]) | SCALARS,
     "task": st.sampled_from(["code", "retrieval.query"]) | SCALARS,
     "prompt_name": st.sampled_from(["query", "document", "raw"]) | SCALARS,
-    "truncate": SCALARS,
+    "truncate": st.sampled_from(["NONE", "START", "END"]) | SCALARS,
+    "truncation_direction": st.sampled_from(["Left", "Right"]) | SCALARS,
     "truncate_prompt_tokens": st.integers(-2, 20) | SCALARS,
-    "normalized": SCALARS,
-    "late_chunking": SCALARS,
-    "return_multivector": SCALARS,
-    "content": SCALARS | st.lists(st.text(), max_size=3),
-    "tokens": st.lists(st.integers(-1, 300), max_size=5) | SCALARS,
-    "query": SCALARS,
-    "documents": st.lists(st.text(), max_size=4) | ANYTHING,
+    "embd_normalize": st.integers(-2, 3) | SCALARS,
+    "options": st.fixed_dictionaries({}, optional={"num_ctx": st.integers(-1, 20) | SCALARS}) | ANYTHING,
     "top_n": st.integers(-1, 5) | SCALARS,
+    "top_k": st.integers(-1, 5) | SCALARS,
 }
-BODIES = st.fixed_dictionaries(INPUTS, optional=LIKELY) | st.fixed_dictionaries({}, optional=LIKELY | INPUTS)
-PATHS = st.sampled_from(["/v1/embeddings", "/v1/embeddings", "/v1/rerank", "/tokenize", "/detokenize"])
+"""Values near the right ones, by the field's name; other fields have anything."""
+POSTS = [(path, route) for (path, method), said in speakers(DIALECTS).items() if method == "POST" for route in said]
+"""Each path, below its dialect's prefix too, with each route that a body can mean there."""
+
+
+def _bodies(path: str, spoken: Spoken) -> st.SearchStrategy[tuple[str, dict[str, Any]]]:
+    """Some of a route's own fields: all of them at random, or the texts and a few others."""
+    fields = spoken.route.body.model_fields if spoken.route.body else {}
+    values = {name: LIKELY.get(name, ANYTHING) for name in fields}
+    needed = {name: value for name, value in values.items() if fields[name].is_required() or value is TEXTS}
+    few = st.one_of(*(st.fixed_dictionaries({}, optional={name: value}) for name, value in values.items()))
+    likely = st.builds(lambda left, right: left | right, st.fixed_dictionaries(needed), few)
+    return st.tuples(st.just(path), likely | likely | st.fixed_dictionaries({}, optional=values))
+
+
+REQUESTS = st.one_of(*(_bodies(path, spoken) for path, spoken in POSTS))
+PATHS = st.sampled_from([path for path, _ in POSTS])
 
 
 def checked(answer: httpx.Response) -> int:
     """The status of an answer that has its right shape: a dialect's error, or numbers without a hole."""
     assert answer.status_code in ALLOWED, f"{answer.status_code}: {answer.text[:300]}"
     if answer.status_code == 200:
-        assert "NaN" not in answer.text
+        assert not HOLE.search(answer.text), answer.text[:300]
     else:
         body = answer.json()
         assert set(body) in SHAPES, answer.text[:300]
-        assert (answer.status_code == 422) <= ("error_type" in body)
+        assert (answer.status_code == 422) <= bool({"error_type", "message"} & body.keys())
         error = next(iter(body.values()))
         if isinstance(error, dict):
-            assert set(error) == {"message", "type", "param", "code"}
+            assert set(error) in INNER, answer.text[:300]
             error = error["message"]
         assert error
     return answer.status_code
@@ -85,8 +111,9 @@ def fuzz_bodies(client: httpx.Client, count: int, asked: Asked = lambda _status:
 
     @seeded(seed)
     @_examples(count * 3 // 4)
-    @given(path=PATHS, body=BODIES)
-    def json_bodies(path: str, body: dict[str, Any]) -> None:
+    @given(request=REQUESTS)
+    def json_bodies(request: tuple[str, dict[str, Any]]) -> None:
+        path, body = request
         asked(checked(client.post(path, content=json.dumps(body).encode())))
 
     @seeded(seed)

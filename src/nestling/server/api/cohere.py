@@ -85,21 +85,20 @@ async def _ranked(call: Call, request: RerankRequest, texts: list[str]) -> Ranke
 
 
 async def _rerank_v2(call: Call) -> AsyncGenerator[bytes, None]:
-    request = await _asked(call, RerankRequest)
-    found = await _ranked(call, request, request.texts(most=call.service.settings.max_inputs))
-    yield _ranking(found, None, version="2")
+    yield await _ranking(call, await _asked(call, RerankRequest), version="2")
 
 
 async def _rerank_v1(call: Call) -> AsyncGenerator[bytes, None]:
     request = await _asked(call, RerankRequestV1)
     request.check()
+    yield await _ranking(call, request, version="1")
+
+
+async def _ranking(call: Call, request: RerankRequest, *, version: str) -> bytes:
     texts = request.texts(most=call.service.settings.max_inputs)
-    yield _ranking(await _ranked(call, request, texts), texts if request.return_documents else None, version="1")
-
-
-def _ranking(found: RankedDocuments, texts: Sequence[str] | None, *, version: str) -> bytes:
+    found = await _ranked(call, request, texts)
     results: list[dict[str, Any]] = [{"index": one.index, "relevance_score": one.score} for one in found.results]
-    if texts is not None:
+    if request.return_documents:
         results = [{"document": {"text": texts[one["index"]]}, **one} for one in results]
     return to_json({"id": str(uuid.uuid4()), "results": results, "meta": _meta(version, search_units=1)})
 

@@ -128,7 +128,7 @@ def _check_count(value: int | None, name: str) -> None:
 
 
 class RerankRequest(Body):
-    """`POST /v2/rerank`."""
+    """`POST /v2/rerank`. Its reference has no `return_documents` any more, but LiteLLM always sends it."""
 
     query: str
     documents: list[str | dict[str, Any]]
@@ -137,6 +137,8 @@ class RerankRequest(Body):
     """As for embeddings."""
     top_n: int | None = None
     """How many of the best to answer with; all by default."""
+    return_documents: bool | None = None
+    """true: each result has its document."""
     max_tokens_per_doc: int | None = None
     """Cut texts to so many tokens, the prefix included; at the model's limit by default."""
     priority: int | None = None
@@ -171,8 +173,6 @@ def _field(document: Mapping[str, Any], name: str, index: int) -> str:
 class RerankRequestV1(RerankRequest):
     """`POST /v1/rerank`."""
 
-    return_documents: bool | None = None
-    """true: each result has its document."""
     rank_fields: list[str] | None = None
     """Fields of documents that are objects: their texts in this order, a line each, in place of `text`."""
     max_chunks_per_doc: int | None = None

@@ -1,11 +1,13 @@
 """Every arithmetic of the OpenVINO engine on this processor: tokens a second of processor time, one thread.
 
-    [ONEDNN_MAX_CPU_ISA=AVX2_VNNI] python -m benchmarks.arithmetics FILE
+    [ONEDNN_MAX_CPU_ISA=AVX2_VNNI] python -m benchmarks.arithmetics FILE [--cost MODEL ...]
 
 FILE has the full model's width (`cpu_speed` makes such). Arithmetics take turns, rounds of new texts, the best of each:
 processor time of one thread, so that what else runs on the machine weighs less; only ratios mean something. A cap on
 OpenVINO's kernels stands for an older processor. Each kind has a result file of its own. The memory bandwidth is that
-of numpy's maximum over an array, in turns with the rest: a text of 16 tokens is bounded by reading the weights.
+of numpy's maximum over an array, in turns with the rest: a text of 16 tokens is bounded by reading the weights. What the
+arithmetics cost in the vector is measured on each MODEL, over documents of the shipped benchmark sets: 1 - cosine to
+float32 with the same file. A decoder of the `llama` architecture is rewritten first (`int8_cost`).
 """
 
 import argparse
@@ -18,25 +20,33 @@ from typing import Any
 import numpy as np
 
 from benchmarks import measuring
+from benchmarks.int8_cost import texts
+from nestling._util.cpu import usable_threads
 from nestling.engine.arithmetic import ArithmeticName
+from nestling.engine.numpy_reference import ReferenceEngine
 from nestling.engine.openvino import processor
-from nestling.engine.openvino.choice import named
+from nestling.engine.openvino.choice import ROTATED, named
 from nestling.engine.openvino.engine import OpenVINOEngine
-from nestling.engine.openvino.grouping import matrices
+from nestling.engine.openvino.grouping import group_of, matrices
 from nestling.engine.protocol import plain
 from nestling.formats.gguf import GGUFFile
+from nestling.vectors import paired_cosine
 
 ROUNDS = 9
 LENGTHS = (16, 256)
 NAMES = tuple(name for name in ArithmeticName if name is not ArithmeticName.AUTO)
 READ_BYTES = 1 << 28
+EVERY, LONGEST = 5, 200
+"""Of the documents of `int8_cost`, every fifth, and their first tokens."""
 
 
 def main() -> None:
     """Measure and write `benchmarks/results/arithmetics-KIND.json`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("file", type=Path)
-    file, kind = GGUFFile.open(parser.parse_args().file), processor.kind()
+    parser.add_argument("--cost", type=Path, nargs="*", default=[], metavar="MODEL")
+    asked = parser.parse_args()
+    file, kind = GGUFFile.open(asked.file), processor.kind()
     engines = {name: made for name in NAMES if (made := _loaded(file, name))}
     seconds: dict[tuple[str, int], list[float]] = {(name, length): [] for name in engines for length in LENGTHS}
     reading, rng, block = list[float](), np.random.default_rng(0), np.ones(READ_BYTES // 4, np.float32)
@@ -48,7 +58,8 @@ def main() -> None:
                 seconds[name, length].append(_spent(partial(engine.pool, items)))
     speed = READ_BYTES / min(reading) / 1e9
     rows = [_row(file, name, {length: min(seconds[name, length][1:]) for length in LENGTHS}, speed) for name in engines]
-    result = {"kind": kind, "file": file.path.name, "read_gb_per_s": speed, "rows": rows}
+    costs = [_costs(GGUFFile.open(path)) for path in asked.cost]
+    result = {"kind": kind, "file": file.path.name, "read_gb_per_s": speed, "rows": rows, "cost": costs}
     print(measuring.write(f"arithmetics-{kind.lower().replace(' ', '-')}", result).read_text())
 
 
@@ -66,6 +77,18 @@ def _spent(work: Callable[[], object]) -> float:
     began = time.process_time()
     work()
     return time.process_time() - began
+
+
+def _costs(file: GGUFFile) -> dict[str, Any]:
+    """Mean and worst 1 - cosine of each arithmetic's pooled vectors."""
+    items = plain([ids[:LONGEST] for ids in texts(file)[::EVERY]])
+    exact = ReferenceEngine(file).pool(items)
+    found: dict[str, Any] = {"model": file.path.stem, "group": group_of(file), "texts": len(items)}
+    for name in (ArithmeticName.BF16, ArithmeticName.INT8_GROUPS, *ROTATED):
+        engine = OpenVINOEngine(file, threads=usable_threads(), arithmetic=name)
+        lost = 1 - paired_cosine(np.concatenate([engine.pool([item]) for item in items]), exact)
+        found[name] = {"mean": float(lost.mean()), "worst": float(lost.max())}
+    return found
 
 
 def _row(file: GGUFFile, name: ArithmeticName, best: dict[int, float], read: float) -> dict[str, Any]:

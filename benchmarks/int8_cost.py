@@ -65,7 +65,7 @@ def main() -> None:
 def _rows(model: str, base: Path, folder: Path) -> list[dict[str, Any]]:
     outputs = {folder / f"{model}-{kind}.gguf": Mix(kind) for kind in KINDS}
     quantize_many(base, outputs, threads=usable_threads())
-    ids = _texts(GGUFFile.open(base))
+    ids = texts(GGUFFile.open(base))
     rows: list[dict[str, Any]] = []
     exact: Floats | None = None
     for path, kind in zip(outputs, KINDS, strict=True):
@@ -81,14 +81,14 @@ def _rows(model: str, base: Path, folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _texts(file: GGUFFile) -> list[TokenIds]:
+def texts(file: GGUFFile) -> list[TokenIds]:
     """Byte-level BPE with the file's vocabulary; symbols that it lacks are left out."""
     places = {token: place for place, token in enumerate(file.value("tokenizer.ggml.tokens"))}
     merges = [tuple(pair.split(" ")) for pair in file.value("tokenizer.ggml.merges")]
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(places, merges))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    texts = [text for name in SETS for text in _retrieval(name).documents[:TEXTS]]
-    return [np.array(one.ids[:LONGEST], np.int32) for one in tokenizer.encode_batch(texts)]
+    documents = [text for name in SETS for text in _retrieval(name).documents[:TEXTS]]
+    return [np.array(one.ids[:LONGEST], np.int32) for one in tokenizer.encode_batch(documents)]
 
 
 def _retrieval(name: str) -> data.RetrievalSet:

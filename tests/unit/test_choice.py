@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.command_line import nestling
 
 from nestling._util import files
 from nestling.engine import registry, self_check
@@ -184,6 +185,15 @@ def break_kernels(monkeypatch: pytest.MonkeyPatch, *broken: ArithmeticName) -> N
         return whole(self, states) * np.float32(self.arithmetic not in broken)
 
     monkeypatch.setattr(OpenVINOEngine, "_final", final)
+
+
+def test_show_says_what_is_taken_and_tunes_when_asked(file: GGUFFile, home: Path) -> None:
+    shown = json.loads(nestling("show", file.path, "--json").raw)["engine"]
+    assert shown["arithmetic"] == choice.RULES[processor.kind()]
+    assert not home.exists()
+    tuned = json.loads(nestling("show", file.path, "--tune", "--json").raw)["engine"]
+    assert tuned["arithmetic_reason"].startswith("by trial")
+    assert json.loads(nestling("show", file.path, "--json").raw)["engine"] == tuned
 
 
 @pytest.mark.parametrize("name", [EngineName.LLAMACPP, EngineName.REFERENCE])

@@ -92,7 +92,9 @@ def _query(job: Job, query: str | ImageLike, model: str | None, threads: int | N
     if not isinstance(query, str):
         model_files.check(job.model, path)  # the vision tower's too
     prompt = Role.RAW if Role.parse(job.what.prompt) is Role.RAW else Role.QUERY
-    with closing(Embedder.load(path, engine=job.what.backend, threads=threads)) as embedder:
+    with closing(
+        Embedder.load(path, threads=threads, engine=job.what.backend, arithmetic=job.what.products)
+    ) as embedder:
         try:
             items = embedder.items([query], prompt_name=prompt)
         except InputError as error:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from nestling._util.spelling import member
+from nestling.engine.arithmetic import ArithmeticName
 from nestling.engine.names import EngineName
 from nestling.errors import UsageError
 from nestling.spec import Role
@@ -66,7 +67,8 @@ class JobSpec:
     `id_column` is `id` by default where the source has it; `none`, or a source without one, makes ids `file#row`.
     `shard_rows` is 1,000 by default, 64 where there are images. `keep` names columns that go into the result. `prompt`
     is the role of texts: passage, query or raw. `backend` is the engine: openvino, llamacpp or reference; there is no
-    `auto`, since engines differ in the last bits.
+    `auto`, since engines differ in the last bits. `arithmetic` is that of openvino's products (float files are exact in
+    int8-groups, too); there is no `auto` either.
     """
 
     model: str
@@ -79,6 +81,7 @@ class JobSpec:
     embedding_type: str = VectorType.FLOAT
     truncate: bool = False
     backend: str = EngineName.OPENVINO
+    arithmetic: str = ArithmeticName.INT8_GROUPS
     shard_rows: int | None = None
 
     def __post_init__(self) -> None:
@@ -87,6 +90,7 @@ class JobSpec:
         Role.parse(self.prompt)
         if EngineName.parse(self.backend) is EngineName.AUTO:
             raise UsageError("backend='auto': a job names its engine, openvino by default", param="backend")
+        self._check_arithmetic()
         if self.shard_rows is not None and self.shard_rows < 1:
             raise UsageError(f"shard_rows={self.shard_rows}: at least 1", param="shard_rows")
         if self.image_column is not None and self.image_column == self.text_column:
@@ -95,6 +99,19 @@ class JobSpec:
             raise UsageError(f"keep={min(taken)!r}: the result has a column of this name already", param="keep")
         if len(set(self.keep)) < len(self.keep):
             raise UsageError(f"keep={', '.join(self.keep)}: a column is named twice", param="keep")
+
+    def _check_arithmetic(self) -> None:
+        if ArithmeticName.parse(self.arithmetic) is ArithmeticName.AUTO:
+            said = "arithmetic='auto': a job names its arithmetic, int8-groups by default"
+            raise UsageError(said, param="arithmetic")
+        if self.backend != EngineName.OPENVINO and self.arithmetic != ArithmeticName.INT8_GROUPS:
+            said = f"arithmetic={self.arithmetic!r}: the {self.backend} engine has one of its own"
+            raise UsageError(said, param="arithmetic")
+
+    @property
+    def products(self) -> str:
+        """The arithmetic as `Embedder.load` takes it: `auto` for engines that have one of their own."""
+        return str(self.arithmetic) if self.backend == EngineName.OPENVINO else ArithmeticName.AUTO
 
     def settled(self, *, tables: bool, images: bool) -> Self:
         """The same with what depends on the source filled in; UsageError for columns where there are no tables."""

@@ -76,7 +76,7 @@ def open_worker(setup: Setup) -> "Worker":
     """Load the model and open the job; a model file or a vision tower that is not the job's is a BuildError."""
     job, path = Job.read(setup.folder), local.resolve(setup.model)
     model_files.check(job.model, path)
-    embedder = Embedder.load(path, engine=job.what.backend, threads=setup.threads)
+    embedder = Embedder.load(path, threads=setup.threads, engine=job.what.backend, arithmetic=job.what.products)
     return Worker(job, setup.files, embedder, skip_bad_files=setup.skip_bad_files)
 
 

@@ -63,6 +63,9 @@ def bulk(
     workers: Annotated[int, typer.Option(min=1, help="Worker processes, each with an engine.")] = _OPTIONS.workers,
     threads: ThreadsOption = None,
     backend: Annotated[str, typer.Option(help="openvino, llamacpp or reference.")] = _SPEC.backend,
+    arithmetic: Annotated[
+        str, typer.Option(help="Of openvino: float32, bf16, int8-groups, int8-rows or int8-mixed.")
+    ] = _SPEC.arithmetic,
     ray_address: Annotated[str | None, typer.Option(help="An existing Ray cluster.")] = None,
     shard_rows: Annotated[
         int | None,
@@ -91,6 +94,7 @@ def bulk(
         embedding_type=embedding_type,
         truncate=truncate,
         backend=backend,
+        arithmetic=arithmetic,
         shard_rows=shard_rows,
     )
     how = RunOptions(

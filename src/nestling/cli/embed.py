@@ -87,7 +87,7 @@ def embed(
         content = render(Embedded([*map(str, rows)], vectors, reference, sum(map(len, items))), way)
     _write(content, out)
     if isinstance(embedder.engine, Profiled) and profile:
-        watch.show(embedder.engine.profile())
+        watch.show(embedder.engine.profile(), embedder.engine.reason)
 
 
 def _refuse(form: Format, out: Path | None, dimensions: int | None, *, multivector: bool) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nestling._util.cpu import usable_threads
 from nestling.cli.console import Bars, show_table
 from nestling.cli.options import JsonOption, SpecOption
 from nestling.errors import UsageError
@@ -18,6 +19,7 @@ from nestling.spec import Task
 
 if TYPE_CHECKING:
     from nestling.engine.openvino.weight_files import Expansion
+    from nestling.formats.gguf import GGUFFile
     from nestling.pipeline.conversion.checkpoint import Checkpoint
 
 
@@ -57,11 +59,15 @@ def open_checkpoint(checkpoint: str, bars: Bars) -> "Checkpoint":
 def show(
     model: Annotated[str, typer.Argument(help="A model reference or a GGUF file.")],
     spec: SpecOption = None,
+    tune: Annotated[
+        bool,
+        typer.Option("--tune", help="Time the arithmetics on this processor; loading takes the best from then on."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show a model's specification, source and contents."""
     with Bars() as bars:
-        found = _facts(local.resolve(model, steps=bars.step), spec)
+        found = _facts(local.resolve(model, steps=bars.step), spec, tune=tune)
     if as_json:
         typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
         return
@@ -69,8 +75,7 @@ def show(
         show_table(title, ["", ""], [[key, _words(value)] for key, value in facts.items()])
 
 
-def _facts(path: Path, spec: Path | None) -> dict[str, dict[str, Any]]:
-    from nestling.engine.registry import preferred
+def _facts(path: Path, spec: Path | None, *, tune: bool) -> dict[str, dict[str, Any]]:
     from nestling.formats.card import Card
     from nestling.formats.gguf import GGUFFile
     from nestling.formats.mmproj import STEM, VisionFile, is_tower
@@ -94,9 +99,25 @@ def _facts(path: Path, spec: Path | None) -> dict[str, dict[str, Any]]:
         return {"file": weights, "spec": purpose, "card": asdict(card) if card else {}}
     purposes = [asdict(one) for one in specs_of(file, read_spec(spec) if spec else None)]
     purpose = purposes[0] if len(purposes) == 1 else {one["task"]: one for one in purposes}
-    engine, reason = preferred()
-    auto = {"name": engine.value, "reason": reason}
-    return {"file": weights, "spec": purpose, "engine": auto, "card": asdict(card) if card else {}}
+    return {"file": weights, "spec": purpose, "engine": _engine(file, tune=tune), "card": asdict(card) if card else {}}
+
+
+def _engine(file: "GGUFFile", *, tune: bool) -> dict[str, str]:
+    """What `auto` takes for a file, and why; a trial is run only if it is asked for."""
+    from nestling.engine.names import EngineName
+    from nestling.engine.registry import preferred
+
+    name, reason = preferred()
+    found = {"name": name.value, "reason": reason}
+    if name is not EngineName.OPENVINO:
+        return found
+    from nestling.engine.openvino import choice
+
+    threads = usable_threads()
+    chosen = choice.tune(file, threads=threads) if tune else choice.expected(file, threads=threads)
+    if chosen is None:
+        return found | {"arithmetic": "decided by a trial at the first load"}
+    return found | {"arithmetic": str(chosen.name), "arithmetic_reason": chosen.reason}
 
 
 def _words(value: object) -> str:

@@ -22,8 +22,8 @@ class Watch:
         finally:
             self.seconds[name] = self.seconds.get(name, 0) + time.perf_counter() - began
 
-    def show(self, inner: dict[str, float]) -> None:
-        """Print the stages; `inner` has the engine's own stages, which replace the time of the whole engine."""
+    def show(self, inner: dict[str, float], reason: str) -> None:
+        """Print the stages; `inner` and `reason` are the engine's own: stages that replace its whole time, and why."""
         stages = {"load": self.seconds["load"], "tokenize": self.seconds["tokenize"], **inner}
         stages["other"] = max(0.0, self.seconds["embed"] - sum(inner.values()))
         stages["serialize"] = self.seconds["serialize"]
@@ -31,4 +31,4 @@ class Watch:
         rows = [
             [name, f"{took:.3f}", "" if name == "load" else f"{took / embedding:.1%}"] for name, took in stages.items()
         ]
-        show_table("time by stage", ["stage", "seconds", "share without load"], rows, to_error=True)
+        show_table(f"time by stage ({reason})", ["stage", "seconds", "share without load"], rows, to_error=True)

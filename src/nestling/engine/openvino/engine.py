@@ -36,10 +36,19 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-STAGES = {"FullyConnected": "matrix products", "FullyConnectedCompressed": "matrix products"} | dict.fromkeys(
-    ("Subgraph", "ScaledDotProductAttention", "MatMul", "Softmax", "Gather", "Transpose"), "attention"
-)
-"""The profile's stage of each node type of the compiled graph; all others count as the rest of the layers."""
+_NODES = {
+    "matrix products": ("FullyConnected", "FullyConnectedCompressed", "FullyConnectedQuantized"),
+    "attention": ("Subgraph", "ScaledDotProductAttention", "MatMul", "Softmax", "Gather", "Transpose"),
+    "rounding rows": ("FakeQuantize", "Reduce"),
+    "reorders": ("Reorder", "Convert"),
+}
+STAGES = {node: stage for stage, nodes in _NODES.items() for node in nodes} | {
+    "FullyConnectedQuantizedLegacy": "matrix products"
+}
+"""The profile's stage of each node type of the compiled graph; all others count as the rest of the layers.
+
+Where activations are rounded in groups, the matrix products do that themselves; SwiGLU is fused with them, too.
+"""
 SCORE_BYTES = 136 << 20
 """Memory for the attention scores of a prefill chunk: with 16 heads, 64 tokens that attend to 32,768."""
 PIECE_BATCHES = 6

@@ -100,7 +100,7 @@ def int8_cost() -> str:
 
 def long_texts() -> str:
     """Time and memory of one long text."""
-    lines = ["| file | tokens | seconds | tokens/s | memory beside the model, GiB |", "|---|---|---|---|---|"]
+    lines = ["| file | tokens | seconds | tokens/s | additional memory, GiB |", "|---|---|---|---|---|"]
     lines += [
         f"| {row['file']} | {row['tokens']:,} | {row['seconds']:.1f} | {row['tokens_per_s']:.0f} "
         f"| {row['extra_bytes'] / GIB:.2f} |"
@@ -140,7 +140,7 @@ def server() -> str:
         )
     lines.append(f"| one short query: HTTP less engine, median | {small['overhead']['p50_overhead_ms']:.2f} ms |")
     beside = small["fairness"]["p99_over_batch"]
-    lines.append(f"| a query beside requests of 2,000 texts, 99th percentile | {beside:.1f} times one batch |")
+    lines.append(f"| a query during requests of 2,000 texts, 99th percentile | {beside:.1f} times one batch |")
     return "\n".join(lines) + "\n"
 
 

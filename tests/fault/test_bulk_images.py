@@ -176,7 +176,7 @@ def test_images_beside_tables_are_said_unless_a_column_names_them(make: Make, so
     jsonl(source / "c.jsonl", [{"text": "a"}])
     [said] = make().skipped
     assert said == (
-        "5 files with an image beside tables (give them as a source of their own, or a column of their paths): "
+        "5 files with an image next to tables (give them as a separate source, or a column of their paths): "
         "p0.png, p1.png, p2.png, p3.png, p4.png"
     )
     jsonl(source / "c.jsonl", [{"image": "p0.png"}])

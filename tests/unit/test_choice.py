@@ -198,7 +198,7 @@ def test_show_says_what_is_taken_and_tunes_when_asked(file: GGUFFile, home: Path
 
 @pytest.mark.parametrize("name", [EngineName.LLAMACPP, EngineName.REFERENCE])
 def test_engines_without_a_choice_refuse_one(file: GGUFFile, name: EngineName) -> None:
-    with pytest.raises(UsageError, match=f"arithmetic='int8-rows': the {name} engine has one of its own"):
+    with pytest.raises(UsageError, match=f"arithmetic='int8-rows': expected auto for {name}"):
         load_engine(file, name=name, arithmetic=ROWS)
 
 

@@ -46,7 +46,7 @@ def keeps_times(path: Path) -> bool:
 
 
 def _remembered() -> Memory:
-    """What the memory says; nothing when it is not there or spoilt."""
+    """The cached hashes; empty if the file is missing or damaged."""
     try:
         raw = json.loads((cache_folder() / MEMORY).read_bytes())
         return {str(path): [str(known), str(sha256)] for path, (known, sha256) in raw.items()}

@@ -1,6 +1,6 @@
 """A job's result as a LanceDB table: made of the finished shards in one commit, and searched. The home of lancedb.
 
-The table is there wholly or not at all: what a killed run left of one is made anew. The Parquet files stay, since
+The table is complete or absent: one that a killed run left incomplete is made again. The Parquet files stay, since
 they are what a job goes on from. The index is LanceDB's own: IVF-PQ for numbers, IVF-FLAT for bits.
 """
 

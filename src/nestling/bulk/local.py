@@ -1,4 +1,4 @@
-"""Shards on this machine: one worker in this process, or several in processes of their own.
+"""Shards on this machine: one worker in this process, or several in child processes.
 
 No worker outlives this process. A worker that dies ends the run; what is finished stays.
 """
@@ -26,7 +26,7 @@ INTERRUPTED = 130
 
 
 def run(setup: Setup, shards: Sequence[Shard], *, workers: int, ticked: Ticked) -> Iterator[Finished]:
-    """Make the shards; yields each when it is finished. `ticked` is told of every batch, or of every shard."""
+    """Make the shards; yields each when it is finished. `ticked` is called for every batch, or for every shard."""
     if workers > 1:
         yield from _in_processes(setup, shards, workers=workers, ticked=ticked)
         return

@@ -215,7 +215,7 @@ class Log:
         self._file.close()
 
     def settle(self) -> None:
-        """Write the log anew in the order of the shards, once each: equal jobs end with equal folders."""
+        """Rewrite the log in the order of the shards, without duplicates: equal jobs end with equal folders."""
         self.close()
         with atomic_write(self._path) as file:
             file.writelines(line(one) for _, one in sorted(self.finished.items()))

@@ -101,7 +101,7 @@ class Plan:
         return {int(row) - shard.first: int(first) for row, first in self.duplicates[low:high]}
 
     def to_json(self) -> dict[str, Any]:
-        """As the manifest has it; the duplicates are a file of their own there."""
+        """The form in the manifest, where duplicates are a separate file."""
         schema = pa.schema([pa.field("id", self.columns.id_type), *self.columns.kept])
         return {
             "text_column": self.columns.text,

@@ -84,7 +84,7 @@ def _answer(row: dict[str, Any]) -> Finished:
 
 
 class _Actor:
-    """One engine on a node. What cannot be mended by trying again comes back as an answer, not as a failure."""
+    """One engine on a node. Errors that a retry cannot fix are returned as a result, not raised."""
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup

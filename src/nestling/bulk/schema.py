@@ -15,7 +15,7 @@ from nestling.bulk.rows import UUID_BYTES, Columns, Survey, Wanted, ascii_only, 
 from nestling.errors import FileFormatError, UsageError
 
 NO_IDS = "none"
-"""The name of an id column that stands for none: rows are numbered, `file#row`."""
+"""The id column's name for no id column: ids are `file#row`."""
 DEFAULT_ID = "id"
 
 

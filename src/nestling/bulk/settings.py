@@ -187,7 +187,7 @@ ProgressCallback = Callable[[Status], None]
 
 
 def no_progress(_status: Status) -> None:
-    """A `ProgressCallback` that ignores what it is told."""
+    """A `ProgressCallback` that does nothing."""
 
 
 @dataclass(frozen=True, slots=True)

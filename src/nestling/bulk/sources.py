@@ -34,7 +34,7 @@ JOB = "job.json"
 SHOWN = 5
 """Files that are left out and named."""
 READABLE = f"{', '.join(KINDS)}, the text kinds also with {' or '.join(CODECS)}; or {', '.join(IMAGES)}"
-BESIDE_TABLES = "with an image beside tables (give them as a source of their own, or a column of their paths)"
+BESIDE_TABLES = "with an image next to tables (give them as a separate source, or a column of their paths)"
 
 
 @dataclass(frozen=True, slots=True)

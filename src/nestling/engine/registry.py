@@ -100,7 +100,7 @@ class _Wanted:
     def without_arithmetic(self, engine: EngineName) -> None:
         """UsageError for an arithmetic that was asked for by name."""
         if self.arithmetic is not ArithmeticName.AUTO:
-            said = f"arithmetic='{self.arithmetic}': the {engine} engine has one of its own; openvino and torch choose"
+            said = f"arithmetic='{self.arithmetic}': expected auto for {engine}; openvino and torch have others"
             raise UsageError(said, param="arithmetic")
 
 

@@ -119,7 +119,9 @@ class Embedder(TextEmbedder):
             return self
         spec = next((one for one in self._adapters if one.task is wanted), None)
         if spec is None:
-            raise UsageError(f"task={task!r}, but {self.path or 'this model'} is for {self.spec.task}", param="task")
+            raise UsageError(
+                f"task={str(task)!r}, but {self.path or 'this model'} is for {self.spec.task}", param="task"
+            )
         if wanted not in self._of_other_tasks:
             self._of_other_tasks[wanted] = type(self)(
                 spec, self.tokenizer, self.engine, path=self.path, adapters=self._adapters, images=self._images

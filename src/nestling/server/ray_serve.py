@@ -27,7 +27,7 @@ from nestling.server.telemetry import tracing
 
 @serve.ingress()
 class Nestling:
-    """One replica; Ray makes it in a process of its own."""
+    """One replica; Ray starts it in its own process."""
 
     def __init__(self, flags: Mapping[str, Any]) -> None:
         self._settings = _with_assigned_threads(read_settings(flags))

@@ -39,8 +39,8 @@ KUBERNETES: Final = ("SERVICE_", "PORT_")
 class Setting:
     """How a setting is read from text and described; `unset` says what its absence means.
 
-    `metavar` is what stands for its value, None for a switch. `several` may be repeated, and are separated by commas in
-    a variable.
+    `metavar` is the placeholder of its value, None for a switch. A setting of `several` values may be repeated; in a
+    variable they are separated by commas.
     """
 
     read: Callable[[Any], Any]

@@ -150,7 +150,7 @@ def _place() -> Path:
 
 
 def _trials() -> dict[str, dict[str, Trial]]:
-    """All trials that are remembered; none where the file is missing or spoilt."""
+    """All trials that are remembered; empty if the file is missing or damaged."""
     try:
         raw = json.loads(_place().read_bytes())
         found = {

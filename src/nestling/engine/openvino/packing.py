@@ -116,7 +116,7 @@ def layer_groups(layers: int, *, layer_bytes: int, most_bytes: int) -> list[rang
 
 
 def _by_head(rectangle: Index, heads: int) -> Index:
-    """Token rows to head rows, each head as a text of its own: (B, T) -> (B * heads, T)."""
+    """Token rows to head rows, each head as a separate text: (B, T) -> (B * heads, T)."""
     apart = rectangle[:, None] * heads + np.arange(heads)[None, :, None]
     return apart.reshape(-1, rectangle.shape[1])
 

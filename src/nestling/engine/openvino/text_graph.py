@@ -28,7 +28,7 @@ END = np.iinfo(np.int32).max
 class _Inputs:
     """The graph's inputs, for N tokens in B texts that all attend to P past tokens too.
 
-    For attention, each of the K key heads is a text of its own, with the query heads that share it; head k of token n
+    For attention, each of the K key heads is a separate text, with the query heads that share it; head k of token n
     is row n K + k. `states` (N, D): token embeddings. `cos_sin` (N, d): cosines and sines of the rotary angles.
     `queries` (B K, T): the row at each position of each text (any row for padding). `keys` (B K, S): the same, over
     past and new tokens together. `query_places` (T,), `key_places` (S,): the position of each column in its text; a

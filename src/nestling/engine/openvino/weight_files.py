@@ -193,7 +193,7 @@ def _is_current(stamps: Stamps) -> bool:
 
 
 def _models(path: Path) -> dict[str, Stamps]:
-    """What the JSON beside expanded weights says; nothing when it is not there or spoilt."""
+    """The JSON next to a file of dequantized weights; empty if it is missing or damaged."""
     try:
         raw: Any = json.loads(path.with_suffix(".json").read_bytes())["models"]
         return {str(model): _sound(stamps) for model, stamps in raw.items()}

@@ -51,7 +51,7 @@ class EmbedRequest(Body):
     input_type: InputType | None = None
     """search_document is a passage, the others are queries; without it a text keeps a prefix that it begins with."""
     embedding_types: list[Form] | None = None
-    """float, int8, uint8, binary, ubinary, base64, each a list of its own in the answer."""
+    """float, int8, uint8, binary, ubinary, base64, each a separate list in the response."""
     truncate: Truncate | None = None
     """NONE refuses texts that are too long; END (default) and START cut them."""
 

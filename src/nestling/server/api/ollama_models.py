@@ -1,4 +1,4 @@
-"""What Ollama's clients are told of a model: the entries of `/api/tags` and `/api/ps`, the answer of `/api/show`.
+"""Descriptions of models for Ollama's clients: the entries of `/api/tags` and `/api/ps`, the response of `/api/show`.
 
 Facts are those of Ollama's docs/api.md and api/types.go. Reads headers of GGUF files, so not for the event loop.
 """

@@ -149,7 +149,7 @@ def _last(ids: TokenIds, text: str, embedder: Embedder, *, role: Role, limit: in
 
 
 def _ids_refused() -> InvalidError:
-    """What LangChain's default gets: the ids are another vocabulary's, and a setting of its own sends texts."""
+    """The error for LangChain's default, which sends ids of another vocabulary; one of its settings sends texts."""
     return InvalidError(
         "input: token ids are refused, because clients send those of OpenAI's vocabulary, which mean other texts here. "
         "Send texts: LangChain's OpenAIEmbeddings does with check_embedding_ctx_length=False. "

@@ -1,4 +1,4 @@
-"""Images of requests: fetched where that is allowed, measured, decoded in threads of their own. Knows no HTTP.
+"""Images of requests: downloaded if that is allowed, measured, decoded in separate threads. Knows no HTTP.
 
 Sizes are read from headers, and a request's pixels added up, before any pixel is decoded. Two threads decode, so that
 two images at their largest are held at once; downloads have other threads, because they wait.

@@ -100,6 +100,26 @@ def test_an_alias_names_a_task_and_takes_a_role(aliased: Served) -> None:
     assert np.abs(np.array(vector_in(answer.json())) - code).max() < SAME
 
 
+def test_aliases_are_listed_as_the_models_are(aliased: Served) -> None:
+    tags = {one["name"] for one in httpx.get(f"{aliased.url}/api/tags", timeout=60).json()["models"]}
+    assert {"jina-embeddings-v4:latest", "their-code:latest", "starter:latest"} <= tags
+    listed = {one["id"] for one in httpx.get(f"{aliased.url}/v1/models", timeout=60).json()["data"]}
+    assert {"jina-embeddings-v4", "their-code", "starter"} <= listed
+
+
+@pytest.mark.parametrize("name", ["their-code:latest", "their-code/code.passage", "their-code:latest/code.passage"])
+def test_a_name_is_read_in_one_way_on_every_path(aliased: Served, name: str) -> None:
+    code = Embedder.load("starter-code:Q8_0").encode_document([PASSAGE])
+    text = PASSAGE if "passage" in name else "Passage: " + PASSAGE
+    bodies: dict[str, dict[str, Any]] = {
+        "/api/embed": {"input": text}, "/pooling": {"input": text}, "/embedding": {"content": text},
+        "/v2/embed": {"texts": [text]}, "/v1/embeddings": {"input": text, "truncation": True},
+    }  # fmt: skip
+    for path, body in bodies.items():
+        answer = httpx.post(aliased.url + path, json={**body, "model": name}, timeout=60)
+        assert np.abs(np.array(vector_in(answer.json())) - code).max() < SAME, path
+
+
 def test_latest_is_an_alias_as_any_other_on_other_paths(aliased: Served, expected: Floats) -> None:
     body = {"model": "jina-embeddings-v4:latest", "input": PASSAGE, "input_type": "document"}
     answer = httpx.post(f"{aliased.url}/v1/embeddings", json=body, timeout=60)

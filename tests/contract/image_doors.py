@@ -65,6 +65,10 @@ def _jina(inputs: Inputs) -> dict[str, Any]:
     return {"input": [{"image": one.text} if isinstance(one, Image) else {"text": one} for one in inputs]}
 
 
+def _modality(inputs: Inputs) -> dict[str, Any]:
+    return {"input": [one.text for one in inputs if isinstance(one, Image)], "modality": "image"}
+
+
 def _bare(inputs: Inputs) -> dict[str, Any]:
     return {"input": [one.text if isinstance(one, Image) else one for one in inputs]}
 
@@ -119,6 +123,7 @@ _V2 = _contents("image_url", inside=True, input_type="search_document", embeddin
 DOORS = {
     "openai, objects": Door("/v1/embeddings", _jina, **_OPENAI),
     "openai, data URIs": Door("/v1/embeddings", _bare, uris=True, **_OPENAI),
+    "infinity": Door("/embeddings", _modality, mixed=False, **_OPENAI),
     "openai, messages": Door("/v1/embeddings", _messages, single=True, **_OPENAI),
     "vllm, objects": Door("/pooling", _jina, **_OPENAI),
     "vllm, messages": Door("/pooling", _messages, single=True, **_OPENAI),

@@ -209,6 +209,21 @@ def test_what_cannot_be_honoured_is_named(vision_server: Running, path: str, bod
     assert said in (answer.json().get("message") or answer.json()["detail"])
 
 
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"input": "a", "modality": "audio"}, "modality: "),
+        ({"input": [1, 2], "modality": "image"}, "input 0: expected a data URI, base64 or a URL, not token ids"),
+        ({"input": [{"text": "a"}], "modality": "image"}, "input 0: "),
+        ({"messages": [{"content": "a"}], "modality": "image"}, "messages: not together with modality"),
+        ({"modality": "image"}, "input: expected"),
+    ],
+)
+def test_a_modality_that_cannot_be_honoured_is_named(vision_server: Running, body: dict[str, Any], said: str) -> None:
+    answer = httpx.post(vision_server.url + "/embeddings", json=body, timeout=60)
+    assert (answer.status_code, said in answer.json()["error"]["message"]) == (400, True), answer.text
+
+
 def test_v1_of_cohere_without_types_is_a_list_and_voyage_packs_vectors(vision_server: Running) -> None:
     answer = httpx.post(vision_server.url + "/v1/embed", json={"images": [PICTURE.text]}, timeout=60).json()
     assert (answer["texts"], len(answer["embeddings"][0])) == ([], 64)

@@ -38,6 +38,15 @@ def inputs_of(value: object, messages: object, *, most: int) -> Inputs:
     return [_entry(one, index) for index, one in enumerate(listed)]
 
 
+def of_texts(value: object, *, most: int) -> list[str | Picture]:
+    """Images alone, each written as a text; errors as `inputs_of`."""
+    found = texts_or_ids(value, most=most)
+    for index, one in enumerate(found):
+        if not isinstance(one, str):
+            raise ImageError("expected a data URI, base64 or a URL, not token ids", index=index)
+    return [picture(str(one), "image", index) for index, one in enumerate(found)]
+
+
 def has_image(document: object) -> TypeGuard[dict[str, Any]]:
     """True for a document of a ranking that means an image, whatever else it has."""
     return isinstance(document, dict) and any(document.get(key) is not None for key in KEYS if key != "text")

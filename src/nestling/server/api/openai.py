@@ -13,7 +13,7 @@ from nestling.server.api.dialect import Call, Dialect, Route
 from nestling.server.api.jina import JinaFields
 from nestling.server.core.catalog import Served
 from nestling.server.core.refusals import InvalidError, agreed
-from nestling.server.core.requests import Embedded, Embedding, Output, Reading
+from nestling.server.core.requests import Embedded, Embedding, Inputs, Output, Reading
 from nestling.vectors import Floats
 
 
@@ -22,6 +22,13 @@ class Encoding(StrEnum):
 
     FLOAT = "float"
     BASE64 = "base64"
+
+
+class Modality(StrEnum):
+    """What the texts of `input` stand for, in infinity's words; it has audio too, which no model here takes."""
+
+    TEXT = "text"
+    IMAGE = "image"
 
 
 class OpenAIFields(Body):
@@ -44,6 +51,8 @@ class EmbeddingRequest(JinaFields, OpenAIFields):
     input: Mixed = None
     messages: images.Messages = None
     """vLLM's form of one input: a user's message whose content is a text or one image_url."""
+    modality: Modality | None = None
+    """infinity's: with image, each text of input is one, as a data URI, base64 or URL."""
     encoding_type: Form | None = None
     """The same as embedding_type."""
     prompt_name: str | None = None
@@ -93,6 +102,7 @@ _APART = (
     ("return_multivector", "dimensions"),
     ("return_multivector", "late_chunking"),
     ("late_chunking", "truncate_prompt_tokens"),
+    ("modality", "messages"),
 )
 """Fields that cannot both be set: a token's vector has one size and unit length, a chunked document is whole."""
 
@@ -102,11 +112,17 @@ def _given(value: object) -> bool:
     return value not in (None, False, -1)
 
 
+def _inputs(request: EmbeddingRequest, *, most: int) -> Inputs:
+    if request.modality is Modality.IMAGE:
+        return images.of_texts(request.input, most=most)
+    return images.inputs_of(request.input, request.messages, most=most)
+
+
 async def _embeddings(call: Call) -> AsyncGenerator[bytes, None]:
     request, settings = await call.read(EmbeddingRequest), call.service.settings
     request.check_together()
     form = request.form
-    inputs = await call.run(partial(images.inputs_of, request.input, request.messages, most=settings.max_inputs))
+    inputs = await call.run(partial(_inputs, request, most=settings.max_inputs))
     images.check_texts(inputs, most=settings.max_body_bytes)
     roles = {"prompt_name": request.prompt_name, "input_type": request.input_type}
     wanted = Embedding(

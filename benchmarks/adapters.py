@@ -9,7 +9,7 @@ FOLDER holds what `nestling build` made with and without `--keep-adapters` in Q8
 four layers is made with `python -m benchmarks.make_checkpoint --shape jina-v4-short --out DIR`. Each writes its own
 part of `benchmarks/results/adapters.json`. Losses are the starter's: cosines to the F16 merged model of the same task,
 over the recorded texts. Speed is interleaved, round by round, so that a busy machine slows both alike. For memory, a
-merged file stands in for the base, which has the same tensors; only the adapters are written.
+merged file replaces the base, which has the same tensors; only the adapters are written.
 """
 
 import json

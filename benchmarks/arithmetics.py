@@ -4,7 +4,7 @@
 
 FILE has the full model's width (`cpu_speed` makes such). Arithmetics take turns, rounds of new texts, the best of each:
 processor time of one thread, so that what else runs on the machine weighs less; only ratios mean something. A cap on
-OpenVINO's kernels stands for an older processor. Each kind has a result file of its own. The memory bandwidth is that
+OpenVINO's kernels stands for an older processor. Each kind has a separate result file. The memory bandwidth is that
 of numpy's maximum over an array, in turns with the rest: a text of 16 tokens is bounded by reading weights. What the
 arithmetics cost in the vector is measured on each MODEL, over documents of the shipped benchmark sets: 1 - cosine to
 float32 with the same file. A decoder of the `llama` architecture is rewritten first (`int8_cost`).

@@ -1,4 +1,4 @@
-"""Bulk jobs measured: speed beside the engine's, memory, Ray, planning, and kills with SIGKILL.
+"""Bulk jobs measured: speed compared with the engine's, memory, Ray, planning, and kills with SIGKILL.
 
     python -m benchmarks.bulk speed [ROUNDS]   20,000 documents of mixed lengths: the engine alone, then the job
     python -m benchmarks.bulk memory           resident memory after 2,000 to 200,000 rows of one job of mixed lengths

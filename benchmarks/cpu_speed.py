@@ -5,8 +5,8 @@
 
 DIR, outside the repository, holds files of the shape (`make_checkpoint`: noise of the full model's width and 4 of its
 36 layers, or with `--shape jina-v4` all of them), which are made if they are not there. All sides of a file are loaded
-together, each in a process of its own, and take turns, rounds of new texts: medians. Another shape than
-`jina-v4-short` has a result file of its own. PYTHON is an interpreter
+together, each in its own process, and take turns, rounds of new texts: medians. Another shape than
+`jina-v4-short` has a separate result file. PYTHON is an interpreter
 with llama-cpp-python, compiled for this machine. Peaks are OpenVINO's own product of two large matrices: in float32, in
 bfloat16 and in int8 with one scale for each matrix.
 """

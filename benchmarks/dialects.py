@@ -1,4 +1,4 @@
-"""Throughput of every dialect's embedding routes beside OpenAI's with base64, all in one run.
+"""Throughput of every dialect's embedding routes compared with OpenAI's with base64, all in one run.
 
     python -m benchmarks.dialects [MODEL=starter-retrieval:Q8_0] [ROUNDS=30]
 

@@ -4,7 +4,7 @@
     python -m benchmarks.full_size DIR                                              (12 GB more in DIR)
     python -m benchmarks.full_size DIR tiny      (the same of another shape's checkpoint: a try of the script)
 
-DIR lies outside the repository. Each step is a process of its own, so that its memory can be told apart: F16
+DIR lies outside the repository. Each step is a separate process, so that its memory can be told apart: F16
 conversion, Q8_0 and Q4_K_M from it, then for each file and engine: load, a warm-up, three rounds over texts of mixed
 lengths (16 to 512 tokens), one text of 8,192 tokens. The weights are noise: speed, memory and sizes are those of the
 real model, vectors say nothing.
@@ -43,7 +43,7 @@ CODE = "import sys; from benchmarks.full_size import embed_step; embed_step(*sys
 
 
 def main(folder: Path, shape: str = SHAPE) -> None:
-    """Run every step; `benchmarks/results/full-size.json` is written anew after each, so that a stop loses little."""
+    """Run every step; `benchmarks/results/full-size.json` is rewritten after each, so that a stop loses little."""
     name = "full-size" if shape == SHAPE else f"full-size-{shape}"
     base = folder / f"{shape}-text-retrieval-F16.gguf"
     result: dict[str, Any] = {"steps": [], "sizes": {}, "embedding": []}
@@ -110,7 +110,7 @@ def _embed(path: Path, engine: str, what: str) -> dict[str, Any]:
 
 
 def embed_step(path: str, engine: str, what: str) -> None:
-    """Load one file in one engine, embed, and print the figures as JSON; runs in a process of its own."""
+    """Load one file in one engine, embed, and print the figures as JSON; runs in its own process."""
     from nestling.models.embedder import Embedder
 
     began = time.perf_counter()

@@ -1,10 +1,10 @@
-"""The vision tower at full size: share of the machine's matrix peak, torch beside it, memory, mixed sizes.
+"""The vision tower at full size: share of the machine's matrix peak, torch for comparison, memory, mixed sizes.
 
     python -m benchmarks.images DIR [--torch PYTHON] [--blocks 32] [--threads N] [--rounds 3] [--float32]
 
 DIR, outside the repository, holds a tower of the published shape with random weights (1.25 GiB), which is made if it
 is not there; with other `--blocks` a part of it, for a try. PYTHON is an interpreter with torch and transformers. Each
-side is a process of its own and they take turns: medians of the rounds, after one that warms up. Peaks are OpenVINO's
+side is a separate process and they take turns: medians of the rounds, after one that warms up. Peaks are OpenVINO's
 own product of two large matrices, with the same threads.
 """
 

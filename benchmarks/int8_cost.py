@@ -5,7 +5,7 @@
 Runs the starter's retrieval model in several file types and, with `--decoder`, any real GGUF file of the `llama`
 architecture: a language model's, whose hidden states are pooled as an embedding model's are. It is rewritten as a
 `qwen2` file first (rotary halves instead of pairs, biases of zero), then quantized. Texts are documents of the shipped
-benchmark sets. Every file runs in groups of 32, 64 and 128; beside it stands what the file's own rounding costs,
+benchmark sets. Every file runs in groups of 32, 64 and 128; for comparison with the cost of the file's own rounding,
 against the F16 file: both on the numpy engine. Groups that do not divide the file's widths are computed by
 that engine too, on rounded numbers, the last group of a row being shorter. For the starter also nDCG@10, paired.
 """

@@ -1,14 +1,14 @@
-"""A query beside a long text: what it waits for, and how soon the server lets a long text go.
+"""A query during a long text: what it waits for, and how soon the server lets a long text go.
 
     python -m benchmarks.interleaving [MODEL=starter-retrieval:Q8_0] [TOKENS=32768] [QUERIES=300]
 
 MODEL is a name or a file; for the full width with 4 of its 36 layers `python -m benchmarks.cpu_speed DIR` makes
 `DIR/jina-v4-short-Q8_0.gguf`. One short query after another is asked alone, while another client sends texts of 512
 tokens one after another, and while another client has a text of TOKENS tokens under way, again and again. The figure is
-the query's 99th percentile beside the long text over that beside the short ones: at most 3. Then a long text's client
+the query's 99th percentile during the long text over that during the short ones: at most 3. Then a long text's client
 leaves, and at last the server is told to stop with no time to drain, a long text being under way: the seconds until the
 engine rests, and until the process has ended (a second of it is the server's own, in which it closes connections).
-Results go to `benchmarks/results/interleaving.json`, beside those of other models.
+Results go to `benchmarks/results/interleaving.json`, next to those of other models.
 """
 
 import asyncio
@@ -117,7 +117,7 @@ async def until_idle(server: "subprocess.Popen[str]", began: float) -> float:
 
 
 async def under_way(client: httpx.AsyncClient, url: str, tokens: int) -> None:
-    """Begin a long text in a process of its own, which is left alone."""
+    """Begin a long text in its own process, which is left alone."""
     code = f"import asyncio, httpx; from benchmarks import interleaving as i; a = httpx.AsyncClient(timeout=3600); \
 asyncio.run(i.repeated(a, {url!r}, {tokens}))"
     await asyncio.create_subprocess_exec(sys.executable, "-c", code, stderr=subprocess.DEVNULL)

@@ -2,7 +2,7 @@
 
     python -m benchmarks.loading FILE
 
-Each start is a process of its own that loads, embeds one text of 16 tokens and then reads what it has resident. The
+Each start is a separate process that loads, embeds one text of 16 tokens and then reads what it has resident. The
 first has an empty cache folder, so that it expands the weights; the file itself is read once before, so that it lies in
 the page cache. What a start has written is on the disk before the next one begins.
 """
@@ -43,7 +43,7 @@ def _start(path: Path, engine: str) -> dict[str, Any]:
 
 
 def start(path: str, engine: str) -> None:
-    """Load, embed, and print seconds and resident bytes as JSON; runs in a process of its own."""
+    """Load, embed, and print seconds and resident bytes as JSON; runs in its own process."""
     began = time.perf_counter()
     from nestling.models.embedder import Embedder
 

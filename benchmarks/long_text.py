@@ -1,8 +1,8 @@
-"""One long text: its time, and the memory that it takes beside the loaded model.
+"""One long text: its time, and the memory that it takes in addition to the loaded model.
 
     python -m benchmarks.long_text FILE TOKENS ...
 
-Every length is a process of its own: load, embed a text of 16 tokens, then the long one.
+Every length is a separate process: load, embed a text of 16 tokens, then the long one.
 """
 
 import json
@@ -20,7 +20,7 @@ CODE = "import sys; from benchmarks.long_text import embed; embed(*sys.argv[1:])
 
 
 def main(path: Path, lengths: list[int]) -> None:
-    """Measure and write the file's rows into `benchmarks/results/long-text.json`, beside those of other files."""
+    """Measure and write the file's rows into `benchmarks/results/long-text.json`, next to those of other files."""
     known = measuring.RESULTS / "long-text.json"
     rows = json.loads(known.read_text())["rows"] if known.exists() else []
     rows = [row for row in rows if row["file"] != path.name or row["tokens"] not in lengths]

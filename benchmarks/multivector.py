@@ -1,4 +1,4 @@
-"""MaxSim reranking beside the single vector on the shipped sets, with the starter.
+"""MaxSim reranking compared with the single vector on the shipped sets, with the starter.
 
     python -m benchmarks.multivector
 

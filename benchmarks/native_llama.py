@@ -1,4 +1,4 @@
-"""llama-cpp-python as a side of `cpu_speed`: runs in an environment of its own, which need not have nestling.
+"""llama-cpp-python as a side of `cpu_speed`: runs in a separate environment, which need not have nestling.
 
     PYTHON benchmarks/native_llama.py FILE THREADS EXTRA
 

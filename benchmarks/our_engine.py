@@ -1,4 +1,4 @@
-"""nestling's engines as a side of `cpu_speed`, in a process of its own; speaks as `native_llama` does.
+"""nestling's engines as a side of `cpu_speed`, in its own process; speaks as `native_llama` does.
 
 python -m benchmarks.our_engine FILE THREADS ENGINE
 """

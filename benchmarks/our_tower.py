@@ -1,4 +1,4 @@
-"""nestling's vision tower as a side of `images`, in a process of its own.
+"""nestling's vision tower as a side of `images`, in its own process.
 
 python -m benchmarks.our_tower FILE THREADS bfloat16|float32
 """

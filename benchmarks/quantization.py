@@ -8,7 +8,7 @@ For every task: builds all file types with the package's calibration text into a
 of each file's vectors to the F16 file's on texts of the benchmark sets (never calibrated on), and between OpenVINO and
 llama.cpp; chooses mixes at the sizes of four stock files, with the embedding table free and with it kept, and measures
 them and the stock files on every text of the task's sets: cosine to F16, and nDCG@10 paired by query, mix and stock
-and F16 with each other. `--judge` makes the mixes of the result again, by their recorded types, and judges them anew.
+and F16 with each other. `--judge` makes the mixes of the result again, by their recorded types, and judges them again.
 """
 
 import json
@@ -83,7 +83,7 @@ def _merge(parts: Sequence[Path]) -> None:
 
 
 def _judge_again(result: dict[str, Any]) -> None:
-    """Judge the mixes of a result that are recorded in it, without choosing them anew."""
+    """Judge the mixes of a result that are recorded in it, without choosing them again."""
     for task in map(Task.parse, result["tasks"]):
         with tempfile.TemporaryDirectory() as name:
             _judge_mixes(Path(name), task, result)

@@ -106,7 +106,7 @@ def _watched(code: str, *arguments: str, limit_s: float | None) -> dict[str, Any
 
 
 def many_step(source: str, matrix: str, folder: str) -> None:
-    """Several file types in one pass over the source; runs in a process of its own until it is ended."""
+    """Several file types in one pass over the source; runs in its own process until it is ended."""
     made, kinds = ImportanceMatrix.read(Path(matrix)), TOGETHER.split(",")
     quantize_many(Path(source), {Path(folder) / f"{kind}.gguf": Mix(kind, imatrix=made) for kind in kinds})
     print("done")

@@ -1,6 +1,6 @@
 """The tables of docs/scale.md and docs/bulk.md, from result files and published speeds alone.
 
-python -m benchmarks.scale          (rewrites what stands between the markers of each)
+python -m benchmarks.scale          (rewrites the text between the markers of each page)
 """
 
 import json
@@ -98,7 +98,7 @@ def _speed(part: dict[str, Any]) -> list[Row]:
 def _ray(part: dict[str, Any]) -> list[Row]:
     rates = [f"{one['tokens_per_s']:,.0f}" for one in part["ways"].values()]
     shares = f"{part['ray_over_local_two_threads']:.1%} and {part['ray_over_local_two_workers']:.1%}"
-    names = "two workers of one thread on Ray, beside one of two threads and two of one here"
+    names = "two workers of one thread on Ray, compared with one of two threads and two of one here"
     return [(names, f"{rates[2]} tokens/s, {rates[0]} and {rates[1]}: {shares}")]
 
 

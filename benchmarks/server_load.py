@@ -1,13 +1,13 @@
-"""The server under load, beside the engine in this process and llama.cpp's own server, all in one run.
+"""The server under load, compared with the engine in this process and llama.cpp's own server, all in one run.
 
     python -m benchmarks.server_load [MODEL=starter-retrieval:Q8_0] [PARTS=throughput,overhead,fairness] [TEXTS=16]
 
-Three parts, each a run of its own that can be made alone. Throughput: 64 clients, each with requests of TEXTS texts of
+Three parts, which can be run separately. Throughput: 64 clients, each with requests of TEXTS texts of
 5 to 300 words, against one call of the engine with the same texts; rounds alternate, medians are compared. Overhead:
 one short query after another, HTTP less engine. Fairness: one short query after another while a client sends requests
 of 2,000 texts, against the time of one batch. The load generator shares the processors with what it measures; how much
-processor time it took is part of the result. What the server itself takes counts for much beside the starter and for
-little beside a model of the full width: for one, give its file and fewer texts; results go beside the starter's.
+processor time it took is part of the result. What the server itself takes is a large share with the starter and a
+small one with a model of the full width: give such a file and fewer texts; results are added to the starter's.
 """
 
 import asyncio
@@ -43,7 +43,7 @@ LLAMA = "import sys; from benchmarks.server_load import serve_llama; serve_llama
 
 
 def main(reference: str = STARTER, parts: str = PARTS, texts_a_request: str = "16") -> None:
-    """Measure the parts and write them into `benchmarks/results/server-load.json`, beside those measured before."""
+    """Measure the parts and write them into `benchmarks/results/server-load.json`, next to earlier ones."""
     embedder, path = Embedder.load(reference), str(resolve(reference))
     result = _before(reference)
     with child(NESTLING, "serve", "--model", reference, "--port", "0") as url:
@@ -263,7 +263,7 @@ def spread(seconds: Sequence[float]) -> dict[str, float]:
 
 @contextmanager
 def child(code: str, *arguments: str) -> Iterator[str]:
-    """A server in a process of its own -> the address that it prints when it is ready."""
+    """A server in its own process -> the address that it prints when it is ready."""
     with process(code, *arguments) as (_, url):
         yield url
 

@@ -4,7 +4,7 @@
 
 Each client sends a request of TEXTS short texts to `nestling serve` with the starter and reads nothing. Growth is the
 most that is resident while they wait, less what was before; it must stay below `BUDGET_MB`, the server's bound for
-vectors, and what else a request in flight takes. Exit code 1 if it does not, or if a query beside them is not answered.
+vectors, and what else a request in flight takes. Exit code 1 otherwise, or if a query in the meantime is not answered.
 """
 
 import json

@@ -6,7 +6,7 @@ Eight clients send short queries, requests of mixed length, long texts, token co
 JSON to `nestling serve` with the starter. One answer in ten is compared with the vectors of the reference engine's
 arithmetic, which were computed before. Resident memory is read once a second; its growth is the median of the last
 tenth over the median of the tenth that follows the warm-up (the first fifth, two minutes at least). Exit code 1 for a
-wrong vector, a server error, or growth beyond LIMIT. Whatever the machine does beside it changes the number of
+wrong vector, a server error, or growth beyond LIMIT. Other load on the machine changes the number of
 requests, not the verdict. With `--dry` the result is only shown, and not kept in `benchmarks/results`.
 """
 

@@ -1,6 +1,6 @@
 """Tables of the README and of documents, from result files alone.
 
-python -m benchmarks.tables          (rewrites what stands between the markers of each)
+python -m benchmarks.tables          (rewrites the text between the markers of each page)
 """
 
 import json
@@ -80,7 +80,7 @@ def fast() -> str:
 
 
 def int8_cost() -> str:
-    """What the arithmetic costs in the vector, beside what the file's own rounding does, and what that does to nDCG."""
+    """What the arithmetic costs in the vector, compared with the file's own rounding, and what that does to nDCG."""
     found = _read("int8-cost")
     columns = ("rounding", "groups of 32", "groups of 64", "groups of 128")
     lines = [
@@ -128,7 +128,7 @@ def loading() -> str:
 
 
 def server() -> str:
-    """The server beside the engine in one process: throughput, one query, a query beside a bulk client."""
+    """The server compared with the engine in one process: throughput, one query, a query beside a bulk client."""
     small, wide = _read("server-load"), _read("server-load-jina-v4-short-Q4_K_M")
     lines = ["| what | figure |", "|---|---|"]
     for found in (wide, small):

@@ -1,4 +1,4 @@
-"""How a vision tower in a process of its own speaks with `images`. The standard library alone."""
+"""How a vision tower in its own process speaks with `images`. The standard library alone."""
 
 import json
 import sys

@@ -103,14 +103,14 @@ class ServeSettings:
     )
     device: str | None = field(
         default=None,
-        metadata={"setting": Setting(device, f"Of the torch engine: {DEVICES}.", "NAME", unset="the first GPU")},
+        metadata={"setting": Setting(device, f"For torch: {DEVICES}.", "NAME", unset="the first GPU")},
     )
     arithmetic: str = field(
         default=DEFAULT_ARITHMETIC,
-        metadata=_text(f"Of the matrix products: {', '.join(ArithmeticName)}.", "NAME", arithmetic),
+        metadata=_text(f"For matrix products: {', '.join(ArithmeticName)}.", "NAME", arithmetic),
     )
     threads: int | None = field(
-        default=None, metadata=_number("Threads of the engine.", high=1024, unset="all usable processors")
+        default=None, metadata=_number("Compute threads.", high=1024, unset="all usable processors")
     )
     preload: bool = field(default=False, metadata=_switch("Load every model before the server is ready."))
     token_input: TokenInput = field(
@@ -118,20 +118,20 @@ class ServeSettings:
     )
     dialect: str | None = field(
         default=None,
-        metadata={"setting": Setting(str, "Whose API a path means that several have.", "NAME", "as the body says")},
+        metadata={
+            "setting": Setting(
+                str, "The API that is meant by paths which several APIs share.", "NAME", "as the body says"
+            )
+        },
     )
     alias: tuple[str, ...] = field(default=(), metadata=_list("NAME or NAME=MODEL: another name for a model.", "NAME"))
-    alias_file: Path | None = field(
-        default=None, metadata=_file("A file with one alias a line; SIGHUP reads it again.")
-    )
+    alias_file: Path | None = field(default=None, metadata=_file("A file with one alias per line; re-read on SIGHUP."))
     api_key: tuple[str, ...] = field(
         default=(),
         repr=False,
         metadata=_list("A key that clients must send; better in a file or the environment.", "KEY"),
     )
-    api_key_file: Path | None = field(
-        default=None, metadata=_file("A file with one key a line; SIGHUP reads it again.")
-    )
+    api_key_file: Path | None = field(default=None, metadata=_file("A file with one key per line; re-read on SIGHUP."))
     cors_origin: tuple[str, ...] = field(default=(), metadata=_list("A web origin that may call the server.", "ORIGIN"))
     allowed_host: tuple[str, ...] = field(
         default=(),
@@ -139,22 +139,24 @@ class ServeSettings:
             "A host name that the server answers to besides localhost and IP addresses; others get 403.", "NAME"
         ),
     )
-    max_inputs: int = field(default=2048, metadata=_number("Texts in a request."))
-    max_client_batch_size: int = field(default=32, metadata=_number("Texts in a request of TEI's API."))
+    max_inputs: int = field(default=2048, metadata=_number("Most texts per request."))
+    max_client_batch_size: int = field(default=32, metadata=_number("Most texts per request of TEI's API."))
     auto_truncate: bool = field(
-        default=False, metadata=_switch("Cut texts that are too long where a request of TEI's API does not say.")
+        default=False,
+        metadata=_switch("Truncate texts that are too long, unless a request of TEI's API says otherwise."),
     )
-    max_body_bytes: int = field(default=2_000_000, metadata=_number("Bytes of a request's body."))
+    max_body_bytes: int = field(default=2_000_000, metadata=_number("Most bytes of a request body."))
     max_image_body_bytes: int = field(
-        default=20_000_000, metadata=_number("Bytes of the body of a request that may have images.")
+        default=20_000_000, metadata=_number("Most bytes of a request body that may contain images.")
     )
     allow_image_urls: tuple[str, ...] = field(
-        default=(), metadata=_list("A HOST or HOST:PORT that images are fetched from; * for any public one.", "HOST")
+        default=(),
+        metadata=_list("A HOST or HOST:PORT from which images may be downloaded; * for any public host.", "HOST"),
     )
     max_in_flight: int = field(default=512, metadata=_number("Requests in flight before 429."))
     max_queue_tokens: int = field(default=1_000_000, metadata=_number("Tokens waiting before 429."))
     max_text_tokens: int | None = field(
-        default=None, metadata=_number("Tokens of a text, prefix included.", low=64, unset="what the model takes")
+        default=None, metadata=_number("Most tokens of a text, prefix included.", low=64, unset="what the model takes")
     )
     max_answer_mb: int = field(
         default=512, metadata=_number("MiB of vectors that are being computed or sent before 429.")

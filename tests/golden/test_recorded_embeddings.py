@@ -55,6 +55,7 @@ def test_every_picture_has_the_originals_vector(
     assert lowest(load(family, task, kind).encode_image(images), recorded, task) >= needed
 
 
+@pytest.mark.slow
 def test_the_oracle_too(family: Path, recorded: dict[str, NDArray[np.float32]]) -> None:
     found = load(family, Task.RETRIEVAL, "F32", engine="reference").encode_image([make() for make in PICTURES.values()])
     assert lowest(found, recorded, Task.RETRIEVAL) >= EXACT

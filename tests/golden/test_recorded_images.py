@@ -50,7 +50,10 @@ TOWERS: dict[str, Callable[[VisionFile], VisionEngine]] = {
 }
 
 
-@pytest.mark.parametrize(("kind", "needed"), [("reference", EXACT), ("float32", EXACT), ("bfloat16", BFLOAT16)])
+@pytest.mark.parametrize(
+    ("kind", "needed"),
+    [pytest.param("reference", EXACT, marks=pytest.mark.slow), ("float32", EXACT), ("bfloat16", BFLOAT16)],
+)
 def test_every_row_of_the_tower(tiny_tower: Path, recorded: Recorded, *, kind: str, needed: float) -> None:
     """Each picture alone, and all of them in one call."""
     vision = VisionFile.open(tiny_tower)

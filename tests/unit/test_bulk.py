@@ -329,7 +329,7 @@ def test_the_worker_wants_the_jobs_model(
         ({"shard_rows": 0}, "at least 1"),
         ({"keep": ("vector",)}, "has a column of this name already"),
         ({"keep": ("n", "n")}, "named twice"),
-        ({"dimensions": 33}, "trained for 32, 64, 128, 256"),
+        ({"dimensions": 33}, "expected one of 32, 64, 128, 256"),
         ({"prompt": "x"}, "prompt_name='x'"),
         ({"workers": 0}, "at least 1"),
         ({"ray_address": "auto"}, "ray_address is for engine=ray"),

@@ -1,5 +1,6 @@
 """A file's recorded vectors: made by the build, held against the engine when a server loads the file."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,10 +22,17 @@ OTHER = "AAAAPAAA"
 """Three float16 numbers: 0, 1, 0."""
 
 
-@pytest.fixture
-def model(tiny_checkpoint: Path, tmp_path: Path) -> Path:
-    pipeline = Pipeline(Checkpoint.open(tiny_checkpoint), tmp_path, "tiny", 1, prove=self_test.prove)
+@pytest.fixture(scope="module")
+def built(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("built")
+    pipeline = Pipeline(Checkpoint.open(tiny_checkpoint), folder, "tiny", 1, prove=self_test.prove)
     return pipeline.build([Task.CODE], ["Q8_0"])[-1].path
+
+
+@pytest.fixture
+def model(built: Path, tmp_path: Path) -> Path:
+    """The built file in a folder of the test's own, where its card can be changed."""
+    return Path(shutil.copytree(built.parent, tmp_path / "model")) / built.name
 
 
 @pytest.fixture

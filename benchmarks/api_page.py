@@ -19,9 +19,12 @@ PAGE = Path(__file__).parents[1] / "docs" / "api.md"
 WIDTH = 120
 HEAD = """# The Python API
 
-Everything that a caller imports or catches is exported from `nestling`; other modules are internal and may change in
-any release. Vectors are numpy arrays of float32 with unit rows. In shapes, B is the number of inputs, T of tokens, dim
-of components. This page is generated from the docstrings by `python -m benchmarks.api_page`.
+Everything that a caller imports or catches is exported from `nestling`. Public besides: `nestling.bulk`
+([bulk.md](bulk.md)), `nestling.vectors` (MaxSim, int8 and binary vectors: [multivectors.md](multivectors.md)),
+`nestling.evaluation.data` and `nestling.evaluation.mteb_model` ([evaluation.md](evaluation.md)). Other modules are
+internal and may change in any release. Vectors are numpy arrays of float32 with unit rows. In shapes, B is the number
+of inputs, T of tokens, dim of components. This page is generated from the docstrings by
+`python -m benchmarks.api_page`.
 """
 CLASSES = ("Embedder", "compat.JinaEmbeddingsV4", "Chunks", "Ranked", "ModelSpec", "Task", "Role")
 FUNCTIONS = ("read_spec",)

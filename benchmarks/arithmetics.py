@@ -60,7 +60,7 @@ def main() -> None:
     rows = [_row(file, name, {length: min(seconds[name, length][1:]) for length in LENGTHS}, speed) for name in engines]
     costs = [_costs(GGUFFile.open(path)) for path in asked.cost]
     result = {"kind": kind, "file": file.path.name, "read_gb_per_s": speed, "rows": rows, "cost": costs}
-    print(measuring.write(f"arithmetics-{kind.lower().replace(' ', '-')}", result).read_text())
+    print(measuring.write(f"arithmetics-{measuring.slug(kind)}", result).read_text())
 
 
 def _loaded(file: GGUFFile, name: ArithmeticName) -> OpenVINOEngine | None:

@@ -5,8 +5,8 @@
 
 DIR, outside the repository, holds files of the shape (`make_checkpoint`: noise of the full model's width and 4 of its
 36 layers, or with `--shape jina-v4` all of them), which are made if they are not there. All sides of a file are loaded
-together, each in its own process, and take turns, rounds of new texts: medians. Another shape than
-`jina-v4-short` has a separate result file. PYTHON is an interpreter
+together, each in its own process, and take turns, rounds of new texts: medians. Every kind of processor has a
+separate result file, and so has another shape than `jina-v4-short`. PYTHON is an interpreter
 with llama-cpp-python, compiled for this machine. Peaks are OpenVINO's own product of two large matrices: in float32, in
 bfloat16 and in int8 with one scale for each matrix.
 """
@@ -27,6 +27,7 @@ import numpy as np
 
 from benchmarks import measuring
 from nestling.engine.hyperparameters import LAYER_MATRICES
+from nestling.engine.openvino import processor
 from nestling.engine.openvino.runtime import Node, op, ov
 from nestling.formats.gguf import GGUFFile
 
@@ -74,11 +75,13 @@ class Side:
 
 
 def main() -> None:
-    """Measure and write `benchmarks/results/cpu-speed.json`, or that of another shape."""
+    """Measure and write `benchmarks/results/cpu-speed-KIND.json`, or that of another shape."""
     asked = _arguments()
-    name = "cpu-speed" if asked.shape == SHORT else f"cpu-speed-{asked.shape}"
+    kind = processor.kind()
+    shape = "" if asked.shape == SHORT else f"-{asked.shape}"
+    name = f"cpu-speed{shape}-{measuring.slug(kind)}"
     peaks = {name: peak(precision, rounded=name == "int8") for name, precision in PEAKS.items()}
-    result: dict[str, Any] = {"shape": asked.shape, "peak_gops": peaks, "lengths": LENGTHS, "files": []}
+    result: dict[str, Any] = {"kind": kind, "shape": asked.shape, "peak_gops": peaks, "lengths": LENGTHS, "files": []}
     for quant in asked.quant:
         path = _file(asked.folder, asked.shape, quant)
         result["files"].append(_compare(path, quant, asked))

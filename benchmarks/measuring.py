@@ -85,6 +85,11 @@ def machine() -> dict[str, Any]:
     }
 
 
+def slug(kind: str) -> str:
+    """A kind of processor in a file's name."""
+    return kind.lower().replace(" ", "-")
+
+
 def commit() -> str:
     """The commit that is measured, with `+` when the tree differs from it."""
     head = subprocess.run(

@@ -23,7 +23,7 @@ NAMES = {
 
 def figure() -> Figure:
     """A row a side and file type: the full model's width, 4 of its 36 layers, texts of 16 to 512 tokens."""
-    found: dict[str, Any] = json.loads((RESULTS / "cpu-speed.json").read_text("utf-8"))
+    found: dict[str, Any] = json.loads((RESULTS / "cpu-speed-avx-512-vnni.json").read_text("utf-8"))
     series: list[Series] = []
     for file in found["files"]:
         speeds = {side["side"]: side["tokens_per_s"][MIXED] for side in file["sides"]}

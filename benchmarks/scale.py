@@ -37,7 +37,7 @@ def hours() -> str:
 
 
 def _speeds() -> list[tuple[str, Callable[[str], float]]]:
-    whole, part = _read("full-size"), _read("cpu-speed")
+    whole, part = _read("full-size"), _read("cpu-speed-avx-512-vnni")
     cores = int(part["machine"]["cores"])
 
     def plain(kind: str) -> float:

@@ -15,6 +15,8 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 END = "<!-- end -->"
 GIB = 1 << 30
+LAYERS = 4
+"""Layers of the short shape."""
 
 
 def file_types() -> str:
@@ -41,8 +43,18 @@ def file_types() -> str:
 
 def speed() -> str:
     """Tokens per second of each side, by file and lengths, and the share of the processor's peak."""
-    found = _read("cpu-speed")
-    lines = [cpu_speed.table(found), ""]
+    return "\n".join(_speed_of(found) for found in _speeds())
+
+
+def _speeds() -> list[dict[str, Any]]:
+    """The results of the short shape, a kind of processor each."""
+    every = (json.loads(path.read_text()) for path in sorted(RESULTS.glob("cpu-speed-*.json")))
+    return [found for found in every if found["shape"] == cpu_speed.SHORT]
+
+
+def _speed_of(found: dict[str, Any]) -> str:
+    machine = found["machine"]
+    lines = [f"{found['kind']}, {machine['cores']} cores ({machine['processor']}):", "", cpu_speed.table(found), ""]
     for one in found["files"]:
         shares = ", ".join(
             f"{share:.0%} of the {name} peak ({found['peak_gops'][name]:,.0f})"
@@ -56,12 +68,36 @@ def speed() -> str:
 
 def whole() -> str:
     """The same of all layers, tokens per second alone."""
-    return cpu_speed.table(_read("cpu-speed-jina-v4")) + "\n"
+    return cpu_speed.table(_read("cpu-speed-jina-v4-avx-512-vnni")) + "\n"
+
+
+def arithmetics() -> str:
+    """Each arithmetic on each kind of processor: tokens a second, memory; and what it costs in the vector."""
+    every = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("arithmetics-*.json"))]
+    lines = ["| processor | arithmetic | one of 256 | one of 16 | weights, MiB a layer |", "|---|---|---|---|---|"]
+    for found in every:
+        for row in found["rows"]:
+            speeds, held = row["tokens_per_s"], row["held_bytes"] / LAYERS / (1 << 20)
+            cells = (found["kind"], row["arithmetic"], f"{speeds['256']:.0f}", f"{speeds['16']:.0f}", f"{held:.0f}")
+            lines.append(f"| {' | '.join(cells)} |")
+    for one in (cost for found in every for cost in found.get("cost", [])):
+        names = [name for name in one if isinstance(one[name], dict)]
+        costs = [f"{1e6 * one[name]['mean']:,.0f}, {1e6 * one[name]['worst']:,.0f}" for name in names]
+        lines += [
+            "",
+            f"| {one['model']}, groups of {one['group']} | {' | '.join(names)} |",
+            f"|{'---|' * (1 + len(names))}",
+        ]
+        lines.append(f"| mean, worst | {' | '.join(costs)} |")
+    return "\n".join(lines) + "\n"
 
 
 def fast() -> str:
-    """How many times as fast as llama.cpp: a sentence."""
-    found = _read("cpu-speed")
+    """How many times as fast as llama.cpp, on each kind of processor: a sentence each."""
+    return "".join(_fast_on(found) for found in _speeds())
+
+
+def _fast_on(found: dict[str, Any]) -> str:
     times = {
         (file["quant"], side["side"]): file["sides"][0]["tokens_per_s"][cpu_speed.MIXED]
         / side["tokens_per_s"][cpu_speed.MIXED]
@@ -74,7 +110,7 @@ def fast() -> str:
         for side in ("llama.cpp native", "xllamacpp")
     )
     return (
-        f"- **Fast.** On two cores with AVX-512 VNNI, {native} as fast as llama.cpp compiled there,\n"
+        f"- **Fast.** On two cores with {found['kind']}, {native} as fast as llama.cpp compiled there,\n"
         f"  {wheel} as its prebuilt wheel ([docs/performance.md](docs/performance.md)).\n"
     )
 
@@ -194,6 +230,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/performance.md": {
         "cpu speed": speed,
         "whole model": whole,
+        "arithmetics": arithmetics,
         "int8 cost": int8_cost,
         "full size": loading,
         "long texts": long_texts,

@@ -42,6 +42,7 @@ def test_the_defaults_listen_on_loopback_without_keys_or_cache() -> None:
         ("token_input", "gpt"),
         ("preload", "maybe"),
         ("engine", "cuda"),
+        ("arithmetic", "int8"),
         ("device", "gpu"),
         ("device", "cuda:0,cuda:1"),
         ("api_key", ""),

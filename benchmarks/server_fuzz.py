@@ -4,8 +4,8 @@
 
 Half are made by schemathesis from the server's own OpenAPI document, right and wrong by turns; half are JSON with
 likely fields and unlikely values, and bytes that are no JSON (`tests.fuzzing`). Every round sends a tenth of both;
-memory is what is resident after the third round, when each kind of request has been seen, and after the last. Exit
-code 1 for a server error or growth beyond LIMIT.
+memory is what is resident after the fifth round, when each route has been seen with each status and the engine with
+each shape of batch, and after the last. Exit code 1 for a server error or growth beyond LIMIT.
 """
 
 import sys
@@ -19,7 +19,7 @@ from benchmarks import measuring
 from benchmarks.server_load import NESTLING, process
 from benchmarks.soak import MODEL, PATIENCE_S, resident
 
-ROUNDS, WARM = 10, 3
+ROUNDS, WARM = 10, 5
 
 
 def main(requests: str = "20000", limit: str = "0.02") -> None:

@@ -1,4 +1,4 @@
-"""SHA-256 of files, remembered by stamp in the cache folder, so that a file of gigabytes is hashed once.
+"""SHA-256 of files, cached by stamp in the cache folder, so that a large file is hashed once.
 
 A stamp is a file's device, inode, size and both times of change. Programs can set the time of modification (`cp -p`,
 rsync, container layers) but not the other one, which the kernel keeps. Where the file system keeps none (a read-only
@@ -34,7 +34,7 @@ def sha256_of(path: Path) -> str:
 
 
 def stamp(path: Path) -> str:
-    """What changes whenever a file's bytes do, where the file system keeps times."""
+    """A string that changes whenever the file's bytes do, if the file system keeps times."""
     found = path.stat()
     return f"{found.st_dev} {found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
 
@@ -55,7 +55,7 @@ def _remembered() -> Memory:
 
 
 def _remember(path: Path, entry: list[str]) -> None:
-    """Add a file, and drop those that are gone; where nothing can be written, nothing is remembered."""
+    """Add a file to the cache and drop deleted ones; without write access nothing is cached."""
     if entry[0] != stamp(path) or time.time() - path.stat().st_ctime < SETTLED_S:
         return
     with suppress(OSError, NestlingError):

@@ -24,14 +24,14 @@ GROUP_WORK = 1 << 14
 """Work of the images that are decoded together, in tokens of text: the pixels of about ten of the largest are held."""
 
 Ticked = Callable[[int, int], None]
-"""Told (rows, tokens) that are done with, as they come."""
+"""Called with (rows, tokens) that are done."""
 Bad = dict[int, str]
 """Why rows cannot be embedded, by place."""
 _Group = tuple[list[int], list[Item]]
 
 
 def tick_nobody(_rows: int, _tokens: int) -> None:
-    """A `Ticked` that tells nobody."""
+    """A `Ticked` that does nothing."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -221,7 +221,7 @@ class Log:
             file.writelines(line(one) for _, one in sorted(self.finished.items()))
 
     def _read(self, *, cut: bool) -> dict[str, Finished]:
-        """Whole lines of the log; what a killed run left of one is cut off."""
+        """The complete lines of the log; one that a killed run left incomplete is removed."""
         content = self._path.read_bytes() if self._path.exists() else b""
         whole = content.rfind(b"\n") + 1
         if cut and whole < len(content):

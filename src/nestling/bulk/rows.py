@@ -17,7 +17,7 @@ from nestling.errors import FileFormatError
 OnIds = Callable[[Sequence[object]], None]
 """Called with the ids of the next rows, None where a row has none."""
 _MOST = 1 << 1023
-"""Whole numbers below have a double."""
+"""Integers below this are exact in float64."""
 UUID_BYTES = 16
 Mark = tuple[int, int]
 """Where a row begins in a text file: its byte (uncompressed) and its line, counted from 1."""

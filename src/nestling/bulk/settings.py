@@ -36,7 +36,7 @@ class VectorType(StrEnum):
 
 
 class Sink(StrEnum):
-    """What is made: Parquet files, or a LanceDB table of them beside them."""
+    """The result: Parquet files, or also a LanceDB table of them."""
 
     PARQUET = "parquet"
     LANCE = "lance"

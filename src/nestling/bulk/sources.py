@@ -68,7 +68,7 @@ class Found:
         return cast("BinaryIO", file_system.open(path, "rb"))
 
     def beside(self, path: str) -> "Found":
-        """The file that a path means which stands in this one: relative to this one's folder."""
+        """The file of a path in this table: relative to the table's folder."""
         if self.url.startswith(LOCAL):
             return Found(path, f"{LOCAL}{Path(self.url.removeprefix(LOCAL)).parent / path}", 0)
         return Found(path, path if path.startswith("/") else f"{self.url.rpartition('/')[0]}/{path}", 0)

@@ -72,7 +72,7 @@ class Lines:
             return
         ahead = sum(map(len, self._back))
         self._back.clear()
-        self._at += ahead  # where the stream stands
+        self._at += ahead  # the stream's position
         if not self._file.codec:
             self._stream.seek(place[0])
         else:

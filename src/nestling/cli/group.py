@@ -1,4 +1,4 @@
-"""A group of verbs: an unknown one is refused with the nearest right spelling, none at all shows the help."""
+"""A group of commands: an unknown one is refused with the nearest name, none at all shows the help."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from nestling.errors import UsageError
 
 
 class Verbs(TyperGroup):
-    """What `nestling` and `nestling eval` are to the parser."""
+    """The class of `nestling` and `nestling eval` for the parser."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - the parser's own context
         """Show the help, as wrong usage, when there is nothing to parse."""

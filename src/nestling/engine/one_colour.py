@@ -1,4 +1,4 @@
-"""Images of one colour beside any others: their rows are computed in float32, for one token, and repeated.
+"""Images of one colour in a batch of others: their rows are computed in float32, for one token, and repeated.
 
 If all patches of an image are equal, they stay equal in every block: attention averages equal values, whatever its
 weights, and positions only rotate queries and keys. So each row of the image is the row of its first four patches. In

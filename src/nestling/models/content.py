@@ -1,7 +1,7 @@
-"""Whether a model file's bytes are still those that its maker hashed: its card's, or the hub's.
+"""Check of a model file's SHA-256 against its card, or against the hub's hash.
 
-Every file of a model is checked when it is loaded: the model, its adapters, its multi-vector head, its vision tower. A
-file with neither card nor place in the hub's cache is what it is. Knows no formats but the card's.
+Every file of a model is checked when it is loaded: the model, its LoRA adapters, its multi-vector head, its vision
+tower. A file without a card that is not in the hub's cache is not checked. Knows no formats but the card's.
 """
 
 from pathlib import Path
@@ -12,11 +12,11 @@ from nestling.formats.card import Card, card_path
 from nestling.models import hub
 
 _DIGITS = 64
-"""Of a SHA-256; the hub has SHA-1 for small files, which no model file is."""
+"""Hexadecimal digits of SHA-256; the hub has SHA-1 for small files, which model files never are."""
 
 
 def check(path: Path) -> Path:
-    """The path, if its bytes are right: FileFormatError for a file that has changed, whatever its size and times."""
+    """The path unchanged; FileFormatError for a file with another hash, whatever its size and times."""
     said = _said(path)
     if not said:
         return path
@@ -32,7 +32,7 @@ def check(path: Path) -> Path:
 
 
 def _said(path: Path) -> dict[str, str]:
-    """Who says what the hash is."""
+    """The expected hashes, by source."""
     try:
         card = Card.read(path)
     except FileFormatError:  # a JSON file of another kind

@@ -243,7 +243,7 @@ class Embedder(TextEmbedder):
 
 
 def _adapters(file: GGUFFile) -> Sequence[Adapter]:
-    """The LoRA adapters beside a base, checked against their cards; none for other files."""
+    """The LoRA adapters in a base's folder, checked against their cards; none for other files."""
     found = load_adapters(file) if BASE_FIELD in file.metadata else []
     for one in found:
         content.check(one.file.path)

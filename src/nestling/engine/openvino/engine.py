@@ -52,7 +52,7 @@ Where activations are rounded in groups, the matrix products do that themselves;
 SCORE_BYTES = 136 << 20
 """Memory for the attention scores of a prefill chunk: with 16 heads, 64 tokens that attend to 32,768."""
 PIECE_BATCHES = 6
-"""A prefill chunk is at most as much work as so many batches: what a query beside a long text waits for. At full width
+"""A prefill chunk is at most as much work as so many batches: what a query waits for during a long text. At full width
 memory bounds it to about one; a narrow model's chunks were 12, and cutting them to 6 costs 4 % of a long text's time,
 to 4 already 11 %, since every chunk copies the past."""
 ATTENTION = 2.3
@@ -76,7 +76,7 @@ class _Work:
 class OpenVINOEngine:
     """A GGUF file compiled for this processor. `arithmetic` is what its products are in; `reason` says why.
 
-    `record`: where a vector of the reference is kept beside its weights, if they are in the weight cache.
+    `record`: where a vector of the reference is kept next to its weights, if they are in the weight cache.
     """
 
     name = "openvino"

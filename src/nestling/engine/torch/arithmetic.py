@@ -46,7 +46,7 @@ class FloatArithmetic:
         return x
 
     def gated(self, both: Tensor) -> Rows:
-        """SwiGLU, in place: (N, 2 F), gate beside up -> (N, F)."""
+        """SwiGLU, in place: (N, 2 F), gate and up concatenated -> (N, F)."""
         gate, up = both.chunk(2, -1)
         return functional.silu(gate, inplace=True).mul_(up)
 

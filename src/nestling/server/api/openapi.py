@@ -24,9 +24,7 @@ def document(dialects: Iterable[Dialect], watching: Iterable[tuple[str, str]]) -
     paths: dict[str, dict[str, Any]] = {}
     for dialect in dialects:
         for route in dialect.routes:
-            own = (
-                f"/{dialect.name}{route.path}"  # where another dialect has the path, this one's stands below its prefix
-            )
+            own = f"/{dialect.name}{route.path}"  # a path that several dialects have is listed below each one's prefix
             paths[_shown(own if route.path in paths else route.path)] = _path(route)
     for path, text in watching:
         paths[path] = {"get": {"description": text, "responses": _OK}}

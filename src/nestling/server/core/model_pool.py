@@ -1,7 +1,7 @@
 """The loaded models of one process: loaded on first use, kept while in use, unloaded when idle or short of memory.
 
 A model's size is what it is known to take, by its weights, so that room is made before it is loaded. Models in use
-stay, so one that does not fit beside them (and beside those that are being loaded) is refused. A load that failed is
+stay, so one that does not fit next to them (and to those being loaded) is refused. A load that failed is
 not tried again at once: the pause doubles, from one second to a minute.
 Knows neither HTTP nor names: a model is asked for by a reference and made by the `load` that it was given.
 """
@@ -106,7 +106,7 @@ class ModelPool:
     async def use(self, reference: str) -> AsyncIterator[Model]:
         """A model, loaded if it is not yet; it stays loaded for as long as the block lasts.
 
-        UnavailableError when it does not fit into the budget beside those in use; whatever else loading it raises.
+        UnavailableError when it does not fit into the budget next to those in use; other errors are those of loading.
         """
         model = await self._get(reference)
         model.users += 1
@@ -179,7 +179,7 @@ class ModelPool:
         start, run = self._clock(), asyncio.get_running_loop().run_in_executor
         try:
             size_bytes = await run(self._thread, self._cost_of, reference)
-            with self._room(reference, size_bytes):
+            with self._reserved(reference, size_bytes):
                 embedder = await run(self._thread, self._tested, reference)
         except UnavailableError:
             raise  # it may fit as soon as others are done
@@ -212,7 +212,7 @@ class ModelPool:
         return embedder
 
     @contextmanager
-    def _room(self, reference: str, size_bytes: int) -> Iterator[None]:
+    def _reserved(self, reference: str, size_bytes: int) -> Iterator[None]:
         """Room for a model of so many bytes while it is loaded, made by unloading what was used longest ago."""
         idle = [one for one in self.loaded if not one.is_in_use]
         staying = {one.reference: one.size_bytes for one in self.loaded if one.is_in_use} | self._coming

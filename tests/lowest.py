@@ -13,14 +13,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 TOOLS = ("pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "gguf", "openai", "torch", "triton")
-TESTED = ("serve", "bulk", "chunks", "cl100k", "eval", "images", "lance", "ray")
+LEFT_OUT = ("all", "data", "dev", "gpu", "mteb")
+"""Extras of others, the tools, and those that bring torch."""
 
 
 def lowest() -> Iterator[str]:
     """One requirement a line: `name>=1.2,<2` -> `name==1.2`."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     extras = project["optional-dependencies"]
-    wanted = [*project["dependencies"], *(one for extra in TESTED for one in extras[extra])]
+    wanted = [*project["dependencies"], *(one for extra in extras if extra not in LEFT_OUT for one in extras[extra])]
     for requirement in dict.fromkeys(wanted):
         if not requirement.startswith("nestling["):
             yield re.sub(r"(==|>=)([^,]+).*", r"==\2", requirement)

@@ -16,10 +16,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from benchmarks import measuring
-from benchmarks.server_load import NESTLING, STARTER, mixed_requests, process, process_s
+from benchmarks.server_load import NESTLING, STARTER, mixed_requests, process
 
 CLIENTS, REQUESTS, TEXTS = 4, 8, 8
 BASE = "OpenAI, base64"
@@ -55,11 +56,11 @@ def main(reference: str = STARTER, limit_s: str = "300") -> None:
         number, began = 0, time.perf_counter()
         while time.perf_counter() - began < float(limit_s):  # whole rounds, the first one to warm up
             for name in draw.sample(list(ROUTES), len(ROUTES)):
-                own = process_s(child.pid)
+                own = processor_s(child.pid)
                 took = load(url, name, requests)
                 if number:
                     seconds[name].append(took)
-                    server[name].append(process_s(child.pid) - own)
+                    server[name].append(processor_s(child.pid) - own)
             number += 1
             print(number, file=sys.stderr, flush=True)
     result = {
@@ -77,6 +78,12 @@ def _ratios(values: dict[str, list[float]], *, inverse: bool = False) -> dict[st
         for name, row in values.items()
     }
     return {name: round(1 / one if inverse else one, 4) for name, one in found.items()}
+
+
+def processor_s(pid: int) -> float:
+    """What the threads of a process have run so far; to the nanosecond, which `/proc/PID/stat` is not."""
+    threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
 
 
 def load(url: str, name: str, requests: Sequence[list[str]]) -> float:

@@ -39,7 +39,8 @@ class Endpoint:
             return
         with admitted(self._service):
             async with AsyncExitStack() as held:
-                large = self._service.settings.max_image_body_bytes if self._images and self._service.sees else None
+                has_images = self._images and self._service.takes_images
+                large = self._service.settings.max_image_body_bytes if has_images else None
                 body = await held.enter_async_context(self._bodies.read(request, most=large))
                 await self._service.ready()
                 await self._answered(request, send, body, read=held)

@@ -21,9 +21,10 @@ from nestling.models.local import resolve
 from nestling.models.reranking import Scoring, check_top_n, ranked
 from nestling.server.core import token_vectors as of_tokens
 from nestling.server.core.answer_budget import AnswerBudget
-from nestling.server.core.catalog import LATEST, Catalog, Served, Target
+from nestling.server.core.catalog import Catalog, Served, Target
 from nestling.server.core.inference import COMPUTE, SHORT_CHARACTERS, SHORT_NUMBERS, Inference, Span, is_short
 from nestling.server.core.inputs import tokens_of, warnings_of
+from nestling.server.core.listing import Listing
 from nestling.server.core.loading import limited, loader, model_cost
 from nestling.server.core.metrics import Metrics
 from nestling.server.core.model_pool import Load, ModelPool, Use
@@ -39,7 +40,7 @@ from nestling.server.core.requests import (
 )
 from nestling.server.core.scheduler import Scheduler
 from nestling.server.settings import MIB, ServeSettings
-from nestling.spec import ModelSpec, Role
+from nestling.spec import Role
 
 LOG = logging.getLogger("nestling.server")
 HOUSEKEEPING_S = 5.0
@@ -78,8 +79,7 @@ class Service:
         self.stop_by: float | None = None
         self.is_stopped = False
         """True when nothing is left running behind `stop`."""
-        self._specs: dict[str, ModelSpec] = {}
-        self._images_refused: dict[str, str | None] = {}
+        self._listing = Listing(self.catalog)
         self._noted: set[str] = set()
         self._add_gauges()
 
@@ -100,9 +100,9 @@ class Service:
         self._housekeeper = asyncio.create_task(self._keep_house())
 
     @property
-    def sees(self) -> bool:
+    def takes_images(self) -> bool:
         """True where a model takes images, and so requests may have larger bodies."""
-        return None in self._images_refused.values()
+        return self._listing.takes_images
 
     async def ready(self) -> None:
         """Wait until the first models are loaded; raises what kept them from it."""
@@ -194,14 +194,7 @@ class Service:
     async def served(self) -> list[Served]:
         """Each served reference, in each file type that is here, each task by its own name, and each alias."""
         await self.ready()
-        offers = [(offer, kind) for offer in self.catalog.offers for kind in self.catalog.kinds(offer)]
-        listed = [
-            served
-            for offer, kind in offers
-            for served in kind.served(self._specs[offer.name], self._images_refused[offer.name])
-        ]
-        found = {served.name: served for served in listed}
-        return list((found | {name: self._known_as(name) for name in self.catalog.aliases}).values())
+        return self._listing.served()
 
     def engines(self) -> list[dict[str, str]]:
         """Which engine each model in memory runs on, and why."""
@@ -210,16 +203,8 @@ class Service:
 
     async def served_as(self, name: str) -> Served:
         """The model that a client calls so; NotServedError or UsageError as for a request with that name."""
-        for one in await self.served():
-            if one.name == name.removesuffix(LATEST):
-                return one
-        return self._known_as(name)
-
-    def _known_as(self, name: str) -> Served:
-        offer, target = self.catalog.found(name)
-        spec = self._specs[offer.name]
-        tasks, refused = (offer.chosen(target.task),), self._images_refused[offer.name]
-        return Served(name, tasks, spec.max_tokens, spec.dimensions, refused)
+        await self.ready()
+        return self._listing.named(name)
 
     async def run(self, work: Callable[..., Result], *values: Any, short: bool) -> Result:  # noqa: ANN401 - work's own
         """Call `work`: at once if it is `short` (a millisecond), otherwise in a thread."""
@@ -238,8 +223,7 @@ class Service:
             for offer in self.catalog.offers:
                 for task in offer.tasks if self.settings.preload else offer.tasks[:1]:
                     model = await held.enter_async_context(self.models.use(offer.reference(task)))
-                    self._specs[offer.name] = model.embedder.spec
-                    self._images_refused[offer.name] = model.embedder.images_refused
+                    self._listing.learn(offer, model.embedder)
                     if not self.settings.preload:
                         await held.aclose()
 

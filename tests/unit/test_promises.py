@@ -164,5 +164,5 @@ def test_numbers_in_words_are_the_constants() -> None:
     """Two minutes to take an answer, a second to a minute between loads, five seconds until a file is known."""
     assert (connection.TAKE_TIMEOUT_S, model_pool.FIRST_PAUSE_S, model_pool.LONGEST_PAUSE_S) == (120, 1, 60)
     assert service.HOUSEKEEPING_S == 5
-    for phrase in ("has two minutes to take a whole answer", "up to a minute", "is known after five seconds"):
+    for phrase in ("has two minutes to read its whole answer", "up to a minute", "is found within five seconds"):
         assert phrase in words("docs/server.md")

@@ -1,1 +1,1 @@
-"""Engines: token ids in, one pooled vector a text out. They know nothing of texts, prefixes or tasks."""
+"""Engines: token ids in, one pooled vector per text out. They know nothing of texts, prefixes or tasks."""

@@ -1,4 +1,4 @@
-"""Names of the arithmetics that matrix products can be computed in; what each is, every engine says for itself."""
+"""Names of the arithmetics (number formats) of matrix products; each engine defines what it computes under a name."""
 
 from enum import StrEnum
 from typing import Final, Self

@@ -1,7 +1,7 @@
 """Which texts go through the engine together: a pure function of their lengths and a token budget.
 
 All layers but attention run on real tokens only. Attention is padded to the longest text of the batch, so texts of
-similar length share a batch. More padding is a trade-off against more batches: every batch reads all weights once.
+similar length share a batch. More padding means fewer batches, each of which reads all weights once.
 """
 
 from collections.abc import Sequence

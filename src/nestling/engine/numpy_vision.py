@@ -1,6 +1,6 @@
 """The vision oracle: a Qwen2.5-VL tower in plain numpy, in float32.
 
-Each weight is dequantized on use and not kept, nor are the file's resident pages.
+Weights are dequantized on use and not kept; the file's resident pages are dropped.
 
 Slow, small enough to check by eye, and the reference for the other engines. RMSNorm, bidirectional attention over a
 window or the image, rotary positions by row and column in the half-split layout, SwiGLU, a merger with exact GELU.

@@ -33,19 +33,19 @@ FASTEST = "auto: the fastest engine on this processor"
 GPU_FOUND = "auto: a GPU is there"
 ASKED = "asked for by name"
 SAFER = (ArithmeticName.INT8_GROUPS, ArithmeticName.FLOAT32)
-"""What is taken when the arithmetic that was chosen computes something else on this processor."""
+"""Fallbacks of `auto` when the chosen arithmetic fails the self-check on this processor."""
 MAX_REASON = 400
 """Most characters of OpenVINO's own error in a message."""
 
 
 class _Failed(EngineError):
-    """OpenVINO does not run on this processor, or failed to load this file (in `arithmetic`, if it came so far)."""
+    """OpenVINO does not run on this processor, or failed to load this file (in `arithmetic`, if one was chosen)."""
 
     arithmetic: ArithmeticName | None = None
 
 
 _DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
-"""Device files of the NVIDIA, AMD and WSL drivers: without any of them torch, which is slow to import, is not asked."""
+"""Device files of the NVIDIA, AMD and WSL drivers: without any of them torch, which is slow to import, is not tried."""
 
 
 def load_engine(  # noqa: PLR0913 - each is one thing that an engine can be asked for
@@ -105,9 +105,9 @@ class _Wanted:
 
 
 def _openvino(wanted: _Wanted, why: str = ASKED) -> Engine:
-    """In the arithmetic asked for; `auto` is the one chosen, or the next that gives the reference's states.
+    """OpenVINO in the arithmetic asked for; `auto`: in the chosen one or `SAFER`, the first that passes the self-check.
 
-    Passing one over is logged as a warning.
+    Skipping one is logged as a warning.
     """
     failures: list[_Failed] = []
     for arithmetic in [wanted.arithmetic, *(SAFER if wanted.arithmetic is ArithmeticName.AUTO else ())]:
@@ -126,7 +126,7 @@ def _openvino(wanted: _Wanted, why: str = ASKED) -> Engine:
 
 
 def _right(wanted: _Wanted, arithmetic: ArithmeticName) -> "OpenVINOEngine":
-    """The engine in one arithmetic; _Failed where it cannot be compiled or answers otherwise than the reference."""
+    """The engine in one arithmetic; _Failed where it does not compile or differs from the reference."""
     engine = _compiled(wanted, arithmetic)
     try:
         cosine = self_check.cosine(
@@ -136,7 +136,7 @@ def _right(wanted: _Wanted, arithmetic: ArithmeticName) -> "OpenVINOEngine":
             return engine
         said = f"openvino's kernels are wrong {engine.reason}: cosine {cosine:.3f} to the reference"
         failed = _Failed(f"{wanted.file.path}: {said}, not {self_check.NEAR}")
-    except RuntimeError as error:  # kernels are compiled for a shape when it comes
+    except RuntimeError as error:  # kernels are compiled on a shape's first run
         failed = _failed(wanted, error)
     engine.close()
     failed.arithmetic = engine.arithmetic
@@ -162,7 +162,7 @@ def _compiled(wanted: _Wanted, arithmetic: ArithmeticName) -> "OpenVINOEngine":
 
 
 def _failed(wanted: _Wanted, error: RuntimeError) -> _Failed:
-    """OpenVINO's error, which has several lines, in one."""
+    """OpenVINO's error of several lines as one line."""
     return _Failed(f"{wanted.file.path}: openvino failed: {' '.join(str(error).split())[:MAX_REASON]}")
 
 

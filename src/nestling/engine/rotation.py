@@ -1,11 +1,11 @@
 """A Hadamard rotation folded into a model's weights, under which one int8 scale for a whole row is nearly exact.
 
-Outliers of a few channels are spread over all. Rotated are the residual stream (norm scales first go into the next
-matrices, since a norm without scales commutes with a rotation) and each head's values (`attn_v`, its bias and
-`attn_output`). Before a rotation channels change sign at random, so that no pattern of channels is a row of H: a row of
-mean square 1 then has the tails of a normal distribution, whatever the row. The signs are the same for all models, and
-free: they go into the weights too. The input of `ffn_down` cannot be rotated for nothing; a format that wants it
-rotated does so itself. Pure numpy; knows nothing of int8.
+It spreads the outliers of a few channels over all. It applies to the residual stream (norm scales are folded into the
+next matrices first, since a norm without scales commutes with a rotation) and to each head's values (`attn_v`, its bias
+and `attn_output`). Before it, channels get random signs, so that no pattern of channels is a row of H: any row of mean
+square 1 then has the tails of a normal distribution. The signs are the same for all models, and free: they are folded
+into the weights too. The input of `ffn_down` cannot be rotated for free; a format that needs it rotated does so itself.
+Pure numpy; knows nothing of int8.
 """
 
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ from nestling.engine.hyperparameters import Hyperparameters
 from nestling.vectors import Floats
 
 SMALLEST = 32
-"""A smaller block than this would spread nothing."""
+"""Smallest block: a smaller one would hardly spread outliers."""
 NORM_OF = {
     "attn_q": "attn_norm", "attn_k": "attn_norm", "attn_v": "attn_norm", "ffn_gate": "ffn_norm", "ffn_up": "ffn_norm",
 }  # fmt: skip
-"""The norm whose scales go into each matrix."""
+"""The norm whose scales are folded into each matrix."""
 
 
 @cache
@@ -36,19 +36,19 @@ def hadamard(size: int) -> Floats:
 
 @cache
 def signs(size: int) -> Floats:
-    """Random signs of so many channels, always the same: (size,), 1 or -1."""
+    """Pseudo-random signs of `size` channels, always the same: (size,), 1 or -1."""
     return np.random.default_rng(size).choice(np.array([-1, 1], np.float32), size)
 
 
 def spread(rows: Floats, block: int) -> Floats:
-    """Every `block` neighbours of a row times H, as the product of two smaller ones: (R, W) -> (R, W)."""
+    """Each block of a row times H, as the product of two smaller Hadamard matrices: (R, W) -> (R, W)."""
     first, second = _factors(block)
     inner = rows.reshape(-1, second) @ hadamard(second)
     return (hadamard(first) @ inner.reshape(-1, first, second)).reshape(rows.shape)
 
 
 def spread_columns(rows: Floats, block: int) -> Floats:
-    """H times every `block` neighbours of a column: (R, W) -> (R, W)."""
+    """H times each block of a column: (R, W) -> (R, W)."""
     first, second = _factors(block)
     inner = hadamard(second) @ rows.reshape(-1, second, rows.shape[1])
     return (hadamard(first) @ inner.reshape(-1, first, second * rows.shape[1])).reshape(rows.shape)
@@ -68,11 +68,11 @@ class Rotation:
 
     @classmethod
     def of(cls, shape: Hyperparameters) -> Self:
-        """For a model that `misfit` finds nothing wrong with."""
+        """For a model without `misfit`."""
         return cls(shape.hidden, shape.head_dim)
 
     def enter(self, rows: Floats) -> Floats:
-        """Rows as the rotated residual stream has them: (R, D) -> (R, D)."""
+        """Rotate rows into the residual stream's basis: (R, D) -> (R, D)."""
         return _turned(rows, self.hidden)
 
     def leave(self, rows: Floats) -> Floats:
@@ -82,7 +82,7 @@ class Rotation:
     def inputs(self, kind: str, rows: Floats, norm: Floats | None) -> Floats:
         """Rows of a matrix (or of an adapter's A) for rotated inputs: (R, in) -> (R, in).
 
-        `norm`: the scales (in,) of the norm before it (`NORM_OF`), which go into the matrix.
+        `norm`: the scales (in,) of the norm before it (`NORM_OF`), which are folded into the matrix.
         """
         if norm is not None:
             return self.enter(rows * norm)
@@ -98,7 +98,7 @@ class Rotation:
 
 
 def mixes_outputs(kind: str) -> bool:
-    """Whether `outputs` mixes the rows of this matrix, so that it cannot be taken piece by piece."""
+    """Whether `outputs` mixes the rows of this matrix, so that it cannot be converted chunk by chunk."""
     return kind in ("attn_v", "attn_output", "ffn_down")
 
 

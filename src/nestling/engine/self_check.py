@@ -1,7 +1,7 @@
 """One short text through an engine and through plain numpy: does this processor's kernel compute what it should?
 
-A kernel that answers with zeros, or that ignores how its numbers are held, is found before its first answer. The
-reference takes a model's weights once, a matrix at a time; for models in the weight cache its vector is kept there.
+A kernel that returns zeros, or misreads its weight format, is found before the first answer. The reference dequantizes
+a model once, a matrix at a time; for models in the weight cache its hidden states are cached next to the weights.
 """
 
 from collections.abc import Sequence
@@ -23,12 +23,12 @@ from nestling.vectors import Floats, paired_cosine
 
 TOKENS = 16
 NEAR = 0.98
-"""Lowest cosine of right kernels in the worst of the arithmetics; wrong ones are near 0."""
+"""Lowest cosine that passes. Correct kernels are above it in every arithmetic, broken ones near 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Weights:
-    """A file's weights, expanded when they are asked for and forgotten."""
+    """A file's weights, dequantized on use and not kept."""
 
     file: GGUFFile
     threads: int
@@ -48,10 +48,10 @@ class _Weights:
 
 
 def cosine(engine: Engine, file: GGUFFile, *, adapters: Sequence[Adapter], threads: int, kept: Path | None) -> float:
-    """Between the engine's states and the reference's, over all tokens; 1 where the reference's are not finite.
+    """The cosine of the engine's states and the reference's, over all tokens; 1 where the reference's are not finite.
 
-    `adapters`: those of the engine, of which the first is used. `kept`: where the reference's states are, or come to
-    be. An engine that answers with zeros, or without any, has a cosine of 0.
+    `adapters`: those of the engine, of which the first is used. `kept`: the file that caches the
+    reference's states. An engine that returns zeros, or states of another shape, has a cosine of 0.
     """
     item, first = probe(file), next(iter(adapters), None)
     expected = _recorded(kept) if kept else None

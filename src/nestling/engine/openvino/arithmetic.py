@@ -1,6 +1,6 @@
-"""What a file's matrix products are computed in: a weight format for each kind of matrix, and what goes between them.
+"""The arithmetic of a file's matrix products: a weight format per kind of matrix, and the precision between products.
 
-Knows nothing of which is fastest where (`choice`).
+Does not know which arithmetic is fastest on which processor (`choice`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,15 +21,15 @@ from nestling.formats.quant_types import QuantType
 INNER = 64
 """Block of the rotation before `ffn_down`: each doubling doubles its time."""
 LIMIT = 4.5
-"""Largest number of a rotated row of mean square 1: one in 150,000 normal numbers is beyond and is cut there."""
+"""Clipping range of a rotated row of mean square 1: one in 150,000 normally distributed values is clipped."""
 
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """`formats` hold the quantized matrices by kind; those stored as floats stay floats.
+    """`formats`: of the quantized matrices, by kind of matrix; matrices stored as floats stay floats.
 
-    `precision`: of everything between int8 products, and of products of floats. `group`: in which groups the plugin
-    rounds activations; 0 for none.
+    `precision`: of the operations between int8 products, and of float products. `group`: size of the groups in which
+    the plugin quantizes activations; 0 if it does not.
     """
 
     name: ArithmeticName
@@ -40,12 +40,12 @@ class Arithmetic:
 
     @property
     def key(self) -> bytes:
-        """What tells two arithmetics' weights apart."""
+        """Part of the weight cache's key: differs between arithmetics whose converted weights differ."""
         held = "; ".join(f"{kind} {self.formats[kind].name}" for kind in LAYER_MATRICES if kind in self.formats)
         return f"{held}; {self.rotation}".encode()
 
     def format_of(self, infos: Sequence[TensorInfo]) -> WeightFormat:
-        """How matrices that are stacked are held."""
+        """The format of matrices that are stacked into one product."""
         kinds = {info.kind for info in infos}
         rounded = self.formats.get(kind_of(infos[0].name))
         if rounded is None or all(kind.is_float for kind in kinds):
@@ -53,12 +53,12 @@ class Arithmetic:
         return rounded
 
     def floats(self, kinds: set[QuantType]) -> WeightFormat:
-        """How matrices are held that are not rounded to int8."""
+        """The format of matrices that are not quantized to int8."""
         fits = self.name is ArithmeticName.BF16 or (kinds == {QuantType.F16} and self.rotation is None)
         return FloatFormat(QuantType.F16 if fits else QuantType.F32)
 
     def is_rounded(self, infos: Sequence[TensorInfo]) -> bool:
-        """Whether these become int8."""
+        """Whether these matrices are quantized to int8."""
         return not isinstance(self.format_of(infos), FloatFormat)
 
 
@@ -68,7 +68,7 @@ def floats(name: ArithmeticName, precision: str) -> Arithmetic:
 
 
 def int8_groups(file: GGUFFile, precision: str) -> Arithmetic:
-    """Weights and activations in groups; a matrix whose width does not divide into them stays floats."""
+    """One scale per group of weights and activations; a matrix whose width is no multiple of the group stays float."""
     group = group_of(file)
     widths = {kind_of(info.name): info.shape[-1] for info in matrices(file)}
     held: dict[str, WeightFormat] = {kind: Int8Groups(group) for kind, width in widths.items() if width % group == 0}
@@ -76,21 +76,21 @@ def int8_groups(file: GGUFFile, precision: str) -> Arithmetic:
 
 
 def int8_rows(file: GGUFFile, precision: str) -> Arithmetic:
-    """Rotated, a scale for each row of activations and each of weights; for a model without `misfit`."""
+    """Rotated, with one scale per row of weights and of activations; for a model without `misfit`."""
     held: dict[str, WeightFormat] = dict.fromkeys(NORM_OF, Int8Rows(limit=LIMIT))
     held |= {"attn_output": Int8Rows(), "ffn_down": Int8Rows(block=INNER)}
     return Arithmetic(ArithmeticName.INT8_ROWS, held, Rotation.of(Hyperparameters.of(file)), precision)
 
 
 def int8_mixed(file: GGUFFile, precision: str) -> Arithmetic:
-    """Rows behind the norms, where they need no scale of their own, groups elsewhere; for a model without `misfit`."""
+    """Rows after norms, where a fixed range fits all activations, groups elsewhere; for a model without `misfit`."""
     rows, groups = int8_rows(file, precision), int8_groups(file, precision)
     held = groups.formats | {kind: rows.formats[kind] for kind in NORM_OF}
     return replace(rows, name=ArithmeticName.INT8_MIXED, formats=held, group=groups.group)
 
 
 def misfit(file: GGUFFile) -> str | None:
-    """Why a file cannot be in rows of int8; None if it can."""
+    """Why a file cannot run in int8 rows; None if it can."""
     shape = Hyperparameters.of(file)
     if shape.feed_forward % INNER:
         return f"feed_forward_length {shape.feed_forward} is not a multiple of {INNER}"
@@ -104,4 +104,4 @@ MAKERS: Mapping[ArithmeticName, Callable[[GGUFFile, str], Arithmetic]] = {
     ArithmeticName.INT8_ROWS: int8_rows,
     ArithmeticName.INT8_MIXED: int8_mixed,
 }
-"""Each arithmetic of a file, given the precision between int8 products."""
+"""Makes each arithmetic from a file and the precision between int8 products."""

@@ -1,9 +1,9 @@
-"""Which arithmetic a file runs in on this processor: by rule where it was measured, by a timed trial elsewhere.
+"""Choose a file's arithmetic on this processor: by rule on measured kinds of processors, by a timed trial on others.
 
-Float files run in float32, so that an F32 or F16 file answers as the original does. Files of 6 bits per weight and more
-stay in int8 groups of 32, the finest. The others take what is fastest and no less exact than int8 groups. A trial runs
-the file's own first layer in each arithmetic, and is kept in the weight cache's folder; one that was asked for (`tune`)
-goes before the rule.
+Float files run in float32, so that an F32 or F16 file gives the original model's vectors. Files of at least 6 bits per
+weight use int8 groups of 32, the finest. The others use the fastest arithmetic that is no less exact than int8 groups.
+A trial runs the file's first layer in each arithmetic; its results are cached in the weight cache's folder. A cached
+trial, such as one the user asked for (`tune`), overrides the rule.
 """
 
 import json
@@ -41,14 +41,14 @@ RULES: Mapping[Processor, ArithmeticName] = {
 ROTATED = (ArithmeticName.INT8_ROWS, ArithmeticName.INT8_MIXED)
 TRIED = (ArithmeticName.FLOAT32, ArithmeticName.INT8_GROUPS, *ROTATED)
 TRIAL_ROWS, TRIALS = 512, 7
-"""Tokens of a trial, and its runs, of which the fastest counts."""
+"""Tokens of each run of a trial, and the number of runs; the fastest counts."""
 WORTH = 0.8
-"""What takes more memory than int8 groups is taken if it needs at most this share of their time."""
+"""Float32, which takes more memory than int8 groups, is chosen only if it needs at most this share of their time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """An arithmetic's name and, in words, why."""
+    """The chosen arithmetic, and the reason as a text."""
 
     name: ArithmeticName
     reason: str
@@ -56,19 +56,19 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """Seconds of a layer, and its outputs' mean squared error to float32's, relative to their mean square."""
+    """Seconds of one layer, and its outputs' mean squared error against float32, relative to their mean square."""
 
     seconds: float
     error: float
 
 
 def choose(file: GGUFFile, *, threads: int) -> Choice:
-    """The arithmetic for a file; a trial takes seconds, once."""
+    """The arithmetic for a file; may run a trial, which takes seconds, once."""
     return expected(file, threads=threads) or tune(file, threads=threads)
 
 
 def expected(file: GGUFFile, *, threads: int) -> Choice | None:
-    """The same without a trial: None where one has to be run."""
+    """As `choose`, without running a trial: None where one is needed."""
     if all(info.kind.is_float for info in matrices(file)):
         return Choice(ArithmeticName.FLOAT32, "a float file")
     if group_of(file) == FINE:
@@ -82,7 +82,7 @@ def expected(file: GGUFFile, *, threads: int) -> Choice | None:
 
 
 def tune(file: GGUFFile, *, threads: int) -> Choice:
-    """Try the arithmetics and remember the results; where nothing can be written, nothing is remembered."""
+    """Run a trial and cache its results; a folder that cannot be written is ignored."""
     outputs, tried = dict[ArithmeticName, Floats](), dict[str, Trial]()
     for name in TRIED if misfit(file) is None else TRIED[:2]:
         seconds, outputs[name] = _layer(file, named(file, name), threads)
@@ -103,12 +103,12 @@ def named(file: GGUFFile, name: ArithmeticName) -> Arithmetic:
 
 
 def unrotated(file: GGUFFile) -> Arithmetic:
-    """An arithmetic in which a product's input is that of the file's own channels, in float32 between products."""
+    """An arithmetic without rotation, so that inputs of products have the file's own channels; float32 between them."""
     return replace(named(file, ArithmeticName.INT8_GROUPS), precision="f32")
 
 
 def _precision(file: GGUFFile) -> str:
-    """Of what goes between int8 products: bfloat16 where it saves time, unless a matrix is stored as floats."""
+    """Precision between int8 products: bfloat16 where it saves time, unless a matrix is stored as floats."""
     return "bf16" if processor.has_bf16(processor.kind()) and is_quantized(file) else "f32"
 
 
@@ -150,7 +150,7 @@ def _place() -> Path:
 
 
 def _trials() -> dict[str, dict[str, Trial]]:
-    """All trials that are remembered; empty if the file is missing or damaged."""
+    """All cached trials; empty if the file is missing or damaged."""
     try:
         raw = json.loads(_place().read_bytes())
         found = {

@@ -8,7 +8,7 @@ KEPT_SHAPES = 128
 
 
 def compiled(model: ov.Model, arithmetic: Arithmetic, *, threads: int, profile: bool = False) -> ov.InferRequest:
-    """Compile. RuntimeError, OpenVINO's, where that fails."""
+    """Compile. RuntimeError from OpenVINO when that fails."""
     properties = {
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": 1,

@@ -1,7 +1,7 @@
 """The CPU engine: our own OpenVINO graph, packed batches, pooling outside the graph.
 
-What its products are computed in, `choice` says. In a rotated arithmetic the states between layers are rotated; what
-comes in and what goes out is not.
+`choice` picks the arithmetic. In a rotated arithmetic the hidden states between layers are rotated; inputs and outputs
+are not.
 """
 
 import threading
@@ -47,19 +47,19 @@ STAGES = {node: stage for stage, nodes in _NODES.items() for node in nodes} | {
 }
 """The profile's stage of each node type of the compiled graph; all others count as the rest of the layers.
 
-Where activations are rounded in groups, the matrix products do that themselves; SwiGLU is fused with them, too.
+Quantizing activations in groups is part of the matrix products, and SwiGLU is fused with them.
 """
 SCORE_BYTES = 136 << 20
 """Memory for the attention scores of a prefill chunk: with 16 heads, 64 tokens that attend to 32,768."""
 PIECE_BATCHES = 6
-"""A prefill chunk is at most as much work as so many batches: what a query waits for during a long text. At full width
-memory bounds it to about one; a narrow model's chunks were 12, and cutting them to 6 costs 4 % of a long text's time,
-to 4 already 11 %, since every chunk copies the past."""
+"""Most work of a prefill chunk, in batches: it bounds how long a query waits during a long text. At full width memory
+already limits a chunk to about one. In a narrow model a limit of 6 takes 4 % more time for a long text than one of 12,
+and a limit of 4 takes 11 % more, since every chunk copies the past."""
 ATTENTION = 2.3
-"""Multiplications of int8 matrix products in the time of one of attention, measured at full width (8,192 tokens of past
-take as long as the products of a token)."""
+"""Multiplications of int8 matrix products that take as long as one of attention, measured at full width (attending to
+8,192 past tokens takes as long as a token's matrix products)."""
 PAST_BYTES, PAST_TOKENS = 320 << 20, 1 << 15
-"""Memory for the KV cache of a text of so many tokens; layers are grouped to stay within it."""
+"""Memory for the KV cache of a text of `PAST_TOKENS` tokens; layers are grouped to stay within it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +74,9 @@ class _Work:
 
 
 class OpenVINOEngine:
-    """A GGUF file compiled for this processor. `arithmetic` is what its products are in; `reason` says why.
+    """A GGUF file compiled for this processor. `arithmetic`: that of its products; `reason`: why it was chosen.
 
-    `record`: where a vector of the reference is kept next to its weights, if they are in the weight cache.
+    `record`: file that caches the reference's states (`self_check`), if the weights are in the weight cache.
     """
 
     name = "openvino"
@@ -193,7 +193,7 @@ class OpenVINOEngine:
             yield limits.work_of(stop - start, start) * len(layers) / shape.layers
 
     def _piece_limits(self, layers: range) -> packing.PieceLimits:
-        """Those of a chunk that runs through these layers."""
+        """The limits of a chunk that runs through these layers."""
         work = PIECE_BATCHES * self.token_budget * self._shape.layers / len(layers)
         past_work = self._shape.layer_weights / (ATTENTION * 2 * self._shape.hidden)
         return packing.PieceLimits(self.token_budget, SCORE_BYTES, work, past_work)
@@ -236,7 +236,7 @@ class OpenVINOEngine:
         return states
 
     def _final(self, states: Floats) -> Floats:
-        """Out of the rotated residual stream, if it is, where the final norm's scales are not in the graph."""
+        """Undo the rotation, if any, and apply the final norm's scales, which a rotated graph leaves out."""
         rotation = self._arithmetic.rotation
         return states if rotation is None else rotation.leave(states) * self._output_norm
 

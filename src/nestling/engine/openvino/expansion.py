@@ -1,4 +1,4 @@
-"""A GGUF file's matrices into the arrays of their weight format, turned on the way where the arithmetic is rotated.
+"""Convert a GGUF file's matrices to their weight formats, folding in the rotation of a rotated arithmetic.
 
 Any stored type is converted chunk by chunk on several threads, from the mmapped file straight into the weight store.
 """
@@ -28,7 +28,7 @@ class Expansion:
     threads: int
 
     def matrix(self, name: str, held: WeightFormat, into: Arrays) -> None:
-        """A matrix of the file; bit for bit where its format holds what is stored."""
+        """Convert a matrix of the file; copied bit for bit where the weight format equals the stored one."""
         raw, stored = self.file.raw(name), self.file.tensors[name].kind
 
         def read(start: int, stop: int) -> Floats:
@@ -48,11 +48,11 @@ class Expansion:
             self._turned(name, held, into, read)
 
     def rows(self, name: str, rows: Floats, held: WeightFormat, into: Arrays) -> None:
-        """Rows (R, in) that take the input of the matrix `name`, such as an adapter's A."""
+        """Convert rows (R, in) that multiply the same input as the matrix `name`, such as a LoRA adapter's A."""
         self._turned(name, held, into, lambda start, stop: rows[start:stop])
 
     def outputs(self, name: str, columns: Floats) -> Floats:
-        """What is added to the output of the matrix `name`, such as an adapter's B: (out, W) -> (out, W)."""
+        """Rotate what adds to the output of the matrix `name`, such as a LoRA adapter's B: (out, W) -> (out, W)."""
         return columns if self.rotation is None else self.rotation.outputs(kind_of(name), columns)
 
     def bias(self, name: str) -> Floats:
@@ -60,7 +60,7 @@ class Expansion:
         return self.outputs(name, tensor(self.file, name)[:, None])[:, 0]
 
     def norm(self, name: str) -> Floats:
-        """A norm's scales; rotated, they are in the matrices."""
+        """A norm's scales; all 1 in a rotated arithmetic, which folds them into the matrices."""
         scales = tensor(self.file, name)
         return scales if self.rotation is None else np.ones_like(scales)
 

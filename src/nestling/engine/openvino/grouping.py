@@ -1,4 +1,4 @@
-"""How large the int8 groups of a file are; does not need openvino."""
+"""The int8 group size of a file; does not import openvino."""
 
 from math import prod
 

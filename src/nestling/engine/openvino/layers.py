@@ -54,7 +54,7 @@ class Products:
         return [self._product(factors[one], one, (name,)) for one, name in zip(held, names, strict=True)]
 
     def bias(self, *names: str) -> Node:
-        """Biases one after another: (sum of out,)."""
+        """Biases, concatenated: (sum of out,)."""
         return op.constant(np.concatenate([self._expansion.bias(name) for name in names]))
 
     def norm(self, x: Node, name: str) -> Node:
@@ -85,7 +85,7 @@ class Products:
         return op.add(whole, self._added(gated, held, names))
 
     def _added(self, gated: Node, held: WeightFormat, names: Sequence[str]) -> Node:
-        """Times the adapters' B, in floats: its input has been rounded once already."""
+        """Multiply by the adapters' B, in floats: the input has been quantized once already."""
         assert self.adapters is not None
         floats = held if isinstance(held, FloatFormat) else FloatFormat(QuantType.F16)
         heights = [self.file.tensors[name].shape[0] for name in names]
@@ -96,7 +96,7 @@ class Products:
         return floats.times(floats.factor(gated), matrix)
 
     def _matrix(self, held: WeightFormat, names: Sequence[str], below: Floats | None = None) -> Arrays:
-        """Stacked matrices, with the adapters' A rows below; only int8 is worth keeping on the disk."""
+        """Stacked matrices, with the adapters' A rows below; only int8 is cached on disk."""
         more = [] if below is None else [below]
         heights = [self.file.tensors[name].shape[0] for name in names] + [len(rows) for rows in more]
         tops = np.cumsum([0, *heights]).tolist()
@@ -116,7 +116,7 @@ class Products:
 def expanded(
     file: GGUFFile, arithmetic: Arithmetic, *, adapters: Sequence[Adapter] = (), threads: int
 ) -> Iterator[Products]:
-    """A model's products over the weight cache; what the block makes is kept there only if it succeeds."""
+    """A model's products, backed by the weight cache; a new cache file is kept only if the block succeeds."""
     side = StackedAdapters(adapters) if adapters else None
     used, most = [file, *(one.file for one in adapters)], _most_bytes(file, arithmetic, side.width if side else 0)
     with weight_cache.store(used, layout=arithmetic.key, most=most) as store:

@@ -1,4 +1,4 @@
-"""The same file, returning the sums of squares that make an importance matrix."""
+"""Run a GGUF file to collect the sums of squares of an importance matrix (imatrix)."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Observer:
     """Sums of squares of every product's input, over all tokens of all texts of a call.
 
-    Never in a rotated arithmetic: an importance matrix is of the file's own channels.
+    Never in a rotated arithmetic: an importance matrix describes the file's own channels.
     """
 
     def __init__(self, file: GGUFFile, *, threads: int, adapters: Sequence[Adapter] = ()) -> None:

@@ -92,7 +92,7 @@ class PieceLimits:
         return size * (1 + start / self.past_work)
 
     def allow(self, size: int, start: int, heads: int) -> bool:
-        """True where a chunk stays within all of them; its scores are heads x size x (past + size)."""
+        """Whether a chunk stays within all limits; its scores are heads x size x (past + size)."""
         scores = 4 * heads * size * (padded_past(start) + size)
         return scores <= self.score_bytes and self.work_of(size, start) <= self.work
 
@@ -122,5 +122,5 @@ def _by_head(rectangle: Index, heads: int) -> Index:
 
 
 def _back(texts: int, places: int, heads: int) -> Index:
-    """Where each place's heads lie in a flattened rectangle of `_by_head`: -> (texts, places, heads)."""
+    """Index of each place's heads in a flattened rectangle of `_by_head`: -> (texts, places, heads)."""
     return np.arange(texts * heads * places).reshape(texts, heads, places).swapaxes(1, 2)

@@ -1,7 +1,7 @@
-"""Which kind of processor this is, by the instructions that OpenVINO's kernels may use.
+"""The kind of this processor, by the instruction sets that OpenVINO's kernels may use.
 
-`ONEDNN_MAX_CPU_ISA` caps the kernels, so it caps the kind: that is how the choice for another processor is tried here.
-Elsewhere than on Linux with x86, the kind is not known.
+`ONEDNN_MAX_CPU_ISA` caps the kernels and so the kind; with it the choice for an older processor can be tried on a newer
+one. The kind is known on Linux with x86 only.
 """
 
 import os
@@ -13,7 +13,7 @@ CAP = "ONEDNN_MAX_CPU_ISA"
 
 
 class Processor(StrEnum):
-    """Kinds between which the fastest arithmetic differs, the newest first."""
+    """Kinds that may differ in their fastest arithmetic, newest first."""
 
     AMX = "AMX"
     AVX512_VNNI = "AVX-512 VNNI"
@@ -33,12 +33,12 @@ _CAPS = (
     "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI", "AVX512_CORE_BF16", "AVX512_CORE_FP16",
     "AVX512_CORE_AMX", "AVX512_CORE_AMX_FP16",
 )  # fmt: skip
-"""oneDNN's names, each with all instructions of those before."""
+"""oneDNN's names of instruction sets, each of which includes those before it."""
 _OLDER = ("SSE41", "AVX")
 
 
 def flags(cpuinfo: Path = CPUINFO) -> frozenset[str]:
-    """The instruction sets of the first processor; none where there is no such file."""
+    """The instruction sets of the first processor; empty if there is no such file."""
     try:
         lines = cpuinfo.read_text("utf-8", "replace").splitlines()
     except OSError:
@@ -47,7 +47,7 @@ def flags(cpuinfo: Path = CPUINFO) -> frozenset[str]:
 
 
 def kind(cpuinfo: Path = CPUINFO) -> Processor:
-    """The newest kind that the processor is and the cap allows. An AVX-512 VNNI processor counts as AVX2 VNNI below."""
+    """The newest kind that the processor has and the cap allows; AVX2 VNNI counts as part of AVX-512 VNNI."""
     found, cap = flags(cpuinfo), os.environ.get(CAP, "").upper()
     allowed = _CAPS.index(cap) if cap in _CAPS else -1 if cap in _OLDER else len(_CAPS)
     has = found | ({"avx_vnni"} if "avx512_vnni" in found else set())

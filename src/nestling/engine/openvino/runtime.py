@@ -1,7 +1,7 @@
-"""OpenVINO, without its telemetry: the one place that imports the package.
+"""OpenVINO without its telemetry: the only module that imports the package.
 
-On import, openvino reports the fact to an analytics service through `openvino_telemetry`, unless that package cannot be
-imported. Here it cannot, while openvino is loaded: nothing that nestling does calls anybody.
+On import, openvino reports to an analytics service through `openvino_telemetry`, if that package can be imported. It is
+blocked while openvino loads: nestling sends no telemetry.
 """
 
 import sys

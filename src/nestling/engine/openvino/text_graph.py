@@ -79,7 +79,7 @@ class _Share:
 
     @cached_property
     def rows(self) -> Node:
-        """The same as `_Inputs.rows`, and so are the next two."""
+        """See `_Inputs.rows`; likewise the next two."""
         return self._cut(self.inputs.rows)
 
     @cached_property

@@ -107,7 +107,7 @@ def _tensor(array: Floats | Index, kind: ov.Type) -> ov.Tensor:
 
 
 def _pieces(windows: Index) -> Iterator[tuple[Index, Index]]:
-    """Windows one after another, as many as go into a piece: the places of their patches, and their lengths."""
+    """Batches of consecutive windows, as many as fit a piece: the places of their patches, and their lengths."""
     ends = np.cumsum(windows)
     first = 0
     while first < len(windows):
@@ -118,7 +118,7 @@ def _pieces(windows: Index) -> Iterator[tuple[Index, Index]]:
 
 
 def _images(images: Index) -> Iterator[tuple[Index, Index]]:
-    """Images of like size together: the places of their patches, and their lengths."""
+    """Batches of images of similar size: the places of their patches, and their lengths."""
     starts = np.cumsum(images) - images
     for run in batching.plan(images.tolist(), TOGETHER):
         yield np.concatenate([starts[image] + np.arange(images[image]) for image in run]), images[run]

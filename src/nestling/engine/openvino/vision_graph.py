@@ -1,10 +1,10 @@
 """A Qwen2.5-VL vision tower as OpenVINO graphs, a section each: patches sorted by window in, rows out.
 
 Attention runs on rectangles, windows x 64 or images x the longest (`windows.Rectangle`), gathered from the rows and
-back; masked are the places that a cut window or a shorter image leaves empty. So a run takes any number of images.
+back; places that a cut window or a shorter image leaves empty are masked. So a run takes any number of images.
 
-In bfloat16 the products and the attention are computed in it; what the blocks add up, the norms and the angles stay
-float32, which costs little and keeps the rows closer to the float32 ones than bfloat16 throughout.
+With bfloat16, only matrix products and attention are computed in it. The residual stream, the norms and the rotary
+angles stay float32, which costs little and brings the rows closer to float32's than bfloat16 throughout.
 """
 
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ _TYPES = {QuantType.F32: ov.Type.f32, QuantType.F16: ov.Type.f16, QuantType.BF16
 def sections(shape: TowerShape) -> list[range]:
     """The tower's sections in order, as ranges of blocks with window attention; the last one is empty.
 
-    Between two sections runs full attention over whole images, that of the block after the first one's.
+    Full attention over whole images runs between two sections: it belongs to the block that follows the first one.
     """
     every = shape.full_every
     return [
@@ -80,7 +80,7 @@ def _used(inputs: dict[str, Node]) -> list[Node]:
 
 
 def _attention(heads: Node, shape: TowerShape, inputs: dict[str, Node]) -> Node:
-    """Queries, keys and values of all heads to what each row gathers: (N, 3 H, d) -> (N, D)."""
+    """Attention over the queries, keys and values of all heads: (N, 3 H, d) -> (N, D)."""
     parts = op.split(heads, integer(1), 3).outputs()
     sides = [op.transpose(op.gather(part, inputs["rows"], integer(0)), ints(0, 2, 1, 3)) for part in parts]
     mask = _to(heads.get_output_element_type(0), inputs["mask"])
@@ -99,9 +99,9 @@ class _Tower:
     inputs: dict[str, Node]
 
     def embedding(self) -> Node:
-        """Patches times the weights of both frames, side by side in every channel as a patch is: -> (N, D).
+        """Patch embedding: patches times the weights of both frames, ordered as a patch's values are: -> (N, D).
 
-        In float32: pixels rounded to bfloat16 would weigh on all blocks, and this is one product in a thousand.
+        In float32: rounding pixels to bfloat16 would cost accuracy in all blocks, and this is a thousandth of the work.
         """
         hidden, size = self.vision.shape.hidden, self.vision.shape.patch**2
         side = ints(hidden, CHANNELS, 1, size)
@@ -125,7 +125,7 @@ class _Tower:
         """The second half of a block: (N, D) -> (N, D)."""
         y = self._norm(x, at + "ln2.weight")
         gate, up = (self._linear(y, at + name) for name in ("ffn_gate", "ffn_up"))
-        inner = op.multiply(op.multiply(gate, op.sigmoid(gate)), up)  # op.swish is for float32 alone
+        inner = op.multiply(op.multiply(gate, op.sigmoid(gate)), up)  # op.swish takes float32 only
         return op.add(x, _to(ov.Type.f32, self._linear(inner, at + "ffn_down")))
 
     def after_attention(self, block: int) -> Node:

@@ -1,7 +1,7 @@
 """Dequantized weights: a large model's in a file of the weight cache (`weight_files`), a small one's in memory.
 
-The file is written once and mapped at every later start. The plugin makes a reordered copy of its own when it first
-computes, after which the mapped pages can be dropped. The file can be deleted at any time.
+The file is written once and mmapped at every later start. The plugin makes its own reordered copy on its first run,
+after which the mapped pages can be dropped. The file can be deleted at any time.
 """
 
 import errno
@@ -36,22 +36,22 @@ Fill = Callable[[Arrays], None]
 
 
 class Store(Protocol):
-    """Where expanded matrices are held; asked for them in the same order at every start."""
+    """Holds dequantized matrices, which must be requested in the same order at every start."""
 
     def arrays(self, spaces: Sequence[Space], fill: Fill) -> Arrays:
-        """The arrays of a matrix, filled if they are not there."""
+        """The arrays of a matrix; `fill` is called if they are new."""
         ...
 
     def release(self) -> None:
-        """Drop the resident pages of what was read; they fault back in on access."""
+        """Drop the resident pages of the matrices; they fault back in on access."""
         ...
 
 
 class InMemory:
-    """Matrices in memory, expanded at every start."""
+    """Matrices in memory, dequantized at every start."""
 
     def arrays(self, spaces: Sequence[Space], fill: Fill) -> Arrays:
-        """Arrays made now."""
+        """New arrays, filled."""
         made = empty(spaces)
         fill(made)
         return made
@@ -70,7 +70,7 @@ class Mapped:
         self._fresh, self.size = fresh, 0
 
     def arrays(self, spaces: Sequence[Space], fill: Fill) -> Arrays:
-        """The arrays as views of the file, written first when the file is new."""
+        """The arrays as views of the file, filled first when the file is new."""
         kept = tuple(self._next(space) for space in spaces)
         if self._fresh:
             fill(kept)

@@ -1,11 +1,11 @@
 """The weight cache's folder: which file holds whose weights, what is stale, what is evicted.
 
     <key>.int8    expanded weights; the key is a hash of the bytes of all files that they were made from
-    <key>.npy     what the reference answers for one text (`self_check`)
+    <key>.npy     the reference's hidden states for one text (`self_check`)
     <key>.json    which models use them, and the stamp and hash of each of their files
 
-Hashing a model takes a second or two, so a file's hash is remembered with its stamp (`_util.hashes`). So two files with
-different bytes never share weights, and copies and renamed files do. Knows nothing of what the weights are.
+Hashing a model takes a second or two, so a file's hash is remembered with its stamp (`_util.hashes`). Files with
+different bytes never share weights; copies and renamed files do. Does not know the formats of the weights.
 """
 
 import errno
@@ -58,18 +58,18 @@ class Expansion:
 
     @cached_property
     def is_stale(self) -> bool:
-        """True when no model is left that it was made from: all are gone or have changed."""
+        """True when every model that it was made from is gone or has changed."""
         return not any(map(_is_current, self.models.values()))
 
     def use(self, model: str, stamps: Stamps) -> None:
-        """Note that a model uses it, now; where nothing can be written, nothing is noted."""
+        """Record that a model uses it now; a folder that cannot be written is ignored."""
         with suppress(OSError, NestlingError):
             if self.models.get(model) != stamps:
                 self._write(self.models | {model: stamps})
             os.utime(self.path, ns=(time.time_ns(), self.path.stat().st_mtime_ns))
 
     def leave(self, model: str) -> bool:
-        """Note that a model no longer uses it; True when it went, since no other does."""
+        """Record that a model no longer uses it; when no other does, delete it and return True."""
         left = {name: stamps for name, stamps in self.models.items() if name != model and _is_current(stamps)}
         if left:
             self._write(left)
@@ -78,7 +78,7 @@ class Expansion:
         return True
 
     def remove(self) -> None:
-        """Delete it. An engine that has it mapped keeps what it mapped."""
+        """Delete it. An engine that has mapped it keeps its mapping."""
         for end in (SUFFIX, RECORD, ".json", ".lock"):
             self.path.with_suffix(end).unlink(missing_ok=True)
 
@@ -88,12 +88,12 @@ class Expansion:
 
 
 def folder() -> Path:
-    """Where the files lie."""
+    """The cache's folder."""
     return files.cache_folder() / "expanded"
 
 
 def limit_bytes() -> int:
-    """What all files together may take: `$NESTLING_WEIGHT_CACHE_GB` (0 keeps none), 20 GB by default."""
+    """Most bytes of all files together: `$NESTLING_WEIGHT_CACHE_GB` (0 keeps none), 20 GB by default."""
     text = os.environ.get(LIMIT_VARIABLE) or str(DEFAULT_LIMIT_GB)
     try:
         found = float(text)
@@ -105,13 +105,13 @@ def limit_bytes() -> int:
 
 
 def expansions() -> list[Expansion]:
-    """All files of expanded weights, the one that was used last at the end; not one that is being written."""
+    """All complete files of dequantized weights, the least recently used first."""
     found = [Expansion(path, _models(path)) for path in folder().glob(f"*{SUFFIX}")]
     return sorted(found, key=lambda one: (one.last_used, one.path))
 
 
 def stamps_of(sources: Iterable[tuple[Path, NDArray[np.uint8]]]) -> Stamps:
-    """The stamp and the hash of each of a model's files; hashes that are known for a stamp are not made again."""
+    """The stamp and the hash of each of a model's files; a hash is reused while the stamp is the same."""
     known = {
         (path, then): sha256
         for one in expansions()
@@ -127,7 +127,7 @@ def stamps_of(sources: Iterable[tuple[Path, NDArray[np.uint8]]]) -> Stamps:
 
 
 def place(stamps: Stamps, layout: bytes) -> Path:
-    """Where the weights of these files lie, or come to lie, in this layout."""
+    """Path of the weights of these files in this layout, whether it exists or not."""
     key = hashlib.sha256(layout)
     for _, sha256 in stamps.values():
         key.update(sha256.encode())
@@ -135,9 +135,9 @@ def place(stamps: Stamps, layout: bytes) -> Path:
 
 
 def note_use(path: Path, stamps: Stamps) -> None:
-    """Note that the weights at `path` are used by these files, the model's first; what it used before it changed goes.
+    """Record that a model uses the weights at `path`, and release those that it used before its files changed.
 
-    Where nothing can be written, nothing is noted.
+    `stamps`: the model's own file first. A folder that cannot be written is ignored.
     """
     model = next(iter(stamps))
     Expansion(path, _models(path)).use(model, stamps)
@@ -148,7 +148,7 @@ def note_use(path: Path, stamps: Stamps) -> None:
 
 
 def make_room(size: int, limit: int) -> None:
-    """Evict until so many bytes more fit below the limit: stale files first, then those not used for longest.
+    """Evict until `size` more bytes fit below the limit: stale files first, then the least recently used.
 
     OSError when they can never fit.
     """

@@ -1,7 +1,7 @@
-"""What the matrix products are computed in: floats (float32, or bfloat16 on a card), or int8 after a rotation.
+"""The arithmetic of the matrix products: float32, bfloat16 (on a GPU), or int8 after a rotation.
 
-An arithmetic packs matrices once and turns rows into what its product takes. Between products rows are of its `dtype`,
-the residual stream is always float32. float16 is never used: states of this model family overflow it.
+An arithmetic packs matrices once and converts activations to the form that its product takes. Between products they
+have its `dtype`; the residual stream is always float32. float16 is never used: states of this model family overflow it.
 """
 
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ from nestling.engine.torch.products import Quantized
 from nestling.engine.torch.rotation import Rotation
 
 Rows: TypeAlias = Tensor | Quantized
-"""What a product takes, (N, in), or a packed matrix, (out, in)."""
+"""Activations in a product's form, (N, in), or a packed matrix, (out, in)."""
 
 
 @dataclass(frozen=True, slots=True)
 class FloatArithmetic:
-    """float32 or bfloat16 as it is."""
+    """Products in float32 or bfloat16."""
 
     name: ArithmeticName
     dtype: torch.dtype
@@ -30,11 +30,11 @@ class FloatArithmetic:
 
     @property
     def bias_dtype(self) -> torch.dtype:
-        """Of biases, as the product takes them."""
+        """The type in which the product takes biases."""
         return self.dtype
 
     def pack(self, w: Tensor) -> Rows:
-        """A matrix as products take it: (out, in) float32 -> (out, in)."""
+        """A matrix in the product's form: (out, in) float32 -> (out, in)."""
         return w.to(self.dtype)
 
     def normed(self, x: Tensor, weight: Tensor, eps: float) -> Rows:
@@ -42,7 +42,7 @@ class FloatArithmetic:
         return functional.rms_norm(x, x.shape[-1:], weight, eps).to(self.dtype)
 
     def rows(self, x: Tensor) -> Rows:
-        """Attention's output as a product takes it: (N, D) -> (N, D)."""
+        """Attention's output in the product's form: (N, D) -> (N, D)."""
         return x
 
     def gated(self, both: Tensor) -> Rows:
@@ -59,7 +59,7 @@ class FloatArithmetic:
 class Int8Arithmetic:
     """int8 per row x per channel after `rotation`, bfloat16 between products (float32 on a CPU, for tests).
 
-    `by` computes: our kernels on a card, the same formulas in plain torch elsewhere. Shapes as in `FloatArithmetic`.
+    `by`: our kernels on a GPU, the same formulas in plain torch elsewhere. Shapes as in `FloatArithmetic`.
     """
 
     name: ClassVar[ArithmeticName] = ArithmeticName.INT8_ROWS
@@ -69,24 +69,24 @@ class Int8Arithmetic:
     by: products.Int8Products
 
     def pack(self, w: Tensor) -> Rows:
-        """A scale for each row, which is an output channel."""
+        """Quantized with one scale per row (output channel)."""
         return products.quantized(w)
 
     def normed(self, x: Tensor, weight: Tensor, eps: float) -> Rows:
-        """RMSNorm, rounded to int8; the weight has gone into the matrices."""
+        """RMSNorm, quantized to int8; its weight is folded into the matrices."""
         del weight
         return self.by.normed(x, eps)
 
     def rows(self, x: Tensor) -> Rows:
-        """Rounded to int8."""
+        """Quantized to int8."""
         return self.by.rows(x)
 
     def gated(self, both: Tensor) -> Rows:
-        """SwiGLU, rotated and rounded to int8."""
+        """SwiGLU, rotated and quantized to int8."""
         return self.by.gated(both)
 
     def times(self, x: Rows, w: Rows, bias: Tensor | None) -> Tensor:
-        """Sums in int32, scaled."""
+        """int8 times int8, times both scales."""
         assert isinstance(x, Quantized)
         assert isinstance(w, Quantized)
         return self.by.times(x, w, bias, self.dtype)

@@ -1,6 +1,6 @@
 """Attention over packed rows: the tokens of several items one after another, without padding.
 
-torch's own variable-length attention where it is (CUDA, bfloat16); elsewhere scaled_dot_product_attention over items of
+torch's own variable-length attention where there is one (CUDA, bfloat16); elsewhere scaled_dot_product_attention over items of
 equal length together. An item's rows never depend on another item. Keys that query heads share are not repeated.
 """
 
@@ -19,7 +19,7 @@ from nestling.engine.torch.pooling import equal_runs
 
 @dataclass(frozen=True, slots=True)
 class Runs:
-    """Where items stand among N packed rows: `lengths` of B items, `bounds` (B + 1,) int32 on the device."""
+    """Where items lie among N packed rows: `lengths` of B items, `bounds` (B + 1,) int32 on the device."""
 
     lengths: tuple[int, ...]
     bounds: Tensor
@@ -64,9 +64,9 @@ def _rectangle(q: Tensor, k: Tensor, v: Tensor, count: int, *, causal: bool) -> 
 
 @cache
 def varlen() -> Callable[..., Any] | None:
-    """Torch's variable-length attention, if it has the form that is called here, told by its signature.
+    """Torch's variable-length attention; None where there is none with the signature that is called here.
 
-    Where it can be asked not to split keys (`num_splits`), it is: splits depend on the longest item of the batch.
+    Splitting of keys is turned off where that is possible (`num_splits`): it depends on the batch's longest item.
     """
     try:
         from torch.nn.attention.varlen import varlen_attn
@@ -76,7 +76,7 @@ def varlen() -> Callable[..., Any] | None:
 
 
 def adapted(function: Callable[..., Any]) -> Callable[..., Any] | None:
-    """The function with the options that it has, or None where it lacks one that is needed."""
+    """The function with the options that it supports bound; None where it lacks a required one."""
     known = inspect.signature(function).parameters
     if not {"window_size", "enable_gqa"} <= known.keys():
         return None

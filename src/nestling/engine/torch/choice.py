@@ -1,6 +1,6 @@
-"""Which arithmetic a file runs in on a device: by rule where it is known, by a timed trial where it is not.
+"""Choose a file's arithmetic on a device: by rule where the fastest is known, else by a timed trial.
 
-A CPU runs float32, the exact mode. A card runs float files and Q8_0 in bfloat16; other quantized files in int8 if our
+A CPU runs float32, the exact mode. A GPU runs float files and Q8_0 in bfloat16; other quantized files in int8 if our
 kernels can be compiled there and are faster than bfloat16 at this model's own products, else in bfloat16.
 """
 
@@ -22,12 +22,12 @@ from nestling.formats.quant_types import QuantType
 
 TRIAL_ROWS = 2048
 TRIALS = 5
-"""Runs of each, of which the fastest counts, after one that compiles."""
+"""Timed runs of each, after one that compiles; the fastest counts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """An arithmetic and, in words, why."""
+    """The chosen arithmetic, and the reason as a text."""
 
     arithmetic: Arithmetic
     reason: str
@@ -62,7 +62,7 @@ def floats(name: ArithmeticName) -> Arithmetic:
 
 
 def int8(shape: Hyperparameters, on: Placement) -> Arithmetic:
-    """int8 after the rotation: by our kernels on a card, by the same formulas in float32 on a CPU, for tests."""
+    """int8 after the rotation: by our kernels on a GPU, by the same formulas in float32 on a CPU, for tests."""
     rotation = Rotation.of(shape)
     if on.is_cpu:
         return Int8Arithmetic(torch.float32, rotation, PlainProducts())
@@ -88,9 +88,9 @@ def _no_kernels(on: Placement) -> str | None:
 
 
 def _tuned(shape: Hyperparameters, on: Placement) -> Int8Products:
-    """The kernels with the tiles that are fastest for the widest product; those that a card cannot hold are left out.
+    """The kernels with the tiles that are fastest for the widest product; those that do not fit the GPU are left out.
 
-    RuntimeError of the last where none of them runs.
+    Raises the last tiles' RuntimeError if none of them run.
     """
     from nestling.engine.torch.kernels import TILES, KernelProducts
 
@@ -100,7 +100,7 @@ def _tuned(shape: Hyperparameters, on: Placement) -> Int8Products:
         trial = Int8Arithmetic(torch.bfloat16, Rotation.of(shape), KernelProducts(tiles))
         try:
             seconds[place] = _seconds(trial, shape, on)
-        except RuntimeError as error:  # more shared memory than this card has
+        except RuntimeError as error:  # more shared memory than this GPU has
             failed = error
     if not seconds:
         raise failed
@@ -108,7 +108,7 @@ def _tuned(shape: Hyperparameters, on: Placement) -> Int8Products:
 
 
 def _faster(shape: Hyperparameters, on: Placement) -> Choice:
-    """The faster of int8 and bfloat16 on this card, at this model's feed-forward part."""
+    """The faster of int8 and bfloat16 on this GPU, at this model's feed-forward part."""
     plain = floats(ArithmeticName.BF16)
     try:
         rounded = int8(shape, on)

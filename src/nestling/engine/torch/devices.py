@@ -1,4 +1,4 @@
-"""Which device an engine runs on: opened by name, with one line that says what is wrong where it cannot be used."""
+"""Open an engine's device by name; a device that cannot be used is an error of one line."""
 
 from dataclasses import dataclass
 from types import ModuleType
@@ -15,14 +15,14 @@ CARDS = ("cuda", "xpu", "mps")
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """A device that can be used, and the threads that expand weights (on a CPU: that compute, too)."""
+    """A usable device, and the threads that dequantize weights (on a CPU also those that compute)."""
 
     device: torch.device
     threads: int
 
     @property
     def is_cpu(self) -> bool:
-        """Whether this is no accelerator."""
+        """Whether this is the CPU."""
         return bool(self.device.type == "cpu")
 
     def memory(self) -> tuple[int, int]:
@@ -33,18 +33,18 @@ class Placement:
         return kind.memory_allocated(self.device), kind.max_memory_allocated(self.device)
 
     def wait(self) -> None:
-        """Until the device has done all that it was given."""
+        """Wait until the device has finished all queued work."""
         if not self.is_cpu:
             _module(self.device.type).synchronize()
 
     def free_unused(self) -> None:
-        """Give memory that the allocator keeps for later back to the device."""
+        """Return the memory that torch's allocator caches to the device."""
         if not self.is_cpu:
             _module(self.device.type).empty_cache()
 
 
 def place(name: str | None, *, threads: int) -> Placement:
-    """Open a device: `cuda[:N]`, `xpu[:N]`, `mps` or `cpu`; None is the first kind of accelerator that is there.
+    """Open a device: `cuda[:N]`, `xpu[:N]`, `mps` or `cpu`; None is the first available kind of accelerator.
 
     EngineError, in one line, where there is no such device, its driver does not work, or it has no bfloat16.
     """
@@ -90,7 +90,7 @@ def _listed(kind: str, count: int) -> str:
 
 
 def _why_not(kind: str) -> str:
-    """The first line of what torch says when it is made to start the driver: none, too old, not compiled in."""
+    """The first line of torch's error on starting the driver: missing, too old, not compiled in."""
     start = getattr(_module(kind), "init", None)
     try:
         if start is not None:

@@ -1,7 +1,7 @@
 """The GPU engine: packed batches, pooled on the device, one transfer back. A CPU runs it in float32, the exact mode.
 
 Memory: a batch's widest array is freed before the next product; of a long item one layer's keys and values are held.
-When the device is out of memory, the token budget is halved, once in the engine's life; then it is an EngineError.
+When the device first runs out of memory, the token budget is halved; from then on that is an EngineError.
 """
 
 import threading
@@ -35,13 +35,13 @@ from nestling.spec import Pooling
 from nestling.vectors import Floats
 
 CARD_BUDGET = 8192
-"""Tokens of a batch on a card: enough to fill its tensor cores with any matrix of this family."""
+"""Tokens of a batch on a GPU: enough to fill its tensor cores with any matrix of this family."""
 MIB = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """A batch, and which rows of its states are wanted: `last` makes them of (N, D)."""
+    """A batch, and `last`, which turns its states (N, D) into the rows that are wanted."""
 
     items: Sequence[Item]
     adapters: Sequence[int]
@@ -50,7 +50,7 @@ class _Asked:
 
 
 class TorchEngine:
-    """A GGUF file on a device. `arithmetic` is what its products are computed in; `reason` says where and why."""
+    """A GGUF file on a device. `arithmetic`: that of its products; `reason`: where it runs and why."""
 
     name = "torch"
 
@@ -64,7 +64,7 @@ class TorchEngine:
         profile: bool = False,
         arithmetic: ArithmeticName = ArithmeticName.AUTO,
     ) -> None:
-        """`arithmetic`: `auto` is one of its own choosing (`choice`)."""
+        """`arithmetic`: `auto` leaves it to `choice`."""
         self._path, self._on, self._pooling, self._lock = file.path, on, pooling, threading.Lock()
         self._shape, self._profiled = Hyperparameters.of(file), profile
         self._rotary = rotary.Rotary(self._shape)
@@ -89,7 +89,7 @@ class TorchEngine:
         return np.split(states, np.cumsum([len(item) for item in items])[:-1])
 
     def squares(self, items: Sequence[Item], *, adapters: Sequence[int] = ()) -> dict[str, Floats]:
-        """Of each matrix, the sum over a batch's tokens of its input's squares: name -> (W,). Not in int8."""
+        """Each matrix's sum of squares of its input over a batch's tokens: name -> (W,). Not in int8."""
         found = Squares()
         self._answer(_Asked(items, adapters, lambda states: states[:1], found))
         return {name: total.cpu().numpy() for name, total in found.items()}
@@ -125,7 +125,7 @@ class TorchEngine:
         return found
 
     def _answer(self, asked: _Asked) -> Floats:
-        """Run a batch; a second try with half the budget where memory is short."""
+        """Run a batch; when out of memory, try again with half the token budget."""
         with self._working() as model:
             try:
                 return self._run(model, asked)
@@ -177,7 +177,7 @@ class TorchEngine:
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:
-        """Add what the block takes to a stage, if profiled: the device is waited for, so that is its own time."""
+        """Add the block's seconds to a stage, if profiled; waits for the device, so that they are the stage's own."""
         if not self._profiled:
             yield
             return
@@ -189,7 +189,7 @@ class TorchEngine:
 
     @contextmanager
     def _working(self) -> Iterator[TextModel]:
-        """The model, for one thread at a time; EngineError if it is closed, or in one line for what the device says."""
+        """The model, for one thread at a time; EngineError if it is closed or the device fails."""
         with self._lock, torch.inference_mode(), self._device_errors("computing"):
             if self._model is None:
                 raise EngineError("the engine is closed")
@@ -197,7 +197,7 @@ class TorchEngine:
 
     @contextmanager
     def _device_errors(self, doing: str) -> Iterator[None]:
-        """What a device fails with as an EngineError of one line."""
+        """Turn a device's failure into an EngineError of one line."""
         try:
             yield
         except torch.OutOfMemoryError as error:
@@ -208,7 +208,7 @@ class TorchEngine:
 
 
 class Observer:
-    """A float file on a device, answering with the sums of squares that an importance matrix is made of."""
+    """Run a float file on a device to collect the sums of squares of an importance matrix (imatrix)."""
 
     def __init__(self, file: GGUFFile, *, on: Placement, adapters: Sequence[Adapter] = ()) -> None:
         self._engine, self._adapters = TorchEngine(file, on=on, adapters=adapters), len(adapters)
@@ -216,7 +216,7 @@ class Observer:
     def collect(self, sequences: Sequence[Sequence[int]]) -> dict[str, tuple[NDArray[np.float32], int]]:
         """Run the texts: matrix name -> (sum over tokens of the input's squares (W,), number of tokens).
 
-        With adapters, the texts take them in turn, as they stand in the call.
+        With adapters, text i takes adapter i modulo their number.
         """
         items = plain([np.asarray(one, np.int32) for one in sequences])
         adapters = [place % self._adapters for place in range(len(items))] if self._adapters else []

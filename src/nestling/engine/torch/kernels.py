@@ -1,7 +1,7 @@
 """Our three Triton kernels for int8 rows: the product, (norm and) quantize, SwiGLU with rotation and quantize.
 
 Plain functions here, compiled by `triton.jit` below; the launchers check shapes. What they compute is `products`'
-`PlainProducts`. Compiled offline and interpreted on a CPU in tests; which tiles are fastest a card must tell (`tune`).
+`PlainProducts`. Tests compile them offline and interpret them on a CPU; the fastest tiles are timed on the GPU (`tune`).
 """
 
 from typing import NamedTuple
@@ -24,7 +24,7 @@ assert SIDE * SIDE == INNER
 
 
 class Tiles(NamedTuple):
-    """How the product is cut: rows, channels and depth of a tile, warps, stages of the pipeline."""
+    """One tiling of the product: rows, channels and depth of a tile, warps, pipeline stages."""
 
     rows: int
     channels: int
@@ -86,19 +86,19 @@ def _quantize(
 
 
 def _nearest_int8(steps: tl.tensor) -> tl.tensor:
-    """To the nearest int8; half a step goes away from zero."""
+    """Round to the nearest int8, halves away from zero."""
     return (steps + tl.where(steps < 0, -0.5, 0.5)).to(tl.int8)
 
 
 def _absolute(x: tl.tensor) -> tl.tensor:
-    """|x|, infinity for NaN, which a maximum would pass over: so it ends in the row's scale."""
+    """|x|, infinity for NaN: a maximum skips NaN, but infinity propagates to the row's scale."""
     return tl.where(x == x, tl.abs(x), float("inf"))  # noqa: PLR0124 - false for NaN alone
 
 
 def _rotated_block(
     both: tl.tensor, width: tl.tensor, row: tl.tensor, start: tl.tensor, rows: tl.tensor, h: tl.tensor, N: tl.constexpr
 ) -> tl.tensor:
-    """SwiGLU of 256 neighbours of some rows, times H of 256 as two products with H of 16: -> (rows, 16, 16)."""
+    """SwiGLU of a block of 256 values of some rows, times H of 256 as two products with H of 16: -> (rows, 16, 16)."""
     high, low = tl.arange(0, 16)[None, :, None], tl.arange(0, 16)[None, None, :]
     place = both + row[:, None, None].to(tl.int64) * (2 * width) + start + high * 16 + low
     there = (row < rows)[:, None, None] & (high >= 0)
@@ -115,7 +115,7 @@ def _gate(
     both: tl.tensor, values: tl.tensor, scales: tl.tensor, rows: tl.tensor, width: tl.tensor,
     N: tl.constexpr, STEPS: tl.constexpr,
 ) -> None:  # fmt: skip
-    """`N` rows of SwiGLU, rotated and quantized: once for each row's largest value, once more to round."""
+    """`N` rows of SwiGLU, rotated and quantized: one pass for each row's absmax, a second one to round."""
     row = tl.program_id(0) * N + tl.arange(0, N)
     both_bits = tl.arange(0, 16)[:, None] & tl.arange(0, 16)[None, :]
     odd = (both_bits ^ (both_bits >> 1) ^ (both_bits >> 2) ^ (both_bits >> 3)) & 1

@@ -1,4 +1,4 @@
-"""A GGUF file's weights onto a device: one matrix at a time is expanded, rotated where wanted, packed and forgotten."""
+"""Load a GGUF file's weights onto a device: each matrix in turn is dequantized, rotated where wanted, and packed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Loader:
     adapters: Sequence[Adapter] = ()
 
     def text_model(self, stage: Stage) -> TextModel:
-        """Expand, rotate and pack everything."""
+        """Dequantize, rotate and pack all weights."""
         shape = Hyperparameters.of(self.file)
         table = self._read("token_embd.weight")
         if self.arithmetic.rotation is not None:
@@ -69,7 +69,7 @@ class Loader:
         return Linear(names, self.arithmetic.pack(torch.cat(parts)), added, sum(sizes), columns)
 
     def _bias(self, at: str, kinds: Sequence[str], sizes: Sequence[int], rows: int) -> Tensor:
-        """Biases one after another, zero for the adapters' lanes: (rows,)."""
+        """Biases, concatenated, zero for the adapters' lanes: (rows,)."""
         flat = self._outputs(kinds, torch.cat([self._read(f"{at}{kind}.bias") for kind in kinds]), sizes)
         return torch.nn.functional.pad(flat, (0, rows - len(flat))).to(self.arithmetic.bias_dtype)
 
@@ -90,5 +90,5 @@ class Loader:
         return self._up(tensor(self.file, name, threads=self.on.threads))
 
     def _up(self, array: Floats) -> Tensor:
-        """Onto the device, as a copy: arrays of float32 files are read-only views of the file."""
+        """Copy to the device: arrays of float32 files are read-only views of the file."""
         return torch.from_numpy(np.array(array) if not array.flags.writeable else array).to(self.on.device)

@@ -1,4 +1,4 @@
-"""Pool on the device, so that a vector an item is all that comes back."""
+"""Pooling on the device, so that only one vector per item is transferred back."""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -11,7 +11,7 @@ from nestling.spec import Pooling
 
 
 def equal_runs(lengths: Sequence[int]) -> list[tuple[int, int, int]]:
-    """Neighbours of equal length among items one after another: (first row, length, how many)."""
+    """Runs of adjacent items of equal length: (first row, length, number of items)."""
     found, start = [], 0
     for length, group in groupby(lengths):
         count = len(list(group))
@@ -21,7 +21,7 @@ def equal_runs(lengths: Sequence[int]) -> list[tuple[int, int, int]]:
 
 
 def pooled(states: Tensor, items: Sequence[Item], pooling: Pooling) -> Tensor:
-    """Each item's vector: (N, D) rows of B items one after another -> (B, D). Items of equal length go together."""
+    """Each item's vector: (N, D) rows of B items, concatenated -> (B, D). Adjacent items of equal length are pooled at once."""
     lengths = [len(item) for item in items]
     if any(item.pooled for item in items):
         chosen = [rows[one.pooled or slice(None)] for rows, one in zip(states.split(lengths), items, strict=True)]

@@ -1,7 +1,7 @@
-"""int8 products by row and channel: y[n, m] = a[n] b[m] sum_k x[n, k] w[m, k], and what makes their rows.
+"""int8 products by row and channel: y[n, m] = a[n] b[m] sum_k x[n, k] w[m, k], and what quantizes x.
 
-Two makers of the same formulas: `PlainProducts` in torch operations, on any device, for tests and as the specification;
-`KernelProducts` by our Triton kernels, on a card.
+Two implementations of the same formulas: `PlainProducts` in torch operations, on any device, for tests and as the
+specification; `KernelProducts` in our Triton kernels, on a GPU.
 """
 
 from typing import NamedTuple, Protocol
@@ -24,18 +24,18 @@ class Quantized(NamedTuple):
 
 
 class Int8Products(Protocol):
-    """What int8 arithmetic is computed by."""
+    """An implementation of the int8 formulas."""
 
     def normed(self, x: Tensor, eps: float) -> Quantized:
-        """RMSNorm without a weight, rounded: (N, D) float32."""
+        """RMSNorm without a weight, quantized: (N, D) float32."""
         ...
 
     def rows(self, x: Tensor) -> Quantized:
-        """Rounded as they are: (N, D)."""
+        """Quantized: (N, D)."""
         ...
 
     def gated(self, both: Tensor) -> Quantized:
-        """silu(gate) * up, rotated in blocks of `INNER`, rounded: (N, 2 F) -> (N, F)."""
+        """silu(gate) * up, rotated in blocks of `INNER`, quantized: (N, 2 F) -> (N, F)."""
         ...
 
     def times(self, x: Quantized, w: Quantized, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -44,7 +44,7 @@ class Int8Products(Protocol):
 
 
 def quantized(x: Tensor) -> Quantized:
-    """Each row to the nearest of 255 steps, its absmax the last; NaN and infinity go into the scale."""
+    """Symmetric absmax quantization to [-127, 127] per row; NaN and infinity propagate to the scale."""
     x = x.float()
     largest = x.abs().amax(-1)
     steps = LEVELS / largest.clamp(min=torch.finfo(torch.float32).tiny)
@@ -52,7 +52,7 @@ def quantized(x: Tensor) -> Quantized:
 
 
 class PlainProducts:
-    """By torch operations; the sum is taken in float32, exact to 2^24."""
+    """In torch operations; sums are accumulated in float32, exact up to 2^24."""
 
     def normed(self, x: Tensor, eps: float) -> Quantized:
         """See `Int8Products`."""

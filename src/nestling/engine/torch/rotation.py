@@ -1,9 +1,9 @@
 """The Hadamard rotation under which int8 per row and channel is nearly exact, folded into the weights.
 
-Outliers of a few channels are spread over all, so that one scale a row serves. Rotated are: the residual stream (norm
-scales first go into the next matrices, since a norm without scales commutes with a rotation), each head's values (into
-`attn_v`, its bias and `attn_output`), and the input of `ffn_down`, in blocks of 256, the only one that costs time at
-every token. H is symmetric and orthogonal, its own inverse. Cost in the vector: docs/decisions.
+It spreads the outliers of a few channels over all, so that one scale fits a row. It applies to the residual stream (norm
+scales are folded into the next matrices first, since a norm without scales commutes with a rotation), to each head's
+values (in `attn_v`, its bias and `attn_output`), and to the input of `ffn_down`, in blocks of 256, the only one that
+costs time at every token. H is symmetric and orthogonal, its own inverse. Cost in the vector: docs/decisions.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from nestling.engine.hyperparameters import Hyperparameters
 INNER = 256
 """Block of the rotation before `ffn_down`."""
 SMALLEST = 64
-"""A smaller block than this would spread nothing."""
+"""Smallest block: a smaller one would hardly spread outliers."""
 NORM_OF = {
     "attn_q": "attn_norm", "attn_k": "attn_norm", "attn_v": "attn_norm", "ffn_gate": "ffn_norm", "ffn_up": "ffn_norm",
 }  # fmt: skip
@@ -32,7 +32,7 @@ def hadamard(size: int, device: torch.device | None = None) -> Tensor:
 
 
 def rotate(x: Tensor, block: int) -> Tensor:
-    """Every `block` neighbours of the last axis times H: (..., W) -> (..., W) float32."""
+    """Each block of the last axis times H: (..., W) -> (..., W) float32."""
     parts = x.float().reshape(*x.shape[:-1], -1, block)
     return (parts @ hadamard(block, x.device)).reshape(x.shape)
 
@@ -46,11 +46,11 @@ class Rotation:
 
     @classmethod
     def of(cls, shape: Hyperparameters) -> Self:
-        """For a model that `misfit` finds nothing wrong with."""
+        """For a model without `misfit`."""
         return cls(shape.hidden & -shape.hidden, shape.head_dim & -shape.head_dim)
 
     def into_residual(self, rows: Tensor) -> Tensor:
-        """Rows as the residual stream has them, and back: (R, D) -> (R, D)."""
+        """Rotate rows into the residual stream's basis, or back: (R, D) -> (R, D)."""
         return rotate(rows, self.hidden)
 
     def inputs(self, kind: str, w: Tensor, norms: dict[str, Tensor]) -> Tensor:

@@ -1,8 +1,8 @@
 """The text model of a GGUF file in torch: packed rows in, final-norm hidden states out.
 
-Items stand one after another without padding: products and norms see real tokens alone, and attention keeps items
-apart. What is wide (the feed-forward part) goes in pieces of at most `most_rows` rows, so that a long item needs
-memory for its own keys and values in one layer only. The residual stream is float32 in every arithmetic.
+Items are packed without padding: products and norms run on real tokens only, and attention keeps items apart. The wide
+feed-forward part runs in pieces of at most `most_rows` rows, so that a long item needs memory for its keys and values
+in one layer only. The residual stream is float32 in every arithmetic.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ Squares = dict[str, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """One product: matrices of a layer one under another, `out` rows together, below them the A of every adapter.
+    """One product: stacked matrices of a layer, with `out` rows, and the A of every LoRA adapter below them.
 
     `columns`: the adapters' B side by side, (out, lanes) float; None without adapters. `names`: the matrices'.
     """
@@ -49,10 +49,10 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What goes through together, N rows of B items: cosines and sines (N, 1, d / 2), gates of the adapters' lanes.
+    """A packed batch, N rows of B items: cosines and sines (N, 1, d / 2), gates of the adapters' lanes.
 
-    `gates`: of each row, for one matrix (N, lanes), scaled by its adapter and zero for the others; None without.
-    `squares` takes each matrix's sum over the rows of its input's squares, when it is there.
+    `gates`: for one matrix (N, lanes), a row's adapter's scaling in its lanes, else zero; None without adapters.
+    `squares`, if given, collects the sum of squares of each matrix's input over the rows.
     """
 
     runs: Runs
@@ -78,22 +78,22 @@ class TextModel:
         return functional.embedding(ids, self.table).float()
 
     def into_basis(self, rows: Tensor) -> Tensor:
-        """Rows from outside, (R, D), as the residual stream has them."""
+        """Input rows (R, D) in the residual stream's basis (rotated or not)."""
         rotation = self.arithmetic.rotation
         return rows if rotation is None else rotation.into_residual(rows)
 
     def run(self, x: Tensor, layer: Layer, batch: Batch, most_rows: int) -> None:
-        """One layer, in place: (N, D), in pieces of at most so many rows."""
+        """One layer, in place: (N, D), in pieces of at most `most_rows` rows."""
         self._attention(x, layer, batch, most_rows)
         for piece in pieces(len(x), most_rows):
             x[piece] += self._feed_forward(x[piece], layer, batch, piece)
 
     def normed(self, x: Tensor) -> Tensor:
-        """The last norm, without its weight: (N, D) -> (N, D). `finished` makes hidden states of it."""
+        """The final norm without its weight: (N, D) -> (N, D). `finished` turns it into hidden states."""
         return functional.rms_norm(x, x.shape[-1:], eps=self.shape.rms_eps)
 
     def finished(self, states: Tensor) -> Tensor:
-        """The basis left and the last norm's weight put on: (R, D) -> (R, D). Linear, so it may follow pooling."""
+        """Undo the rotation and apply the final norm's weight: (R, D) -> (R, D). Linear, so it may follow pooling."""
         rotation = self.arithmetic.rotation
         return (states if rotation is None else rotation.into_residual(states)) * self.output_norm
 
@@ -127,7 +127,7 @@ class TextModel:
         return self._times(inner, layer.down, batch, piece)
 
     def _times(self, x: Rows, linear: Linear, batch: Batch, piece: slice) -> Tensor:
-        """A product with its bias and, row by row, its adapter's change: (N, in) -> (N, out)."""
+        """A product with its bias and each row's LoRA update: (N, in) -> (N, out)."""
         if batch.squares is not None:
             _observe(x, linear, batch.squares)
         with self.stage("matrix products"):
@@ -147,11 +147,11 @@ def _observe(x: Rows, linear: Linear, squares: Squares) -> None:
 
 
 def pieces(rows: int, most: int) -> Iterator[slice]:
-    """Rows in pieces of at most so many."""
+    """Slices of at most `most` rows that cover all."""
     return (slice(start, min(rows, start + most)) for start in range(0, rows, most))
 
 
 def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (i, i + d/2) of a head, in float32: (N, H, d), two of (N, 1, d / 2) -> (N, H, d)."""
+    """Rotate each pair (i, i + d/2) of a head, in float32: (N, H, d), two of (N, 1, d / 2) -> (N, H, d)."""
     a, b = x.float().chunk(2, -1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), -1).to(x.dtype)

@@ -1,7 +1,7 @@
-"""What every weight format does: arrays for a matrix, filled from float32 rows, and the product with them as nodes.
+"""The interface of weight formats: arrays that hold a matrix, filled from float32 rows, and the product as graph nodes.
 
-A format knows no files and no tensor names. Its arrays have one entry a row of the matrix on their first axis, so that
-matrices are stacked, and filled piece by piece on several threads, by slices of it.
+A format knows no files and no tensor names. The first axis of its arrays is that of the matrix's rows: slices of it
+stack matrices, and are filled chunk by chunk on several threads.
 """
 
 from collections import deque
@@ -38,7 +38,7 @@ class Space:
 
 @dataclass(frozen=True, slots=True)
 class Factor:
-    """The left side of products: rows as nodes, and what each product's row is multiplied by afterwards, (N, 1)."""
+    """The left side of products: activations as a node, and the scales (N, 1) of the product's rows, if any."""
 
     rows: Node
     scale: Node | None = None
@@ -57,7 +57,7 @@ class WeightFormat(Protocol):
         ...
 
     def copy(self, raw: NDArray[np.uint8], kind: QuantType, into: Arrays) -> bool:
-        """Take stored rows as they are; False where the format holds them otherwise."""
+        """Copy stored rows unchanged; False where the format differs from the stored one."""
         ...
 
     def fill(self, rows: Floats, into: Arrays) -> None:
@@ -65,7 +65,7 @@ class WeightFormat(Protocol):
         ...
 
     def factor(self, x: Node) -> Factor:
-        """Rows as this format multiplies them; serves several products."""
+        """Activations in the form that this format multiplies; one factor serves several products."""
         ...
 
     def times(self, x: Factor, matrix: Arrays) -> Node:
@@ -84,7 +84,7 @@ def part(arrays: Arrays, start: int, stop: int) -> Arrays:
 
 
 def in_chunks(one: Callable[[int, int], None], count: int, threads: int) -> None:
-    """Call for all rows, a chunk at a time, on several threads."""
+    """Call `one(start, stop)` for all rows, a chunk at a time, on several threads."""
     starts = range(0, count, CHUNK_ROWS)
     with ThreadPoolExecutor(threads) as pool:
         deque(pool.map(one, starts, [min(count, start + CHUNK_ROWS) for start in starts]), maxlen=0)

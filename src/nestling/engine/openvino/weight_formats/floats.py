@@ -32,7 +32,7 @@ class FloatFormat:
         return [Space((rows, width), _HELD[self.kind])]
 
     def copy(self, raw: NDArray[np.uint8], kind: QuantType, into: Arrays) -> bool:
-        """The file's own numbers."""
+        """Copies values that are stored in this type."""
         if kind is self.kind:
             into[0][...] = raw.view(into[0].dtype)
         return kind is self.kind
@@ -42,7 +42,7 @@ class FloatFormat:
         into[0][...] = rows
 
     def factor(self, x: Node) -> Factor:
-        """As they are."""
+        """Activations unchanged."""
         return Factor(x)
 
     def times(self, x: Factor, matrix: Arrays) -> Node:

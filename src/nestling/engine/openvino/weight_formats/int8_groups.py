@@ -1,7 +1,7 @@
-"""Matrices as int8 with one float32 scale per group of a row; the plugin rounds activations in the same groups.
+"""Matrices as int8 with one float32 scale per group of a row; the plugin quantizes activations in the same groups.
 
-That it does so where the processor has int8 dot products (`DYNAMIC_QUANTIZATION_GROUP_SIZE`); elsewhere the weights
-are expanded group by group and multiplied in floating point.
+It does so (`DYNAMIC_QUANTIZATION_GROUP_SIZE`) where the processor has int8 dot products; elsewhere it dequantizes the
+weights group by group and multiplies in floating point.
 """
 
 from collections.abc import Sequence
@@ -54,7 +54,7 @@ class Int8Groups:
         absmax(rows.reshape(into[0].shape), into)
 
     def factor(self, x: Node) -> Factor:
-        """As they are: the plugin rounds them."""
+        """Activations unchanged: the plugin quantizes them."""
         return Factor(x)
 
     def times(self, x: Factor, matrix: Arrays) -> Node:
@@ -65,7 +65,7 @@ class Int8Groups:
 
 
 def absmax(groups: Floats, into: Arrays) -> None:
-    """Numbers (..., n) to int8 values (..., n) and float32 scales (..., 1)."""
+    """Quantize floats (..., n) to int8 values (..., n) and float32 scales (..., 1)."""
     values, scales = into
     largest = np.maximum(groups.max(-1, keepdims=True), -groups.min(-1, keepdims=True))
     scales[...] = largest / LEVELS

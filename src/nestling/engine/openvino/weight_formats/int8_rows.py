@@ -1,9 +1,9 @@
-"""Matrices as int8 with one scale a row, times rows of int8 with one scale each: the form that int8 hardware wants.
+"""Int8 matrices with one scale per row, times int8 activations with one scale per row: the form int8 hardware wants.
 
-Written as a static FakeQuantize, which the plugin's low-precision pass turns into a product of int8 by int8, although
-a row's scale is its own: it is divided by before and multiplied with after. Rows that come out of a norm need neither:
-their mean square is 1 and, after a rotation, their tails are those of a normal distribution (`rotation`), so that the
-range of the steps is the same for all of them.
+The plugin's low-precision pass turns a static FakeQuantize into an int8 product. As its range is fixed, activations are
+divided by their row's scale before it, and the product is multiplied by that scale. Rows that come out of a norm need
+neither: their mean square is 1 and, after a rotation, their tails are those of a normal distribution (`rotation`), so
+that one range fits all of them.
 """
 
 from collections.abc import Sequence
@@ -25,10 +25,10 @@ TINY = float(np.finfo(np.float32).tiny)
 
 @dataclass(frozen=True, slots=True)
 class Int8Rows:
-    """`limit`: the largest number of a row, where it is known for all rows; else each row's own absmax.
+    """`limit`: the fixed range of all rows of activations; None takes each row's own absmax.
 
-    `block`: both sides are rotated in Hadamard blocks of this size before they are rounded, if it is given: for
-    inputs whose rotation no other matrix can undo.
+    `block`: size of the Hadamard blocks in which both sides are rotated before quantization, None for no rotation: for
+    inputs whose rotation cannot be folded into other matrices.
     """
 
     limit: float | None = None
@@ -44,7 +44,7 @@ class Int8Rows:
         return [Space((rows, width), np.dtype(np.int8)), Space((rows, 1), np.dtype(np.float32))]
 
     def copy(self, raw: NDArray[np.uint8], kind: QuantType, into: Arrays) -> bool:
-        """No file has such rows."""
+        """Always False: no file stores such rows."""
         del raw, kind, into
         return False
 
@@ -53,7 +53,7 @@ class Int8Rows:
         absmax(rows if self.block is None else spread(rows, self.block), into)
 
     def factor(self, x: Node) -> Factor:
-        """Rotated, rounded."""
+        """Activations rotated and quantized."""
         turned = x if self.block is None else _turned(x, self.block)
         if self.limit is not None:
             return Factor(_rounded(turned, self.limit))
@@ -68,7 +68,7 @@ class Int8Rows:
 
 
 def _rounded(x: Node, limit: float) -> Node:
-    """To the nearest of 255 steps from -limit to limit; what lies beyond becomes the last."""
+    """Quantize to 255 levels from -limit to limit, with clipping."""
     low, high = number(-limit), number(limit)
     return op.fake_quantize(x, low, high, low, high, 2 * LEVELS + 1)
 

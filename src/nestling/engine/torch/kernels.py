@@ -1,7 +1,7 @@
 """Our three Triton kernels for int8 rows: the product, (norm and) quantize, SwiGLU with rotation and quantize.
 
 Plain functions here, compiled by `triton.jit` below; the launchers check shapes. What they compute is `products`'
-`PlainProducts`. Tests compile them offline and interpret them on a CPU; the fastest tiles are timed on the GPU (`tune`).
+`PlainProducts`. Tests compile them offline and interpret them on a CPU; tiles are timed on the GPU (`tune`).
 """
 
 from typing import NamedTuple

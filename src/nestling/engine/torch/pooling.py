@@ -21,7 +21,7 @@ def equal_runs(lengths: Sequence[int]) -> list[tuple[int, int, int]]:
 
 
 def pooled(states: Tensor, items: Sequence[Item], pooling: Pooling) -> Tensor:
-    """Each item's vector: (N, D) rows of B items, concatenated -> (B, D). Adjacent items of equal length are pooled at once."""
+    """Each item's vector: (N, D) rows of B items, concatenated -> (B, D). Items of equal length go together."""
     lengths = [len(item) for item in items]
     if any(item.pooled for item in items):
         chosen = [rows[one.pooled or slice(None)] for rows, one in zip(states.split(lengths), items, strict=True)]

@@ -1,7 +1,7 @@
 """Attention over packed rows: the tokens of several items one after another, without padding.
 
-torch's own variable-length attention on CUDA in bfloat16; elsewhere scaled_dot_product_attention, for all items of equal
-length at once. An item's rows never depend on another item. Keys that query heads share are not repeated.
+torch's own variable-length attention on CUDA in bfloat16; elsewhere scaled_dot_product_attention, for all items of
+equal length at once. An item's rows never depend on another item. Keys that query heads share are not repeated.
 """
 
 import inspect

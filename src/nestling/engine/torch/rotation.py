@@ -1,9 +1,9 @@
 """The Hadamard rotation under which int8 per row and channel is nearly exact, folded into the weights.
 
 It spreads the outliers of a few channels over all, so that one scale fits a row. It applies to the residual stream
-(norm scales are folded into the next matrices first, since a norm without scales commutes with a rotation), to each head's
-values (in `attn_v`, its bias and `attn_output`), and to the input of `ffn_down`, in blocks of 256, the only one that
-costs time at every token. H is symmetric and orthogonal, its own inverse. Cost in the vector: docs/decisions.
+(norm scales are folded into the next matrices first, since a norm without scales commutes with a rotation), to each
+head's values (in `attn_v`, its bias and `attn_output`), and to the input of `ffn_down`, in blocks of 256, the only one
+that costs time at every token. H is symmetric and orthogonal, its own inverse. Cost in the vector: docs/decisions.
 """
 
 from dataclasses import dataclass

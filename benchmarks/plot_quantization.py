@@ -5,6 +5,7 @@ python -m benchmarks.plot_quantization
 
 import json
 import math
+import textwrap
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -133,8 +134,9 @@ def _fill(parts: dict[str, str]) -> None:
     text = page.read_text("utf-8")
     for name, part in parts.items():
         first, last = f"<!-- {name} -->", f"<!-- /{name} -->"
+        wrapped = "\n".join(row if row.startswith("|") else textwrap.fill(row, 120) for row in part.splitlines())
         before, _, rest = text.partition(first)
-        text = f"{before}{first}\n{part}\n{last}{rest.partition(last)[2]}"
+        text = f"{before}{first}\n{wrapped}\n{last}{rest.partition(last)[2]}"
     page.write_text(text, "utf-8")
 
 

@@ -1,11 +1,11 @@
-"""Corpus jobs: texts of files to vectors of files, shard by shard, resumed after anything.
+"""Corpus jobs: embed the rows of files into files of vectors, shard by shard; an interrupted job resumes.
 
     from nestling import bulk
     outcome = bulk.run(["corpus/*.parquet"], Path("vectors"), bulk.JobSpec("starter-retrieval", dimensions=128))
     hits = bulk.search(Path("vectors"), "How do I open a socket?", top=10)
 
 Needs the extra `bulk` (pyarrow, fsspec); running on Ray the extra `ray`, a LanceDB table the extra `lance`. The names
-here are imported when they are first used.
+here are imported on first use.
 """
 
 from typing import TYPE_CHECKING, Any

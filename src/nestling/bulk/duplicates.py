@@ -1,7 +1,7 @@
-"""Rows whose id an earlier row has, found in constant memory: hashes go to buckets on disk, sorted one at a time.
+"""Find rows that repeat an earlier row's id, in constant memory: hashes go to buckets on disk, sorted one at a time.
 
-Ids are compared by 128 bits of BLAKE2b of their text, so 1 and "1" are one id. A row is named by its place in the
-whole source. Equal sources give equal answers, whatever the machine.
+Ids are compared by 128 bits of BLAKE2b of their text, so 1 and "1" are one id. A row is named by its index in the
+whole source. Equal sources give equal results on every machine.
 """
 
 import hashlib
@@ -17,11 +17,11 @@ BUCKETS = 64
 DIGEST_BYTES = 16
 _ENTRY = np.dtype([("high", "<u8"), ("low", "<u8"), ("row", "<i8")])
 Pairs = NDArray[np.int64]
-"""(N, 2): a row that repeats an id, and the first row that has it; by the first column in order."""
+"""(N, 2): a row that repeats an id, and the first row with that id; sorted by the first column."""
 
 
 class Ids:
-    """Collects the ids of a source's rows, in order. A context manager: its files go away at its end."""
+    """Collects the ids of a source's rows, in order. A context manager, which removes its files on exit."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix=PREFIX, dir=folder)
@@ -29,7 +29,7 @@ class Ids:
         self.rows = 0
 
     def add(self, ids: Sequence[object]) -> None:
-        """The ids of the next rows; None is no id and is never a duplicate."""
+        """Add the ids of the next rows; None means no id and is never a duplicate."""
         places = [place for place, one in enumerate(ids) if one is not None]
         digests = b"".join([_digest(ids[place]) for place in places])
         entries = np.empty(len(places), _ENTRY)
@@ -47,11 +47,11 @@ class Ids:
         self.rows += len(ids)
 
     def mark(self) -> tuple[int, list[int]]:
-        """What `back_to` goes back to."""
+        """The present state, for `back_to`."""
         return self.rows, [file.tell() for file in self._files]
 
     def back_to(self, mark: tuple[int, list[int]]) -> None:
-        """Forget what came after `mark`: the rows of a file that turned out to be broken."""
+        """Drop the ids added after `mark`: those of a file that turned out to be broken."""
         self.rows, ends = mark
         for file, end in zip(self._files, ends, strict=True):
             file.seek(end)

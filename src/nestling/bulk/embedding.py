@@ -1,7 +1,7 @@
-"""Rows to vectors: texts in batches of like length, then images in groups, decoded while the group before is computed.
+"""Rows to vectors: texts in batches of similar length, then images in groups; the next is decoded during the last.
 
-Which rows share a batch depends on the rows alone. A row that cannot be embedded is named with its reason, and the
-others go on. Knows no files of results.
+Which rows share a batch depends on the rows alone. A row that cannot be embedded is reported with its reason, and does
+not stop the others. Does not know the result's files.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,12 +21,12 @@ from nestling.models.embedder import Embedder
 from nestling.vectors import Floats
 
 GROUP_WORK = 1 << 14
-"""Work of the images that are decoded together, in tokens of text: the pixels of about ten of the largest are held."""
+"""Work of the images in a group, in tokens of text: the pixels of about ten of the largest are held in memory."""
 
 Ticked = Callable[[int, int], None]
-"""Called with (rows, tokens) that are done."""
+"""Called with the numbers of (rows, tokens) just done."""
 Bad = dict[int, str]
-"""Why rows cannot be embedded, by place."""
+"""Why rows cannot be embedded, by index."""
 _Group = tuple[list[int], list[Item]]
 
 
@@ -36,7 +36,7 @@ def tick_nobody(_rows: int, _tokens: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """The rows that have a vector, by place, their vectors (B, D), and what they took, in tokens of text."""
+    """The indices of the rows that have a vector, the vectors (B, D), and their work, in tokens of text."""
 
     places: list[int]
     rows: Floats
@@ -45,14 +45,14 @@ class Embedded:
 
 @dataclass(frozen=True, slots=True)
 class RowEmbedder:
-    """Embeds rows with a job's settings, in vectors of so many numbers."""
+    """Embeds rows with a job's settings, in vectors of `dimensions` numbers."""
 
     embedder: Embedder
     what: JobSpec
     dimensions: int
 
     def embed(self, rows: Rows, table: Found, bad: Bad, ticked: Ticked) -> Embedded:
-        """The vectors of the rows that are not bad; those that turn out to be join them. `table` is their file."""
+        """The vectors of the rows not in `bad`; rows that cannot be embedded are added to it. `table`: their file."""
         size, before = len(rows.texts), len(bad)
         found, tokens = np.empty((size, self.dimensions), np.float32), 0
         ticked(before, 0)
@@ -89,7 +89,7 @@ class RowEmbedder:
         yield list(group), list(group.values())
 
     def _tokenize(self, rows: Rows, places: Sequence[int], bad: Bad) -> list[TokenIds]:
-        """Ids of the texts of these rows; those that cannot be had join the bad ones."""
+        """Token ids of the texts of these rows; rows that cannot be tokenized are added to `bad`."""
         texts: list[Any] = [rows.texts[place] for place in places]
         try:
             return self._ids(texts)

@@ -1,8 +1,8 @@
-"""Exact search over a job's result: every vector is compared, one shard at a time, mapped and not loaded.
+"""Exact search over a job's result: every vector is compared, one mmapped shard at a time.
 
-The prompt, the size and the model are those of the manifest. Scores: float, float16 and int8 vectors by their cosine
-with the query; binary ones by the cosine of the query, which stays as it is, with their signs as +1 and -1 (finer
-than counting equal bits, since the query's sizes count). A LanceDB table is searched by LanceDB.
+The prompt, the dimensions and the model are those of the manifest. The score is the cosine with the query. Binary
+vectors are taken as +1 and -1 and compared with the float query (finer than the Hamming distance). A LanceDB table is
+searched by LanceDB.
 """
 
 import heapq
@@ -36,12 +36,12 @@ _UNPACK: dict[VectorType, Callable[[NDArray[Any]], Floats]] = {
     VectorType.INT8: vectors.from_int8,
     VectorType.BINARY: vectors.from_ubinary,
 }
-"""Stored rows to unit rows."""
+"""How stored rows become unit vectors."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A row that was found: its score from -1 to 1, its id, and the columns that were kept."""
+    """A row that was found: its score from -1 to 1, its id, and its kept columns."""
 
     score: float
     id: str | int
@@ -50,7 +50,7 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The best rows, best first, and how many of the job's rows could be searched so far.
+    """The nearest rows, best first, and how many of the job's rows have been embedded and searched.
 
     `untrained`: images were compared by a vision tower that was never trained, so that their scores mean nothing.
     """
@@ -103,7 +103,7 @@ def _query(job: Job, query: str | ImageLike, model: str | None, threads: int | N
 
 
 def nearest(job: Job, log: Log, query: Floats, *, top: int) -> list[tuple[float, str, int]]:
-    """The best (score, shard, row of the shard's file), best first; of equal scores the earlier row."""
+    """The best (score, shard, row of the shard's file), best first; of equal scores the earlier row first."""
     best: list[tuple[float, int, str, int]] = []
     place = 0
     for shard, stored in _stored(job, log):
@@ -116,7 +116,7 @@ def nearest(job: Job, log: Log, query: Floats, *, top: int) -> list[tuple[float,
 
 
 def _stored(job: Job, log: Log) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Every finished shard's vectors as they are stored: (N, width)."""
+    """Every finished shard's stored vectors: (N, width)."""
     for shard in job.plan.shards():
         if shard.name in log.finished and log.finished[shard.name].rows:
             yield shard.name, read_vectors(job.path(shard.name))

@@ -1,6 +1,6 @@
 """Images of a source: a folder's image files as rows, and what a column's value means as an image.
 
-Nothing is read before it is asked for, and nothing decoded here.
+Files are read on demand, and decoded elsewhere.
 """
 
 from pathlib import Path
@@ -13,9 +13,9 @@ from nestling.errors import ImageError
 from nestling.inputs.image import LIMITS, is_path, read_file
 
 PARTS = {"bytes", "path"}
-"""Keys of an image as Hugging Face's data sets store it."""
+"""Keys of an image as Hugging Face datasets store it."""
 SHOWN_LETTERS = 100
-"""Of a path in a message: what is meant as base64 may be a long one."""
+"""Most characters of a path in a message: a "path" may be long base64."""
 
 
 class ImageFilesReader:
@@ -25,7 +25,7 @@ class ImageFilesReader:
         self._files = file.parts
 
     def survey(self, wanted: Wanted, _every: int, on_ids: OnIds) -> Survey:
-        """A row a file."""
+        """One row per file."""
         if wanted.id is None:
             return Survey(len(self._files), (), pa.schema([]), (), images=True)
         on_ids([file.name for file in self._files])
@@ -43,10 +43,10 @@ class ImageFilesReader:
 
 
 def contents(value: object, table: Found) -> bytes | str:
-    """What a row has for its image, as an embedder takes it: a file's bytes or a data URI.
+    """A row's image as an embedder takes it: a file's bytes or a data URI.
 
     `value`: an image file of the source, or what a column of `table` has: bytes, a path from the table's folder, a
-    data URI, or both as Hugging Face's data sets store an image, {bytes, path}. ImageError for anything else.
+    data URI, or {bytes, path} as Hugging Face datasets store an image. ImageError for anything else.
     """
     if isinstance(value, dict) and PARTS & value.keys():
         value = value.get("path") if value.get("bytes") is None else value["bytes"]

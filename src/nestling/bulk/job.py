@@ -1,4 +1,4 @@
-"""The library call: plan a job or take it up again, run what is left, finish it."""
+"""The library call: plan a job or resume it, run the remaining shards, finish it."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -36,7 +36,7 @@ def run(
     *,
     progress: ProgressCallback = no_progress,
 ) -> Outcome:
-    """Embed every row of `source` (files, folders, patterns) into the folder `out`, resuming where a run ended.
+    """Embed every row of `source` (files, folders, patterns) into the folder `out`, resuming an interrupted run.
 
     A setting that cannot be honoured is a UsageError; another job in `out`, a changed source and too many rejects are
     a BuildError; a file that cannot be read is a FileFormatError. `progress` is called after every batch.
@@ -57,7 +57,7 @@ def run(
             meter = Meter(job.plan.rows, log.rows + log.rejected, progress)
             _embed(job, log, left, (_setup(job, files, how), how, meter))
         _finish(job, log, how)
-    own = sources.BESIDE_TABLES if what.image_column else ""  # the files that the column names
+    own = sources.BESIDE_TABLES if what.image_column else ""  # image files that the column refers to
     skipped = (*(reason for _, reason in job.plan.skipped), *found.said(but=own))
     seconds = time.monotonic() - began
     return Outcome(out, log.rows, log.rejected, len(shards), len(left), meter.tokens, seconds, skipped)
@@ -80,14 +80,14 @@ class Meter:
         self.tick(0, 0)
 
     def tick(self, rows: int, tokens: int) -> None:
-        """So many rows and tokens more."""
+        """Add finished rows and tokens."""
         self._rows, self.tokens = self._rows + rows, self.tokens + tokens
         seconds = time.monotonic() - self._began
         self._progress(Status(self._before + self._rows, self._total, self._rows, self.tokens, seconds))
 
 
 def _check_index(what: JobSpec, how: RunOptions, rows: int = INDEX_ROWS) -> None:
-    """Refuse before the job what LanceDB would refuse after it."""
+    """Refuse, before the job, an index that LanceDB would refuse after it."""
     if how.index and what.embedding_type == VectorType.INT8:
         raise UsageError("index: LanceDB has none for int8 vectors; take float, float16 or binary", param="index")
     if how.index and rows < INDEX_ROWS:
@@ -95,7 +95,7 @@ def _check_index(what: JobSpec, how: RunOptions, rows: int = INDEX_ROWS) -> None
 
 
 def _job(out: Path, files: Sequence[Found], what: JobSpec, context: tuple[Model, RunOptions]) -> Job:
-    """The job of the folder, if it is this one; a new one in an empty folder."""
+    """The folder's job, if it is the same one; a new job in an empty folder."""
     model, how = context
     if not (out / manifest.JOB).exists():
         manifest.check_free(out)
@@ -109,7 +109,7 @@ def _job(out: Path, files: Sequence[Found], what: JobSpec, context: tuple[Model,
 
 
 def _taken(job: Job, files: Sequence[Found]) -> list[Found]:
-    """The files that the plan did not leave out."""
+    """The files that the plan did not skip."""
     skipped = {name for name, _ in job.plan.skipped}
     return [file for file in files if file.name not in skipped]
 

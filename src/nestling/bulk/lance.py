@@ -1,7 +1,7 @@
-"""A job's result as a LanceDB table: made of the finished shards in one commit, and searched. The home of lancedb.
+"""A job's result as a LanceDB table: written from the finished shards in one commit, and searched. Imports lancedb.
 
-The table is complete or absent: one that a killed run left incomplete is made again. The Parquet files stay, since
-they are what a job goes on from. The index is LanceDB's own: IVF-PQ for numbers, IVF-FLAT for bits.
+The table is complete or absent: one that a killed run left incomplete is written again. The Parquet files stay, since a
+job resumes from them. The index is LanceDB's own: IVF-PQ for numbers, IVF-FLAT for bits.
 """
 
 import json
@@ -23,7 +23,7 @@ NAME = "vectors"
 
 
 def make(job: Job, *, index: bool) -> None:
-    """Make the table, and the index if it is wanted and not there. A job whose table is whole is left as it is."""
+    """Make the table, with an index if it is wanted, unless the folder already has it complete."""
     done = job.folder / TABLE_DONE
     told = json.loads(done.read_text()) if done.exists() else {}
     if told.get("job") == job.id and told["index"] >= index:

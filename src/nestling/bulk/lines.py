@@ -1,7 +1,7 @@
-"""Rows of text files: JSON lines and CSV. Any range of them, by the place that it begins at.
+"""Rows of text files: JSON Lines and CSV. Any range of rows can be read from the position of its first.
 
-Empty lines are no rows. A row that is not JSON, or not CSV, or has more or fewer fields than the header, is a fault of
-that row alone and named with its line: after a record that is not CSV, reading resumes at the second of its lines. The
+Empty lines are skipped. A row that is not JSON, or not CSV, or has more or fewer fields than the header, is rejected
+alone, with its line number; after a record that is not CSV, reading resumes at the record's second line. The
 types of JSON columns are those of all rows.
 """
 
@@ -31,20 +31,20 @@ from nestling.bulk.text_file import Lines
 from nestling.errors import FileFormatError
 
 SHOWN_COLUMNS = 1000
-"""Columns of a JSON lines file that are remembered for messages."""
+"""Columns of a JSON Lines file that are remembered for messages."""
 SURVEY_ROWS = 1 << 14
 _FIELD_LIMIT = 1 << 26
-"""Characters of a CSV field; a quotation mark that nothing closes is found out after so many."""
+"""Most characters of a CSV field; an unclosed quotation mark is detected after so many."""
 
 Row = dict[str, Any] | str
 """A row's values by column, or what is wrong with it."""
 
 
 class Parser(Protocol):
-    """How lines become rows."""
+    """Parses lines into rows."""
 
     def rows(self, lines: Lines) -> Iterator[Row]:
-        """Rows from the lines' place on, one at a time: after each, `lines.place` is where the next one begins."""
+        """Rows from the lines' present place on; after each, `lines.place` is where the next one begins."""
         ...
 
     def schema(self, wanted: Wanted) -> pa.Schema:
@@ -58,7 +58,7 @@ class Parser(Protocol):
 
 
 class JsonLines:
-    """One JSON object a line."""
+    """One JSON object per line."""
 
     def __init__(self, _lines: Lines, wanted: Wanted) -> None:
         self._kinds: dict[str, set[str]] = {}
@@ -66,14 +66,14 @@ class JsonLines:
         self._wanted = wanted.names
 
     def rows(self, lines: Lines) -> Iterator[Row]:
-        """A row a line that is not empty."""
+        """One row per line that is not empty."""
         for line in lines:
             if line.strip():
                 row = _json_row(line)
                 yield f"{row} (line {lines.place[1] - 1})" if isinstance(row, str) else row
 
     def note(self, row: dict[str, Any]) -> None:
-        """Take a row's types in."""
+        """Note the types of a row's values."""
         if len(self._seen) < SHOWN_COLUMNS:
             self._seen |= dict.fromkeys(row)
         for name in self._wanted:
@@ -81,7 +81,7 @@ class JsonLines:
                 self._kinds.setdefault(name, set()).add(_kind_of(row[name]))
 
     def schema(self, wanted: Wanted) -> pa.Schema:
-        """By the kinds of all values of a column."""
+        """Inferred from all values of each column."""
         return pa.schema([(name, _type_of(self._kinds[name])) for name in wanted.names if name in self._kinds])
 
     @property
@@ -94,7 +94,7 @@ def _json_row(line: bytes) -> Row:
     try:
         row = json.loads(
             line.decode("utf-8", "surrogatepass").removeprefix("\ufeff")
-        )  # files that were joined have marks inside
+        )  # concatenated files have byte order marks inside
     except UnicodeDecodeError:
         return "not UTF-8"
     except (ValueError, RecursionError) as error:
@@ -122,7 +122,7 @@ def _type_of(kinds: set[str]) -> pa.DataType:
 
 
 class Csv:
-    """Comma-separated values with a header (RFC 4180); every value is text, an empty one of a kept column too."""
+    """Comma-separated values with a header (RFC 4180); every value is text, an empty one too."""
 
     def __init__(self, lines: Lines, _wanted: Wanted) -> None:
         csv.field_size_limit(_FIELD_LIMIT)
@@ -138,7 +138,7 @@ class Csv:
             raise FileFormatError(f"two columns are called {twice!r}")
 
     def rows(self, lines: Lines) -> Iterator[Row]:
-        """A row a record."""
+        """One row per record."""
         if lines.place == START:
             _record(lines)  # the header
         while True:
@@ -168,7 +168,7 @@ class Csv:
 
 
 def _record(lines: Lines) -> list[str] | str | None:
-    """The next record: its fields, or what is wrong with its first line; None at the end. An empty line is []."""
+    """The next record: its fields, or the fault of its first line; None at the end. An empty line is []."""
     taken: list[bytes] = []
 
     def decoded() -> Iterator[str]:
@@ -198,7 +198,7 @@ class LineReader:
         self._parser: JsonLines | Csv | None = None
 
     def survey(self, wanted: Wanted, every: int, on_ids: OnIds) -> Survey:
-        """Rows, and where each run of `every` begins: the file is read once from end to end."""
+        """The number of rows, and where each run of `every` rows begins; reads the whole file once."""
         parser, marks, ids = self._made(wanted), list[Mark](), list[object]()
         count = sound_rows = 0
         with reading(self._name):
@@ -224,7 +224,7 @@ class LineReader:
         return Survey(count, tuple(marks), parser.schema(wanted), parser.names)
 
     def _check_first(self, fault: str) -> None:
-        """JSON that is spread over lines is no JSON lines, though some of its lines may be objects."""
+        """Refuse pretty-printed JSON, some of whose lines may be objects by themselves."""
         if self._kind == "jsonl" and fault.startswith("not JSON"):
             place = self._lines.place
             self._lines.seek(START)
@@ -251,7 +251,7 @@ class LineReader:
         self._lines.close()
 
     def _made(self, wanted: Wanted) -> JsonLines | Csv:
-        """The parser; a CSV's reads the header when it is made."""
+        """The parser; a CSV parser reads the header when it is made."""
         if self._parser is None:
             with reading(self._name):
                 self._lines.seek(START)

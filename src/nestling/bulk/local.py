@@ -1,6 +1,6 @@
 """Shards on this machine: one worker in this process, or several in child processes.
 
-No worker outlives this process. A worker that dies ends the run; what is finished stays.
+No worker outlives this process. A worker that dies ends the run; finished shards stay.
 """
 
 import multiprocessing
@@ -26,7 +26,7 @@ INTERRUPTED = 130
 
 
 def run(setup: Setup, shards: Sequence[Shard], *, workers: int, ticked: Ticked) -> Iterator[Finished]:
-    """Make the shards; yields each when it is finished. `ticked` is called for every batch, or for every shard."""
+    """Make the shards; yields each when it is finished. `ticked`: called for each batch, or each shard."""
     if workers > 1:
         yield from _in_processes(setup, shards, workers=workers, ticked=ticked)
         return
@@ -48,7 +48,7 @@ def _in_processes(setup: Setup, shards: Sequence[Shard], *, workers: int, ticked
                 ticked(one.rows + one.rejected, one.tokens)
                 yield one
     except BrokenProcessPool:
-        # The pool ends those it knew of when it broke; one that was starting then would wait for work for ever.
+        # The broken pool has ended its known workers; one that was just starting would wait for work for ever.
         for process in context.started:
             process.kill()
         raise EngineError("a worker process died; run the command again to resume") from None
@@ -57,7 +57,7 @@ def _in_processes(setup: Setup, shards: Sequence[Shard], *, workers: int, ticked
 
 
 class _Spawn(SpawnContext):
-    """Starts processes afresh, and knows those that it has made."""
+    """The spawn start method, which also records the processes it made."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class _Spawn(SpawnContext):
 
 
 def _submit(pool: ProcessPoolExecutor, shard: Shard) -> "Future[Finished]":
-    """Hand a shard in. That may start a process, which hears no Ctrl-C until it knows how to answer one."""
+    """Submit a shard. This may start a process, in which Ctrl-C is blocked until it has a handler."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         return pool.submit(_make, shard)
@@ -86,7 +86,7 @@ _worker: list[Worker] = []
 
 
 def _begin(setup: Setup) -> None:
-    """In a worker process: remember what to work with, end at Ctrl-C without a word and with the parent."""
+    """In a worker process: store the setup, exit silently at Ctrl-C and with the parent."""
     _setup.append(setup)
     signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

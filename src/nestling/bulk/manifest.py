@@ -1,14 +1,14 @@
-"""The folder of a job: what it holds, what is done, whose it is.
+"""The folder of a job: its manifest, its log of finished shards, its lock.
 
-    job.json            settings, model file, source, columns: written once, when the plan is whole
+    job.json            settings, model file, source, columns: written once, when the plan is complete
     duplicates.npy      rows that repeat an id, when there are any
     finished.jsonl      a line for every finished shard: rows, rejects, tokens, size, SHA-256
     shards/NAME.parquet a shard's vectors and, in its footer, its rejected rows
     rejects.jsonl       every rejected row: file, row, id, reason; written when a run ends
-    lance/, lance.json  the LanceDB table, when that is the sink, and that it is whole
+    lance/, lance.json  the LanceDB table, when that is the sink, and the mark that it is complete
 
-A shard is finished when its file has its final name; the log is read instead of a hundred thousand footers. A run that
-died between the two leaves a file that is not in the log, which the next run reads and adopts. Knows no engine.
+A shard is finished when its file has its final name; the log saves reading a hundred thousand footers. A run that died
+before logging a finished file leaves that to the next run, which adopts the file. Knows no engine.
 """
 
 import fcntl
@@ -44,9 +44,9 @@ FOOTER = b"nestling.shard"
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """The model file of a job: its reference as it was given, its SHA-256, and the size of its vectors.
+    """The model file of a job: its reference as given, its SHA-256, and its vectors' dimensions.
 
-    `tower` is the SHA-256 of the vision tower, where the job has images.
+    `tower`: the SHA-256 of the vision tower, for a job with images.
     """
 
     reference: str
@@ -57,7 +57,7 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A finished shard, as the log has it."""
+    """A finished shard, as recorded in the log."""
 
     shard: str
     rows: int
@@ -69,7 +69,7 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Notes:
-    """What a shard's footer says of it: the job it is of, tokens, and rejected rows as (row, id, reason)."""
+    """A shard's footer: the id of its job, tokens, and rejected rows as (row, id, reason)."""
 
     job: str
     tokens: int
@@ -81,7 +81,7 @@ class Notes:
 
     @classmethod
     def of(cls, path: Path) -> Self:
-        """Read a shard's footer; FileFormatError when it is no shard."""
+        """Read a shard's footer; FileFormatError when the file is not a shard."""
         try:
             raw = json.loads((pq.read_metadata(path).metadata or {})[FOOTER])
             return cls(raw["job"], raw["tokens"], [(row, one, why) for row, one, why in raw["rejects"]])
@@ -91,7 +91,7 @@ class Notes:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A job as its folder says it. `id` is the SHA-256 of job.json."""
+    """A job, as read from its folder. `id` is the SHA-256 of job.json."""
 
     folder: Path
     id: str
@@ -119,10 +119,10 @@ class Job:
 
     @classmethod
     def create(cls, folder: Path, what: JobSpec, model: Model, plan: Plan) -> Self:
-        """Write job.json, and before it what belongs to it."""
+        """Write the duplicates, then job.json, which makes the job valid."""
         from nestling._util.version import __version__
 
-        (folder / DUPLICATES).unlink(missing_ok=True)  # one of a run that was killed before it had a job
+        (folder / DUPLICATES).unlink(missing_ok=True)  # left by a run that was killed before it wrote job.json
         if len(plan.duplicates):
             with atomic_write(folder / DUPLICATES) as file:
                 np.save(file, plan.duplicates)
@@ -134,7 +134,7 @@ class Job:
         return cls(folder, _id(content), what, model, plan)
 
     def path(self, name: str) -> Path:
-        """Where a shard lies."""
+        """Path of a shard."""
         return self.folder / SHARDS / f"{name}.parquet"
 
 
@@ -143,7 +143,7 @@ def _id(content: bytes) -> str:
 
 
 def check_free(folder: Path) -> None:
-    """A folder that is not empty and holds no job is not ours to fill: BuildError. Goes over what a killed run left."""
+    """BuildError for a folder with other files and no job; leftovers of a killed run are removed or ignored."""
     for left in folder.glob(f"{duplicates.PREFIX}*"):
         shutil.rmtree(left)
     ours = {LOCK, JOB, f"{JOB}.part", DUPLICATES, f"{DUPLICATES}.part"}
@@ -152,7 +152,7 @@ def check_free(folder: Path) -> None:
 
 
 def check_same(job: Job, what: JobSpec, model: Model) -> None:
-    """A rerun must make the same of the same; else BuildError that says what differs."""
+    """BuildError naming what differs, unless a rerun has the job's settings and model file."""
     old, new = _comparable(job.what, job.model), _comparable(what, model)
     for name, value in new.items():
         if old[name] != value:
@@ -169,7 +169,7 @@ def _comparable(what: JobSpec, model: Model) -> dict[str, Any]:
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Work in the folder alone; a second run is a BuildError at once. A killed holder loses it."""
+    """Lock the folder; BuildError at once while another run holds it. The lock ends with its process."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("ab") as file:
         try:
@@ -190,7 +190,7 @@ class Log:
         self._file: BinaryIO = self._path.open("ab") if append else io.BytesIO()
 
     def add(self, one: Finished) -> None:
-        """A shard is finished."""
+        """Record a finished shard."""
         self._file.write(line(one))
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -201,7 +201,7 @@ class Log:
         self.rows, self.rejected = self.rows + sign * one.rows, self.rejected + sign * one.rejected
 
     def adopt(self, shards: Iterable[Shard]) -> None:
-        """Drop what is not there (any more) in its size, and take in whole files that the log has not heard of."""
+        """Drop entries whose file is missing or of another size, and add finished files that are not in the log."""
         sizes = {entry.name: entry.stat().st_size for entry in os.scandir(self._job.folder / SHARDS)}
         for shard in shards:
             size, known = sizes.get(f"{shard.name}.parquet"), self.finished.get(shard.name)
@@ -215,7 +215,7 @@ class Log:
         self._file.close()
 
     def settle(self) -> None:
-        """Rewrite the log in the order of the shards, without duplicates: equal jobs end with equal folders."""
+        """Rewrite the log, sorted by shard and without duplicates, so that equal jobs end with equal folders."""
         self.close()
         with atomic_write(self._path) as file:
             file.writelines(line(one) for _, one in sorted(self.finished.items()))
@@ -233,7 +233,7 @@ def _parsed(raw: bytes) -> Finished | None:
     try:
         return Finished(**json.loads(raw))
     except (ValueError, TypeError):
-        return None  # the shard's own file is asked instead
+        return None  # the shard's own footer is read instead
 
 
 def line(one: Finished) -> bytes:
@@ -251,7 +251,7 @@ def _found(job: Job, shard: Shard) -> Finished | None:
 
 
 def finished(shard: Shard, notes: Notes, content: bytes) -> Finished:
-    """What the log says of a shard's file."""
+    """The log's entry for a shard's file."""
     rejected = len(notes.rejects)
     sha256 = hashlib.sha256(content).hexdigest()
     return Finished(shard.name, shard.stop - shard.start - rejected, rejected, notes.tokens, len(content), sha256)

@@ -1,4 +1,4 @@
-"""The files that a job's vectors come from: the model's, and with images the vision tower's. Loads neither."""
+"""A job's model file and, with images, its vision tower, identified by their hashes. Loads neither."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from nestling.models.towers import tower_of
 
 
 def facts(what: JobSpec, *, images: bool) -> Model:
-    """What the manifest says of a job's model; UsageError for images that it cannot take."""
+    """A job's model for the manifest; UsageError for a model that takes no images, if the job has some."""
     path = local.resolve(what.model)
     spec = spec_of(GGUFFile.open(path))
     dimensions, tower = spec.dimension(what.dimensions), None
@@ -29,7 +29,7 @@ def facts(what: JobSpec, *, images: bool) -> Model:
 
 
 def check(model: Model, path: Path) -> None:
-    """A model file, and for a job with images the tower that goes with it, must be the job's; else BuildError."""
+    """BuildError unless a model file is the job's and, for a job with images, so is the tower next to it."""
     files = {path: model.sha256}
     if model.tower:
         files[tower_of(path, spec_of(GGUFFile.open(path)))] = model.tower

@@ -1,4 +1,4 @@
-"""Rows of a Parquet file. A range that begins where the last one ended, or later in its row group, is read on."""
+"""Rows of a Parquet file. A range at or after the last one's end, in the same row group, continues the open read."""
 
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -23,9 +23,9 @@ from nestling.bulk.rows import (
 from nestling.errors import FileFormatError
 
 BATCH_ROWS, IMAGE_ROWS = 512, 16
-"""Rows that are decoded at once, and with a column of images."""
+"""Rows that are decoded at once, without and with a column of images."""
 BUFFER_BYTES = 1 << 20
-"""Of a column that are read at once: a row group may be as large as the file."""
+"""Bytes of a column that are read at once: a row group may be as large as the file."""
 
 
 class ParquetReader:
@@ -43,7 +43,7 @@ class ParquetReader:
         self._at, self._names, self._batch_rows = -1, list[str](), BATCH_ROWS
 
     def survey(self, wanted: Wanted, _every: int, on_ids: OnIds) -> Survey:
-        """Rows from the footer; the id column alone is read."""
+        """The number of rows, from the footer; only the id column is read."""
         names = tuple(self._schema.names)
         there = [name for name in wanted.names if name in names]
         if twice := next((name for name in there if names.count(name) > 1), None):
@@ -85,7 +85,7 @@ class ParquetReader:
             self._take(min(self._batch_rows, start - self._at))
 
     def _from(self, group: int, names: list[str]) -> Iterator[pa.RecordBatch]:
-        """Batches from a row group on. None crosses into the next, so a broken page is met by the same rows always."""
+        """Batches from a row group on. None spans two groups, so that a broken page always hits the same rows."""
         for place in range(group, len(self._ends)):
             yield from self._file.iter_batches(batch_size=self._batch_rows, row_groups=[place], columns=names)
 
@@ -108,7 +108,7 @@ class ParquetReader:
 
 
 def _decoded(column: pa.ChunkedArray, name: str, faults: dict[int, str]) -> pa.Array:
-    """A column as one plain array; a row whose text, however deep inside, is not UTF-8 is null and a fault."""
+    """A column as one plain array; a row with text that is not UTF-8, at any depth, becomes null and is rejected."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     array = column.combine_chunks()
@@ -131,14 +131,14 @@ def _is_sound(one: pa.Array) -> bool:
 
 
 def _ids(array: pa.Array, faults: dict[int, str]) -> list[object]:
-    """Ids as they are compared; what is not UTF-8 is None."""
+    """Ids in the form that is compared; one that is not UTF-8 is None."""
     if pa.types.is_dictionary(array.type):
         array = array.cast(array.type.value_type)
     return [plain_id(value) for value in _decoded(pa.chunked_array([array]), "id", faults).to_pylist()]
 
 
 def _cast(array: pa.Array, field: pa.Field, faults: dict[int, str]) -> pa.Array:
-    """A kept column in the result's type; a value that has no place in it is null and a fault of its row."""
+    """A kept column in the result's type; a value that does not fit becomes null and its row is rejected."""
     try:
         return array.cast(field.type)
     except pa.ArrowInvalid:

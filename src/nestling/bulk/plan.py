@@ -1,8 +1,8 @@
 """A source cut into shards: which rows of which file, under which name. A pure function of files and settings.
 
-Planning opens every file once: a Parquet file's footer (and its id column), a text file from end to end. Duplicate
-ids are found here, so that what becomes of a row does not depend on who reads it. Files that cannot be read end it,
-or are left out with their reason.
+Planning opens every file once: it reads a Parquet file's footer (and its id column), and the whole of a text file.
+Duplicate ids are found here, so that a row's fate does not depend on the worker that reads it. Files that cannot be
+read end the planning, or are skipped with their reason.
 """
 
 import base64
@@ -31,7 +31,7 @@ from nestling.errors import FileFormatError, UsageError
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """A file of the plan. `marks` are where its shards begin, for text files."""
+    """A file of the plan. `marks`: where its shards begin, for text files."""
 
     name: str
     size: int
@@ -42,7 +42,7 @@ class SourceFile:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """Rows [start, stop) of a file, which begin at `mark`; `first` is the place of `start` in the whole source."""
+    """Rows [start, stop) of a file, which begin at `mark`; `first` is the index of `start` in the whole source."""
 
     number: int
     name: str
@@ -55,9 +55,9 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a job does: files, columns, and the rows that repeat an id (N, 2).
+    """A job's input: files, columns, and the rows that repeat an id (N, 2).
 
-    `skipped` are files left out, with reasons.
+    `skipped`: files left out, with reasons.
     """
 
     files: tuple[SourceFile, ...]
@@ -68,7 +68,7 @@ class Plan:
 
     @property
     def rows(self) -> int:
-        """Rows in all."""
+        """Total number of rows."""
         return sum(file.rows for file in self.files)
 
     def shards(self) -> list[Shard]:
@@ -96,7 +96,7 @@ class Plan:
         raise IndexError(row)
 
     def repeats(self, shard: Shard) -> dict[int, int]:
-        """Rows of a shard (by place in it) that repeat an id, and the row of the whole source that has it first."""
+        """Rows of a shard (by index in it) that repeat an id -> the first row of the whole source with that id."""
         low, high = np.searchsorted(self.duplicates[:, 0], [shard.first, shard.first + shard.stop - shard.start])
         return {int(row) - shard.first: int(first) for row, first in self.duplicates[low:high]}
 
@@ -145,7 +145,7 @@ def open_reader(file: Found) -> Reader:
 
 
 def settled(what: JobSpec, files: Sequence[Found]) -> JobSpec:
-    """A job's settings with the defaults that its files decide."""
+    """A job's settings, with the defaults that depend on its files filled in."""
     return what.settled(tables=any(not file.parts for file in files), images=has_images(what, files))
 
 
@@ -155,10 +155,10 @@ def has_images(what: JobSpec, files: Sequence[Found]) -> bool:
 
 
 def make(files: Sequence[Found], what: JobSpec, *, folder: Path, skip_bad_files: bool = False) -> Plan:
-    """Open every file and cut it; `folder` is for what has to lie on disk meanwhile.
+    """Open every file and cut it into shards; `folder` is for temporary files.
 
-    No row at all and a missing column are a UsageError, a file that cannot be read is a FileFormatError unless they
-    are skipped.
+    UsageError for a source without rows and a missing column, FileFormatError for a file that cannot be read unless
+    such files are skipped.
     """
     planner = _Planner(settled(what, files), Ids(folder))
     with closing(planner.ids):
@@ -192,7 +192,7 @@ class _Planner:
         self.schemas.add(file.name, found)
         self.files.append(SourceFile(file.name, file.size, fingerprint, found.rows, found.marks))
         self.rows += found.rows
-        self.ids.rows = self.rows  # also where the file has no ids
+        self.ids.rows = self.rows  # for files without ids, too
 
 
 def source_of(files: Sequence[SourceFile]) -> str:

@@ -1,8 +1,8 @@
-"""Shards on Ray Data: one stateful actor an engine, streaming execution and retries as Ray has them.
+"""Shards on Ray Data: one stateful actor per engine, with Ray's streaming execution and retries.
 
 The only module that imports ray. Every node needs nestling installed, and sees the source, the model and the job's
-folder under the same names. Ray's usage reports are off. A shard that is made twice, because Ray tried again, is the
-same file.
+folder under the same names. Ray's usage reports are off. A shard that Ray retries gives
+the same file.
 """
 
 import json
@@ -26,13 +26,13 @@ from nestling.errors import EngineError, NestlingError, UsageError
 
 MOST_BLOCKS = 10_000
 OBJECT_STORE_BYTES = 100 << 20
-"""Of a Ray that is started here: nothing but names and counts goes through it."""
+"""Object store of a Ray that is started here: only names and counts go through it."""
 
 
 def run(
     setup: Setup, shards: Sequence[Shard], *, workers: int, address: str | None, ticked: Ticked
 ) -> Iterator[Finished]:
-    """Make the shards on a cluster, or on a Ray of this machine; yields each when it is finished."""
+    """Make the shards on a cluster, or on a local Ray; yields each when it is finished."""
     _start(address, workers * setup.threads)
     try:
         for row in _dataset(setup, shards, workers).iter_rows():
@@ -91,7 +91,7 @@ class _Actor:
         self._worker: Worker | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        """One shard, as JSON, to what became of it."""
+        """One shard, as JSON -> its outcome."""
         try:
             self._worker = self._worker or open_worker(self._setup)
             done = self._worker.make(Shard(**json.loads(str(batch["shard"][0]))))

@@ -1,4 +1,4 @@
-"""Rows of a source file, whatever its format: what a reader promises, and how values get their column's type."""
+"""Rows of a source file of any format: the readers' interface, and the conversion of values to a column's type."""
 
 import json
 import uuid
@@ -27,9 +27,9 @@ _BROKEN = (pa.ArrowException, OSError, EOFError, CsvError, UnicodeError, zlib.er
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """N rows: texts and ids as they stand, kept columns in the result's types, and why some rows cannot be used.
+    """N rows: texts and ids as read, kept columns in the result's types, and why some rows are rejected.
 
-    `ids` is None when the source has no id column, `images` when it has none. `faults` is by place in these rows.
+    `ids` is None when the source has no id column, `images` when it has none. `faults`: reasons by index in these rows.
     """
 
     texts: list[object]
@@ -41,9 +41,9 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Which columns of the source are read, and the types that the result has for them.
+    """The columns of the source that are read, and their types in the result.
 
-    At least one of `text` and `image` is there, but for sources of image files alone.
+    At least one of `text` and `image` is set, except for sources of image files only.
     """
 
     text: str | None
@@ -54,13 +54,13 @@ class Columns:
 
     @property
     def names(self) -> list[str]:
-        """Every column that is read, each once."""
+        """All columns that are read, without duplicates."""
         return _each_once(self.text, self.image, self.id, *self.kept.names)
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """The columns that a job asks for: texts, ids (None: rows are numbered), those that are kept, images."""
+    """The columns that a job asks for: texts, ids (None numbers the rows), kept columns, images."""
 
     text: str | None
     id: str | None
@@ -69,7 +69,7 @@ class Wanted:
 
     @property
     def names(self) -> list[str]:
-        """Every column, each once."""
+        """All columns, without duplicates."""
         return _each_once(self.text, self.image, self.id, *self.keep)
 
 
@@ -79,7 +79,7 @@ def _each_once(*names: str | None) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """A file read once: its rows, where runs of them begin, its own types of the wanted columns, all its columns.
+    """Result of reading a file once: its number of rows, where runs of them begin, its columns' types and names.
 
     `images`: its rows are image files, whatever columns are wanted.
     """
@@ -92,17 +92,17 @@ class Survey:
 
 
 class Reader(Protocol):
-    """An open source file. What it cannot read is a FileFormatError that names the file."""
+    """An open source file. FileFormatError naming the file for what cannot be read."""
 
     def survey(self, wanted: Wanted, every: int, on_ids: OnIds) -> Survey:
-        """Go through the file once; `marks` are where each run of `every` rows begins (none where rows need none).
+        """Read the file once; `marks` are where each run of `every` rows begins (empty for formats with random access).
 
         `on_ids` is called with the ids of all rows in order, when the file has the id column.
         """
         ...
 
     def read(self, start: int, stop: int, mark: Mark, columns: Columns) -> Rows:
-        """Rows [start, stop); `mark` is what `survey` said of `start`. A column that the file lacks is null."""
+        """Rows [start, stop); `mark` is that of `survey` for `start`. A column that the file lacks is null."""
         ...
 
     def close(self) -> None:
@@ -111,7 +111,7 @@ class Reader(Protocol):
 
 
 def refuse_pointer(stream: BinaryIO, name: str) -> BinaryIO:
-    """The stream, at its start; it is closed, with a FileFormatError, where it is a Git LFS pointer."""
+    """The stream, rewound; FileFormatError for a Git LFS pointer, whose stream is closed."""
     if is_lfs_pointer(stream.read(len(LFS))):
         stream.close()
         raise FileFormatError(f"{name}: {LFS_POINTER}")
@@ -121,7 +121,7 @@ def refuse_pointer(stream: BinaryIO, name: str) -> BinaryIO:
 
 @contextmanager
 def reading(name: str) -> Iterator[None]:
-    """What goes wrong in here is the file's fault: a FileFormatError in one line that names it."""
+    """Turn errors of the block into a one-line FileFormatError that names the file."""
     try:
         yield
     except FileFormatError as error:
@@ -132,17 +132,17 @@ def reading(name: str) -> Iterator[None]:
 
 
 def quoted(names: Iterable[str]) -> str:
-    """Column names for a message: in quotes, so that a blank in front is seen."""
+    """Column names for a message: in quotes, which show leading spaces."""
     return ", ".join(map(ascii_only, names))
 
 
 def ascii_only(name: str) -> str:
-    """A name in quotes; what has no UTF-8 form is escaped."""
+    """A name in quotes; characters without a UTF-8 form are escaped."""
     return repr(name) if sound(name) else ascii(name)
 
 
 def plain_id(value: object) -> object:
-    """An id as it is compared and stored: a whole float is a whole number, a UUID its text."""
+    """An id in the form that is compared and stored: an integral float as an integer, a UUID as text."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, bytes) and len(value) == UUID_BYTES:
@@ -151,7 +151,7 @@ def plain_id(value: object) -> object:
 
 
 def typed(values: Sequence[Any], kind: pa.DataType, name: str, faults: dict[int, str]) -> pa.Array:
-    """Values of JSON as a column; one that does not fit is None there and a fault. Text takes all, as JSON."""
+    """JSON values as a column; one that does not fit becomes None and is rejected. A text column takes any, as JSON."""
     found = [_fitted(value, kind) for value in values]
     for place, (old, new) in enumerate(zip(values, found, strict=True)):
         if old is not None and new is None:
@@ -176,7 +176,7 @@ def _fitted(value: Any, kind: pa.DataType) -> Any:  # noqa: ANN401 - any JSON
 
 
 def sound(text: str) -> bool:
-    """True for text that has a UTF-8 form."""
+    """Whether a text can be encoded as UTF-8 (no lone surrogates)."""
     try:
         text.encode()
     except UnicodeEncodeError:

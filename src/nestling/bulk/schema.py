@@ -1,8 +1,8 @@
-"""The schema of a source: that of all its files together. Knows no formats and no settings.
+"""The schema of a source, merged from all its files. Knows no formats and no settings.
 
-A column that a file lacks is null in its rows; each file has the column of texts, that of images, or both. Types
-unify as Arrow's permissive promotion has it (integers and floats widen, null takes any type); scalar types that do not
-unify that way become text. Ids are text, or whole numbers in every file: whole floats count as such, UUIDs are text.
+A column that a file lacks is null in its rows; each file has the column of texts, that of images, or both. Types are
+unified by Arrow's permissive promotion (integers and floats widen, null takes any type); scalar types that cannot be
+unified become text. Ids are integers if they are in every file, else text: integral floats are integers, UUIDs text.
 """
 
 from collections.abc import Callable, Iterable
@@ -15,12 +15,12 @@ from nestling.bulk.rows import UUID_BYTES, Columns, Survey, Wanted, ascii_only, 
 from nestling.errors import FileFormatError, UsageError
 
 NO_IDS = "none"
-"""The id column's name for no id column: ids are `file#row`."""
+"""Value of `id_column` for no id column: ids are `file#row`."""
 DEFAULT_ID = "id"
 
 
 class Schemas:
-    """Adds up the files' own types, file by file. `id_column` None takes `id` where the source has it."""
+    """Merges the files' own types, file by file. `id_column` None takes `id` where the source has it."""
 
     def __init__(self, *, text: str | None, image: str | None, id_column: str | None, keep: tuple[str, ...]) -> None:
         self._given = id_column not in (None, NO_IDS)
@@ -34,7 +34,7 @@ class Schemas:
         self._first: tuple[str, tuple[str, ...]] | None = None
 
     def add(self, name: str, survey: Survey) -> None:
-        """Take a file in; FileFormatError when it cannot be of this source, which it then does not change."""
+        """Add a file; FileFormatError, without any effect, when its types do not fit the other files'."""
         types = {field.name: field.type for field in survey.schema}
         if not survey.images:
             self._check_inputs(name, types, survey.names)
@@ -46,7 +46,7 @@ class Schemas:
         self._first = self._first or (name, survey.names)
 
     def columns(self) -> Columns:
-        """The columns of all files that were added; a wanted one that none has is a UsageError."""
+        """The columns of all added files; UsageError for a wanted column that none of them has."""
         assert self._first is not None, "a source without files"
         for param, one in self._inputs.items():
             if self._seen and one not in self._seen:
@@ -60,7 +60,7 @@ class Schemas:
         return Columns(self.wanted.text, found, id_type, kept, self.wanted.image)
 
     def _check_inputs(self, name: str, types: dict[str, pa.DataType], names: tuple[str, ...]) -> None:
-        """What is embedded: a column of texts, one of images, or both."""
+        """Check the columns to embed: of texts, of images, or both."""
         for param, (fits, expected) in _EXPECTED.items():
             column = self._inputs.get(param)
             if column in types and not fits(plain(types[column])):
@@ -129,7 +129,7 @@ _EXPECTED: dict[str, tuple[Callable[[pa.DataType], bool], str]] = {
 
 
 def plain(kind: pa.DataType) -> pa.DataType:
-    """The type of the values, less what is only a way to store text."""
+    """The type of the values: without dictionary encoding, and plain text for large and view text."""
     value = kind.value_type if pa.types.is_dictionary(kind) else kind
     return pa.string() if pa.types.is_large_string(value) or pa.types.is_string_view(value) else value
 
@@ -154,7 +154,7 @@ def _is_scalar(kind: pa.DataType) -> bool:
 
 
 def _id_kinds(name: str, column: str, kind: pa.DataType) -> set[str]:
-    """What a file's ids are, `int`, `uint64` or `text`; nothing where all are null."""
+    """The kinds of a file's ids: `int`, `uint64` or `text`; empty if all are null."""
     value = plain(kind)
     if pa.types.is_null(value):
         return set()

@@ -1,7 +1,7 @@
 """A corpus job's settings and its progress. Data alone; knows no files.
 
-`JobSpec` decides every byte of the result and is recorded in the manifest: a rerun must have the same. `RunOptions` do
-not matter to the result.
+`JobSpec` determines every byte of the result and is recorded in the manifest: a rerun must have the same. `RunOptions`
+do not affect the result.
 """
 
 from collections.abc import Callable
@@ -17,12 +17,12 @@ from nestling.errors import UsageError
 from nestling.spec import Role
 
 INDEX_ROWS = 256
-"""Rows below which LanceDB cannot train an index, and need none."""
+"""Rows that LanceDB needs to train an index; fewer do not need one."""
 FOUND_ROWS = 10
-"""Rows that a search answers with."""
+"""Rows that a search returns by default."""
 SHARD_ROWS, IMAGE_SHARD_ROWS = 1000, 64
-"""Rows of a shard, and of one with images: the window that is held in memory, and lost at most when a run dies. The
-largest images take about fifteen times the work of a text of 100 tokens."""
+"""Rows of a shard, without and with images: what is held in memory, and at most lost when a run dies. The largest
+images take about fifteen times the work of a text of 100 tokens."""
 DEFAULT_TEXT = "text"
 
 
@@ -36,7 +36,7 @@ class VectorType(StrEnum):
 
 
 class Sink(StrEnum):
-    """The result: Parquet files, or also a LanceDB table of them."""
+    """The result: Parquet files alone, or with a LanceDB table."""
 
     PARQUET = "parquet"
     LANCE = "lance"
@@ -48,7 +48,7 @@ class Sink(StrEnum):
 
 
 class Runner(StrEnum):
-    """Who runs the shards: this machine's own processes, or Ray Data."""
+    """Where shards run: processes of this machine, or Ray Data."""
 
     LOCAL = "local"
     RAY = "ray"
@@ -61,7 +61,7 @@ class Runner(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class JobSpec:
-    """What is made of a source; equal specs, source and model file give equal bytes.
+    """What a job computes; equal specs, sources and model files give equal bytes.
 
     `text_column` is `text` by default where tables have no `image_column`; with both, each row has one of the two.
     `id_column` is `id` by default where the source has it; `none`, or a source without one, makes ids `file#row`.
@@ -110,11 +110,11 @@ class JobSpec:
 
     @property
     def products(self) -> str:
-        """The arithmetic as `Embedder.load` takes it: `auto` for engines that have one of their own."""
+        """The arithmetic as `Embedder.load` takes it: `auto` for engines with only one."""
         return str(self.arithmetic) if self.backend == EngineName.OPENVINO else ArithmeticName.AUTO
 
     def settled(self, *, tables: bool, images: bool) -> Self:
-        """The same with what depends on the source filled in; UsageError for columns where there are no tables."""
+        """The same, with source-dependent defaults filled in; UsageError for column names if there are no tables."""
         for param in ("text_column", "image_column"):
             if not tables and (named := getattr(self, param)):
                 raise UsageError(f"{param}={named!r}: the source is image files, which have no columns", param=param)
@@ -125,7 +125,7 @@ class JobSpec:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """As the manifest has it."""
+        """The form in the manifest."""
         return asdict(self) | {"keep": list(self.keep), "prompt": str(Role.parse(self.prompt))}
 
     @classmethod
@@ -138,9 +138,9 @@ class JobSpec:
 class RunOptions:
     """How a job is run.
 
-    `threads` are those of each worker; by default the usable processors are shared out. More than `max_rejects`
-    rejected rows end the job; None is no limit. `skip_bad_files` goes on without files that cannot be read.
-    `index` has LanceDB build its index.
+    `threads`: of each worker; by default the usable processors are divided among them. More than `max_rejects`
+    rejected rows end the job; None is no limit. `skip_bad_files` skips files that cannot be read.
+    `index` builds LanceDB's index.
     """
 
     runner: Runner = Runner.LOCAL
@@ -164,7 +164,7 @@ class RunOptions:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """How far a job is: rows of the whole job and of this run, tokens and seconds of this run."""
+    """A job's progress: rows of the whole job and of this run, tokens and seconds of this run."""
 
     rows_done: int
     rows_total: int
@@ -174,12 +174,12 @@ class Status:
 
     @property
     def tokens_per_s(self) -> float:
-        """Of this run."""
+        """Tokens per second of this run."""
         return self.tokens / self.seconds if self.seconds else 0.0
 
     @property
     def remaining_s(self) -> float | None:
-        """Seconds that the rest takes at this run's speed; None before anything is known."""
+        """Seconds left at this run's speed; None before the first rows."""
         return self.seconds / self.rows_now * (self.rows_total - self.rows_done) if self.rows_now else None
 
 
@@ -192,7 +192,7 @@ def no_progress(_status: Status) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a job came to: rows embedded and rejected in all, what this run did, files that were left out and why."""
+    """A job's result: rows embedded and rejected in all, what this run did, files that were skipped and why."""
 
     out: Path
     rows: int

@@ -1,10 +1,9 @@
-"""Which files a source means, and what tells one from another. Knows nothing of what is in them.
+"""The files of a source, with their names and fingerprints. Does not know their formats.
 
-A source is a file, a folder or a pattern, on this machine or wherever fsspec reaches. A file is named by its path
-below the source, so that a corpus that moves as a whole is still the same. Its fingerprint is its size and the
-SHA-256 of its first and last 64 KiB: of a Parquet file that is the footer with everything's place and statistics; a
-change in the middle of a text file that keeps its size is not seen. All image files of a source are one `Found`, with
-them as its parts.
+A source is a file, a folder or a pattern, on this machine or anywhere that fsspec reaches. A file is named by its path
+below the source, so that a corpus that moves as a whole is still the same. Its fingerprint is its size and the SHA-256
+of its first and last 64 KiB, which in a Parquet file hold the footer with all offsets and statistics; in a text file, a
+change in the middle that keeps the size goes unnoticed. All image files of a source are the parts of one `Found`.
 """
 
 import hashlib
@@ -26,13 +25,13 @@ KINDS = {
 }  # fmt: skip
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
 IMAGE_FILES = "images"
-"""What all image files of a source are called together; no other file has a name without an ending."""
+"""The name of all image files of a source together; every other file has a suffix."""
 CODECS = {".gz": "gzip", ".zst": "zstd"}
-"""Endings of compressed text files, and pyarrow's word for each."""
+"""Suffixes of compressed text files, and pyarrow's codec for each."""
 LOCAL = "file://"
 JOB = "job.json"
 SHOWN = 5
-"""Files that are left out and named."""
+"""Most skipped files that are named for each reason."""
 READABLE = f"{', '.join(KINDS)}, the text kinds also with {' or '.join(CODECS)}; or {', '.join(IMAGES)}"
 BESIDE_TABLES = "with an image next to tables (give them as a separate source, or a column of their paths)"
 
@@ -41,7 +40,7 @@ BESIDE_TABLES = "with an image next to tables (give them as a separate source, o
 class Found:
     """A file of a source: `name` below the source, `url` with its protocol, size in bytes; why it cannot be read.
 
-    Of all image files together, `parts` are they, and there is no `url`.
+    For all image files together, `parts` lists them and `url` is empty.
     """
 
     name: str
@@ -57,27 +56,27 @@ class Found:
 
     @property
     def codec(self) -> str | None:
-        """What it is compressed with, if it is a compressed text file."""
+        """The codec of a compressed text file, else None."""
         return CODECS.get(PurePosixPath(self.name).suffix.lower())
 
     def open(self) -> BinaryIO:
-        """Its bytes, as they lie."""
-        if self.url.startswith(LOCAL):  # whatever else its name holds
+        """Its raw bytes, still compressed."""
+        if self.url.startswith(LOCAL):  # not through fsspec, which reads its name as a URL
             return Path(self.url.removeprefix(LOCAL)).open("rb")
         file_system, path = fsspec.core.url_to_fs(self.url)
         return cast("BinaryIO", file_system.open(path, "rb"))
 
     def beside(self, path: str) -> "Found":
-        """The file of a path in this table: relative to the table's folder."""
+        """The file that a path in this table names, relative to the table's folder."""
         if self.url.startswith(LOCAL):
             return Found(path, f"{LOCAL}{Path(self.url.removeprefix(LOCAL)).parent / path}", 0)
         return Found(path, path if path.startswith("/") else f"{self.url.rpartition('/')[0]}/{path}", 0)
 
     def fingerprint(self) -> str:
-        """The SHA-256 of its first and last bytes, in hex; of image files, of their names and such hashes."""
+        """The SHA-256 of its first and last bytes, in hex; for image files, that of their names and fingerprints."""
         digest = hashlib.sha256()
         for part in self.parts:
-            with suppress(OSError):  # what cannot be read is its row's fault
+            with suppress(OSError):  # an unreadable image is rejected as a row
                 digest.update(f"{part.name}\0{part.size}\0{part.fault or part.fingerprint()}\n".encode())
         if self.parts:
             return digest.hexdigest()
@@ -90,20 +89,20 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The files of a source, each source's sorted by name; and the names of those left out, by the reason."""
+    """The files of all sources, each source's sorted by name; and the names of skipped files, by reason."""
 
     files: list[Found]
     left_out: dict[str, list[str]]
 
     def together(self) -> "Source":
-        """The same with all image files as one, the last."""
+        """The same, with all image files as one last `Found`."""
         tables = [file for file in self.files if _ending(file.name) in KINDS]
         images = tuple(file for file in self.files if _ending(file.name) not in KINDS)
         one = Found(IMAGE_FILES, "", sum(file.size for file in images), parts=images)
         return Source([*tables, one] if images else tables, self.left_out)
 
     def said(self, *, but: str = "") -> tuple[str, ...]:
-        """What was left out, a line for each reason; none for the reason `but`."""
+        """One line for each reason why files were skipped, except the reason `but`."""
         return tuple(
             f"{len(names)} {'files' if len(names) > 1 else 'file'} {reason}: {', '.join(names[:SHOWN])}"
             + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
@@ -113,7 +112,7 @@ class Source:
 
 
 def find(sources: Sequence[str]) -> Source:
-    """The files of all sources; no file at all, or one twice, is a UsageError."""
+    """The files of all sources; UsageError for no file at all and for one named twice."""
     source = Source([], {})
     for one in sources:
         _find_one(one, source)
@@ -129,7 +128,7 @@ def find(sources: Sequence[str]) -> Source:
 
 
 def expand(sources: Sequence[str]) -> list[Found]:
-    """The files alone of what `find` finds."""
+    """Only the files of `find`."""
     return find(sources).files
 
 
@@ -161,7 +160,7 @@ def _find_one(source: str, found: Source) -> None:
 
 
 def _located(source: str) -> tuple[Any, str]:
-    """The file system and the path in it; what is there on this machine is that, whatever its name holds."""
+    """The file system and the path in it; an existing local path is local, even if it looks like a URL."""
     if Path(source).exists():
         return fsspec.filesystem("file"), str(Path(source).absolute())
     try:
@@ -172,7 +171,7 @@ def _located(source: str) -> tuple[Any, str]:
 
 
 def _reason(file_system: Any, path: str, base: str, results: dict[str, bool]) -> str:  # noqa: ANN401 - as above
-    """Why a file of a folder is left out; empty when it is not."""
+    """Why a file of a folder is skipped; empty when it is not."""
     parts = PurePosixPath(_below(path, base)).parts
     if any(part.startswith((".", "_")) for part in parts):
         return "whose name begins with . or _"
@@ -183,7 +182,7 @@ def _reason(file_system: Any, path: str, base: str, results: dict[str, bool]) ->
 
 
 def _is_result(file_system: Any, folder: str, known: dict[str, bool]) -> bool:  # noqa: ANN401 - as above
-    """Whether a folder is a job's: it holds a job.json that we wrote."""
+    """Whether a folder is a job's result: it holds a job.json of ours."""
     if folder not in known:
         known[folder] = False
         with suppress(OSError, ValueError, AttributeError):
@@ -212,19 +211,19 @@ def _below(path: str, base: str) -> str:
 
 
 def _shown(name: str) -> str:
-    """A name that can be written down: bytes that are not UTF-8 are escaped."""
+    """A printable name: bytes that are not UTF-8 are escaped."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _ending(path: str) -> str:
-    """A name's ending in small letters, without that of a codec; empty for what is no text file and compressed."""
+    """A name's suffix in lower case, without a codec's; empty for compressed files that are not text."""
     pure = PurePosixPath(path.lower())
     ending = PurePosixPath(pure.stem).suffix if pure.suffix in CODECS else pure.suffix
     return ending if pure.suffix not in CODECS or KINDS.get(ending) in ("jsonl", "csv") else ""
 
 
 def apart(files: Sequence[Found], out: Path) -> list[Found]:
-    """The files that do not lie in the result's own folder, which may be in the source's; none left is a UsageError."""
+    """The files outside the result's folder, which may be inside the source; UsageError if none is left."""
     inside = f"{LOCAL}{out.resolve()}/"
     left = [file for file in files if file.parts or not file.url.startswith(inside)]
     if not left:

@@ -1,7 +1,7 @@
-"""The lines of a text file, plain or compressed, with the place that each begins at. Knows not what is in them.
+"""The lines of a text file, plain or compressed, with the position of each. Does not know their format.
 
-A plain file is read from any byte; a compressed one is read on from where the last range ended, or from its start.
-gzip files may have several members and zeros behind them, as tar and object stores write them.
+A plain file can be read from any byte; a compressed one from where the last range ended, or from its start. gzip files
+may have several members and trailing zeros, as tar and object stores write them.
 """
 
 import gzip
@@ -62,7 +62,7 @@ class Lines:
         return line.removeprefix(self._mark) if first else line
 
     def unread(self, lines: Sequence[bytes]) -> None:
-        """Put the last lines back: they are the next ones again."""
+        """Push lines back, so that they are read again next."""
         self._back.extendleft(reversed(lines))
         self._at, self._line = self._at - sum(map(len, lines)), self._line - len(lines)
 
@@ -104,7 +104,7 @@ def _opened(file: Found) -> io.BufferedReader:
 
 
 class _Gzip(gzip.GzipFile):
-    """A gzip file that closes what it reads from."""
+    """A gzip file that also closes the stream it reads from."""
 
     def __init__(self, raw: Any) -> None:  # noqa: ANN401 - fsspec has no types
         self._raw = raw

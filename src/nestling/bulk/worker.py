@@ -1,7 +1,7 @@
-"""One shard from its rows to its file: read, embed, pack, write whole.
+"""One shard from its rows to its file: read, embed, pack, write atomically.
 
-What a shard becomes depends on its rows, the settings and the model file alone: batches are formed inside it, and an
-engine's sums do not depend on how many threads it has. Knows not who calls it.
+A shard's bytes depend on its rows, the settings and the model file alone: batches are formed within a shard, and an
+engine's sums do not depend on its number of threads. Does not know its caller.
 """
 
 import io
@@ -37,7 +37,7 @@ TRIES, TRY_S = 100, 0.1
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """How vectors of D numbers are stored: the Arrow type of a number, numbers a vector, and how they are made."""
+    """How vectors of D numbers are stored: the Arrow type of an element, elements per vector, and the conversion."""
 
     kind: pa.DataType
     width: Callable[[int], int]
@@ -53,7 +53,7 @@ PACKINGS = {
 
 
 def schema_of(job: Job) -> pa.Schema:
-    """The result's columns: id, vector, those that are kept."""
+    """The result's columns: id, vector, kept columns."""
     packing = PACKINGS[VectorType(job.what.embedding_type)]
     vector = pa.list_(pa.field("element", packing.kind, nullable=False), packing.width(job.model.dimensions))
     columns = job.plan.columns
@@ -63,7 +63,7 @@ def schema_of(job: Job) -> pa.Schema:
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What a worker is made of, wherever it runs: the job's folder, the source's files, threads of its engine."""
+    """What a worker needs, wherever it runs: the job's folder, the source's files, its engine's threads."""
 
     folder: Path
     files: tuple[Found, ...]
@@ -131,7 +131,7 @@ class Worker:
         return self._open[1]
 
     def _unusable(self, rows: Rows, shard: Shard) -> Bad:
-        """Why rows cannot be embedded, by place: what is wrong with the row, its id or what it is to be embedded of."""
+        """Why rows cannot be embedded, by index: a fault of the row, of its id or of its text or image."""
         plan = self._job.plan
         bad = dict(rows.faults)
         for place, first in plan.repeats(shard).items():
@@ -146,7 +146,7 @@ class Worker:
         return bad
 
     def _columns(self, rows: Rows, shard: Shard, bad: Bad) -> dict[str, pa.Array]:
-        """The columns of every row of the shard, less the vectors; ids that do not fit join the bad rows."""
+        """The columns of all rows of the shard, without the vectors; rows whose id does not fit are added to `bad`."""
         plan = self._job.plan
         if rows.ids is None:
             name = plan.files[shard.file].name
@@ -168,7 +168,7 @@ class Worker:
         return finished(shard, notes, content)
 
     def _put(self, path: Path, content: bytes) -> None:
-        """Write a file whole. A killed run's worker may live long enough to be writing the same bytes: wait for it."""
+        """Write a file atomically. A killed run's worker may still be writing the same bytes: wait for it."""
         for attempt in range(TRIES):
             try:
                 with atomic_write(path) as file:
@@ -182,7 +182,7 @@ class Worker:
 
 
 def _parquet(table: pa.Table) -> bytes:
-    """A table as the bytes of a Parquet file: vectors as they are, the other columns with zstd."""
+    """A table as the bytes of a Parquet file: vectors uncompressed, the other columns with zstd."""
     rest = [name for name in table.schema.names if name != "vector"]
     compression = dict.fromkeys(rest, "zstd") | {"vector.list.element": "none"}
     target = io.BytesIO()
@@ -191,7 +191,7 @@ def _parquet(table: pa.Table) -> bytes:
 
 
 def _without_input(rows: Rows, columns: Columns) -> dict[int, str]:
-    """Rows that have nothing to embed, or both a text and an image. Of two columns an empty string is nothing."""
+    """Rows with nothing to embed, or with both a text and an image. With both columns, an empty string is no text."""
     if rows.images is None:
         return {place: "the text is null" for place, text in enumerate(rows.texts) if text is None}
     both, bad = columns.text is not None and columns.image is not None, dict[int, str]()

@@ -50,7 +50,7 @@ def create_app(
     dialects: Sequence[Dialect] = DIALECTS,
     tracing: "Tracing | None" = None,
 ) -> Starlette:
-    """The application; `load` replaces how models are loaded. `app.state` has the `service` and the `keys`.
+    """The application; `load` replaces the function that loads models. `app.state` has the `service` and the `keys`.
 
     `tracing` makes the spans of requests.
     """
@@ -80,16 +80,16 @@ def create_app(
 
 
 def _check_preferred(name: str | None, known: Sequence[str]) -> None:
-    """UsageError for a dialect that there is not."""
+    """UsageError for an unknown dialect."""
     if name is not None and name not in known:
         raise unknown(name, known, param="dialect")
 
 
 class NamedRoute(Route):
-    """A route that those before it can see afterwards, as `scope["route"]`."""
+    """A route that sets `scope["route"]`, for the middleware around it."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        """Starlette's, with the route itself."""
+        """Starlette's match, with the route itself in the scope."""
         match, child = super().matches(scope)
         return match, {**child, "route": self} if match is not Match.NONE else child
 
@@ -130,7 +130,7 @@ def _traces(service: Service, tracing: "Tracing | None") -> list[Middleware]:
 
 
 def _guards(service: Service, respond: Respond, keys: KeyRing) -> list[Middleware]:
-    """What a request passes, the first one first."""
+    """The middleware, outermost first."""
     settings, found = service.settings, [Middleware(AccessLog, service=service, respond=respond)]
     if settings.cors_origin:
         origins = list(settings.cors_origin)

@@ -17,12 +17,12 @@ BACKLOG = 2048
 
 
 class HandedOver(socket.socket):
-    """A socket of systemd's, which goes on listening when this process has ended."""
+    """A socket of systemd's, which keeps listening after this process has ended."""
 
 
 @contextmanager
 def listening(settings: ServeSettings, environ: MutableMapping[str, str] = os.environ) -> Iterator[socket.socket]:
-    """The listening socket, closed afterwards; NestlingError when there can be none."""
+    """The listening socket, closed afterwards; NestlingError when it cannot be opened."""
     if handed := handed_over(environ):
         with handed:
             yield handed
@@ -35,9 +35,9 @@ def listening(settings: ServeSettings, environ: MutableMapping[str, str] = os.en
 
 
 def handed_over(environ: MutableMapping[str, str]) -> HandedOver | None:
-    """The socket of systemd's socket activation; None where this process was started without one.
+    """The socket of systemd's socket activation; None if this process was started without one.
 
-    The variables that speak of it are taken out of `environ`, so that no child believes them.
+    Its variables are removed from `environ`, so that no child process inherits them.
     """
     said = {name: environ.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")}
     if said["LISTEN_PID"] != str(os.getpid()):
@@ -53,9 +53,9 @@ def handed_over(environ: MutableMapping[str, str]) -> HandedOver | None:
 
 
 def bound(host: str, port: int) -> socket.socket:
-    """A listening socket; NestlingError when there can be none at that place."""
+    """A listening socket; NestlingError when that address cannot be bound."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio turns Nagle's delay off (40 ms an answer) only where the protocol is spelt out
+    # asyncio disables Nagle's algorithm (40 ms per answer) only if the protocol is explicit
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -68,7 +68,7 @@ def bound(host: str, port: int) -> socket.socket:
 
 
 def bound_at(path: Path) -> socket.socket:
-    """A listening Unix socket; one that a killed server left behind is replaced, whatever else is there is not."""
+    """A listening Unix socket; one that a killed server left behind is replaced, any other file is not."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         _remove_left_behind(path)
@@ -82,7 +82,7 @@ def bound_at(path: Path) -> socket.socket:
 
 @contextmanager
 def _removed_afterwards(path: Path) -> Iterator[None]:
-    """Remove the socket's file in the end, unless another program has made one in its place by then."""
+    """Remove the socket's file at the end, unless another program has replaced it."""
     made = path.stat().st_ino
     try:
         yield

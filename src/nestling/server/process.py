@@ -1,7 +1,7 @@
 """The server as a process: its socket, its signals, its log, its ready message.
 
-The first SIGTERM or SIGINT stops the server from taking new connections once those that are open have been told to
-close, and lets everything that was accepted finish; a second one ends the process at once.
+The first SIGTERM or SIGINT drains the server: answers close their connections, then the port is closed, and all
+accepted requests finish. A second one ends the process at once.
 """
 
 import asyncio
@@ -35,19 +35,19 @@ from nestling.server.settings import ServeSettings
 from nestling.server.telemetry import tracing
 
 LINGER_S = 1.0
-"""Time between the signal and the closing of the port, in which every answer closes its connection."""
+"""Seconds between the signal and the closing of the port, in which every answer closes its connection."""
 HANDSHAKE_S = 0.2
-"""Time for handshakes that were under way when the port began to refuse new ones."""
+"""Seconds for handshakes that were in progress when the port began to refuse new ones."""
 HEAR_OUT_TURNS, TURN_S = 200, 0.01
-"""Looks, after it, at connections that have not sent a request yet: two seconds, and more on a machine so busy that
-this process is held up, since its clients are too."""
+"""After it, polls of connections that have not sent a request yet: two seconds, or more on a busy machine that delays
+this process, since it delays the clients too."""
 LOG = logging.getLogger("nestling.server")
 
 
 def run(settings: ServeSettings, load: Load | None = None, *, reread: Reread | None = None) -> None:
     """Serve until a signal comes. NestlingError when the port is taken or the models cannot be loaded.
 
-    `reread`: SIGHUP takes the keys and aliases of what it gives.
+    `reread`: reads the settings again, whose keys and aliases SIGHUP applies.
     """
     app = create_app(settings, load, tracing=tracing())
     _allow_many_sockets()
@@ -64,7 +64,7 @@ def run(settings: ServeSettings, load: Load | None = None, *, reread: Reread | N
 
 
 def say_ready(service: Service, listener: socket.socket) -> None:
-    """Print where the server is and a command that tries it."""
+    """Print the server's address and a command to try it."""
     place, flag, url = _address(listener)
     key = " -H 'Authorization: Bearer YOUR-KEY'" if service.settings.api_key else ""
     body = json.dumps({"model": service.catalog.default.name, "input": ["A beautiful sunset over the beach"]})
@@ -78,7 +78,7 @@ def say_ready(service: Service, listener: socket.socket) -> None:
 
 
 def _address(listener: socket.socket) -> tuple[str, str, str]:
-    """Where the server is, and what curl needs to get there: a flag, empty for an address and a port, and the URL."""
+    """The server's address, and curl's arguments for it: a flag, empty for an address and a port, and the URL."""
     if listener.family == socket.AF_UNIX:
         path = listener.getsockname()
         return f"unix:{path}", f"--unix-socket {path} ", "http://localhost"
@@ -89,9 +89,9 @@ def _address(listener: socket.socket) -> tuple[str, str, str]:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server on a bound socket, with a ready message and an orderly end.
+    """uvicorn's server on a bound socket, with a ready message and graceful shutdown.
 
-    `failure` is what kept the models from being loaded, if anything did.
+    `failure`: the error that prevented loading the models, if any.
     """
 
     def __init__(
@@ -108,17 +108,17 @@ class Server(uvicorn.Server):
         self._drained_by: float | None = None
         self.failure: NestlingError | None = None
         self.on_hangup: Callable[[], None] | None = None
-        """What SIGHUP does; without it the signal is left alone."""
+        """The handler of SIGHUP; None leaves the signal alone."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, and load in the background."""
+        """Listen, and load the models in the background."""
         await super().startup(sockets)
         if self.on_hangup:
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.on_hangup)
         self._opening = asyncio.create_task(self._open())
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Close the door behind those who wait at it, hear what they want, and let everything finish."""
+        """Accept the last connections, wait for their requests, and let everything finish."""
         self._opening.cancel()
         end = self._service.stop_by = self._drained_by or time.monotonic() + self._drain_s
         await self._accept_last(end)
@@ -129,13 +129,13 @@ class Server(uvicorn.Server):
         giving_up.cancel()
 
     def _give_up(self) -> None:
-        """The time is over: what is still in progress gets an answer that says so."""
+        """After the time to drain: requests in progress get an answer that says so."""
         self._service.given_up = self._service.in_flight
         for task in self.server_state.tasks:
             task.cancel()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """SIGTERM or SIGINT; nothing is raised again afterwards, so that an orderly end is exit code 0."""
+        """SIGTERM or SIGINT; the signal is not raised again afterwards, so that a graceful end is exit code 0."""
         if self._service.draining:
             os._exit(128 + sig)
         self._service.draining = True
@@ -158,9 +158,9 @@ class Server(uvicorn.Server):
             self._announce(self._service, self._listener)
 
     async def _accept_last(self, end: float) -> None:
-        """Closing the port would reset the connections that the kernel has completed and nobody has accepted yet.
+        """Accept connections that the kernel has completed, which closing the port would reset.
 
-        Those of a socket that is systemd's wait there for the next process.
+        On a socket of systemd's they wait for the next process instead.
         """
         stays = isinstance(self._listener, HandedOver)
         if not stays and last_connections.refuse_new(self._listener):
@@ -172,7 +172,7 @@ class Server(uvicorn.Server):
             await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection)
 
     async def _hear_out(self, end: float) -> None:
-        """Give connections that have not sent a request yet some time for it, until `end` at most."""
+        """Give connections that have not sent a request yet some time to do so, until `end` at most."""
         for _ in range(HEAR_OUT_TURNS):
             silent = any(getattr(one, "cycle", None) is None for one in self.server_state.connections)
             if not silent or time.monotonic() > end:
@@ -206,7 +206,7 @@ def _allow_many_sockets() -> None:
 
 
 class _Lines(logging.Formatter):
-    """A log record as a line of JSON: time, level, event and the fields given, never a text or a key."""
+    """A log record as a line of JSON: time, level, event and fields, never a text or a key."""
 
     def format(self, record: logging.LogRecord) -> str:
         fields: dict[str, Any] = getattr(record, "fields", {})
@@ -216,13 +216,13 @@ class _Lines(logging.Formatter):
 
 @contextmanager
 def _logging() -> Iterator[None]:
-    """All that nestling logs, and Python's warnings, as lines of JSON on standard error."""
+    """Write nestling's log and Python's warnings as lines of JSON to standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Lines())
     sources = [logging.getLogger(name) for name in ("nestling", "py.warnings", "opentelemetry")]
     engines = logging.getLogger("nestling.engine")
     engines.setLevel(logging.WARNING)  # "model loaded" has the engine and why
-    engines.handlers.clear()  # the command line's, which writes for people
+    engines.handlers.clear()  # the command line's handler, which writes for people
     LOG.setLevel(logging.INFO)
     logging.captureWarnings(True)  # noqa: FBT003 - the function's own interface
     for one in sources:

@@ -2,8 +2,8 @@
 
     serve run nestling.server.ray_serve:app model=starter preload=1
 
-Arguments are the settings of `nestling serve` by their names; those of a socket mean nothing here, but `host`: where
-Ray's proxies listen, which decides whether names in Host are checked. A replica counts as started once its models are
+Arguments are the settings of `nestling serve` by name. Those of the socket have no effect, except `host`: where Ray's
+proxies listen, which decides whether names in Host are checked. A replica counts as started once its models are
 loaded and tested, and as healthy while its engine's thread lives; its threads are the CPUs that Ray gives it. Every
 node needs nestling installed, and the model under the same name. Ray's usage reports are off.
 """
@@ -33,7 +33,7 @@ class Nestling:
         self._settings = _with_assigned_threads(read_settings(flags))
 
     def __serve_build_asgi_app__(self) -> Starlette:
-        """The application, whose start waits for the models."""
+        """The application, whose startup waits for the models."""
         built = create_app(self._settings, tracing=tracing())
         self._service = built.state.service
         begin = built.router.lifespan_context
@@ -48,17 +48,17 @@ class Nestling:
         return built
 
     def check_health(self) -> None:
-        """Ray asks now and then, and replaces a replica that raises: EngineError once the engine's thread is dead."""
+        """Called by Ray, which replaces a replica that raises; EngineError if the engine's thread is dead."""
         if not self._service.scheduler.is_alive:
             raise EngineError("the engine thread has died")
 
 
 NESTLING: Any = serve.deployment(Nestling, name="nestling", max_ongoing_requests=512)
-"""As many requests as a replica itself takes before it answers 429."""
+"""A replica is sent as many requests as it takes before it answers 429."""
 
 
 def app(flags: Mapping[str, Any]) -> serve.Application:
-    """What `serve run` and `import_path` name; UsageError for a setting that is not one."""
+    """The target of `serve run` and `import_path`; UsageError for an unknown setting."""
     read_settings(flags)
     bound: serve.Application = NESTLING.bind(dict(flags))
     return bound

@@ -1,4 +1,4 @@
-"""Reading keys and aliases again while the server runs: what SIGHUP asks for. All or nothing, said in the log."""
+"""Reloads keys and aliases while the server runs, on SIGHUP. All or nothing; the result is logged."""
 
 import logging
 from collections.abc import Callable
@@ -14,7 +14,7 @@ Reread = Callable[[], ServeSettings]
 
 
 def reload(service: Service, keys: KeyRing, reread: Reread) -> None:
-    """Take the keys and aliases that the files have now; what cannot be read leaves everything as it was."""
+    """Apply the keys and aliases that the files have now; an error leaves everything unchanged."""
     try:
         fresh = reread()
         service.catalog.rename(fresh.aliases)

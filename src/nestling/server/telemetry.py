@@ -1,4 +1,4 @@
-"""Whether the standard OTEL_* variables ask for traces; what makes them is loaded only then."""
+"""Loads tracing only if the standard OTEL_* variables ask for traces."""
 
 import os
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ ASKING = ("OTEL_TRACES_EXPORTER", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EX
 
 
 def tracing(environ: Mapping[str, str] = os.environ) -> Any:  # noqa: ANN401 - of a module that needs an extra
-    """An `http.tracing.Tracing`; None where nobody asks for traces. UsageError for what cannot be honoured."""
+    """An `http.tracing.Tracing`; None if no traces are asked for. UsageError for unsupported settings."""
     asking = next((name for name in ASKING if environ.get(name)), None)
     off = environ.get("OTEL_SDK_DISABLED", "").lower() == "true" or environ.get("OTEL_TRACES_EXPORTER") == "none"
     if asking is None or off:

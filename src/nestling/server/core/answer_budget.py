@@ -1,4 +1,4 @@
-"""A bound for the vectors of all answers together, from before they are computed until their last byte has left."""
+"""Bounds the memory of all answers' vectors, from before they are computed until their last byte has been sent."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,11 +7,11 @@ from nestling.server.core.metrics import Metrics
 from nestling.server.core.refusals import BusyError
 
 SMALL = 1 << 18
-"""Answers up to this size are not counted, so that a query is answered while many clients do not read theirs."""
+"""Bytes up to which an answer is not counted, so that a query is answered while slow clients hold the budget."""
 
 
 class AnswerBudget:
-    """Bytes of vectors that are held. For use from one thread."""
+    """The bytes of vectors held at present. For use from one thread."""
 
     def __init__(self, max_bytes: int, metrics: Metrics) -> None:
         self._max_bytes, self._metrics = max_bytes, metrics
@@ -19,7 +19,7 @@ class AnswerBudget:
 
     @contextmanager
     def held(self, size_bytes: int) -> Iterator[None]:
-        """Hold so many bytes while the block lasts; BusyError when others hold too many. One alone may be larger."""
+        """Hold bytes while the block runs; BusyError when the budget is used up. A single holder may exceed it."""
         if size_bytes <= SMALL:
             yield
             return

@@ -1,8 +1,8 @@
-"""What a request's `model`, `task` and role mean among the models that are served.
+"""Resolve a request's `model`, `task` and role among the served models.
 
-A model string is `NAME[/TASK[.ROLE]]`, NAME being `family[-task][:QUANT]`, the name of a served file, or an alias. What
-it leaves open, the request's fields say; what both leave open is retrieval, role query. Two that contradict each other
-are refused. Loads nothing.
+A model string is `NAME[/TASK[.ROLE]]`, NAME being `family[-task][:QUANT]`, the name of a served file, or an alias.
+Parts that it leaves open come from the request's fields; the defaults are retrieval and query. Parts that contradict
+each other are refused. Loads nothing.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,12 +17,12 @@ from nestling.server.core.refusals import NotServedError, agreed, shown
 from nestling.spec import ModelSpec, Role, Task
 
 LATEST = ":latest"
-"""Ollama's tag where none is named: at the end of a name it means nothing."""
+"""Ollama's default tag: ignored at the end of a name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A model to embed with: `reference` as the store reads it, the task, and the role, None where nobody named one."""
+    """A model to embed with: its `reference`, the task, and the role, None if the request names none."""
 
     reference: str
     role: Role | None
@@ -31,7 +31,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """One reference that the operator serves; `task` None is the whole family, `quant` None any type that is here.
+    """One reference that the operator serves. `task` None: the whole family; `quant` None: any local file type.
 
     `base`: the whole family from one base with adapters.
     """
@@ -44,7 +44,7 @@ class Offer:
 
     @property
     def name(self) -> str:
-        """What clients call it."""
+        """The name that clients use."""
         return (
             Path(self.path).name.removesuffix(".gguf")
             if self.path
@@ -53,36 +53,36 @@ class Offer:
 
     @property
     def tasks(self) -> tuple[Task, ...]:
-        """The tasks behind it."""
+        """The tasks that it serves."""
         return (self.task,) if self.task else tuple(Task)
 
     def name_of(self, task: Task) -> str:
-        """How one task of it is called."""
+        """The name that clients use for one of its tasks."""
         return str(ModelReference(self.family, task, self.quant))
 
     def served(self, spec: ModelSpec, images_refused: str | None) -> list["Served"]:
-        """It by its own name and, of a family, each task by its own name."""
+        """Itself under its own name and, for a family, each task under its name."""
         whole = Served(self.name, self.tasks, spec.max_tokens, spec.dimensions, images_refused)
         if len(self.tasks) == 1:
             return [whole]
         return [whole, *(replace(whole, name=self.name_of(task), tasks=(task,)) for task in self.tasks)]
 
     def reference(self, task: Task | None = None, quant: str | None = None) -> str:
-        """The reference of one model of it, its own defaults filling in."""
+        """The reference of one of its models, with its own defaults filled in."""
         chosen = None if self.base else self.chosen(task)
         wanted = ModelReference(self.family, chosen, quant or self.quant or local.DEFAULT_QUANT, base=self.base)
         return self.path or str(wanted)
 
     def chosen(self, task: Task | None) -> Task:
-        """The task that is meant where one may have been named."""
+        """The task to use: the named one, if any, or the default."""
         return task or self.task or Task.RETRIEVAL
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A model that clients may name: what it is for, its longest text in tokens, its sizes of vectors.
+    """A model that clients may name: its tasks, its longest text in tokens, its dimensions.
 
-    `images_refused` is why it takes no images, None where it does.
+    `images_refused`: why it takes no images, None where it does.
     """
 
     name: str
@@ -109,8 +109,8 @@ class Catalog:
         self.rename(aliases or {})
 
     def rename(self, aliases: Mapping[str, str]) -> None:
-        """Take these aliases in place of the present ones; a UsageError for one of a model that is not served."""
-        before, self.aliases = self.aliases, {}  # an alias is of a model, never of another alias
+        """Replace the aliases; UsageError for an alias of a model that is not served."""
+        before, self.aliases = self.aliases, {}  # an alias names a model, never another alias
         for name, target in aliases.items():
             try:
                 self.target(target)
@@ -121,7 +121,7 @@ class Catalog:
 
     @property
     def default(self) -> Offer:
-        """What a request without a model gets."""
+        """The model of requests that name none."""
         return self.offers[0]
 
     def target(
@@ -133,7 +133,7 @@ class Catalog:
     def found(
         self, model: str, *, task: str | None = None, roles: Mapping[str, str | None] | None = None
     ) -> tuple[Offer, Target]:
-        """The same for a name, an empty one too, with the offer that it belongs to."""
+        """As `target` for a name, which may be empty, with the offer that it belongs to."""
         name, in_model = self._split(self._meant(model))
         in_field = _task_and_role("task", task)
         offer, named = self._find(name, model)
@@ -148,7 +148,7 @@ class Catalog:
         self._here = frozenset((model.family, model.quant, model.task) for model in local.available())
 
     def kinds(self, offer: Offer) -> list[Offer]:
-        """An offer, and where the operator left the file type open, the same in each other type that is here."""
+        """An offer and, where the operator left the file type open, the same in each other local type."""
         if offer.quant or offer.path:
             return [offer]
         files = (None,) if offer.base else offer.tasks
@@ -156,7 +156,7 @@ class Catalog:
         return [offer, *(replace(offer, quant=quant) for quant in whole if quant != local.DEFAULT_QUANT)]
 
     def _meant(self, model: str) -> str:
-        """A name without `:latest`, and for an alias its model, be it alone or in front of `/TASK.ROLE`."""
+        """A name without `:latest`, with an alias, alone or before `/TASK.ROLE`, replaced by its model."""
         head, slash, tail = model.rpartition("/")
         for name, rest in ((model, ""), (head, slash + tail)):
             if known := self.aliases.get(name) or self.aliases.get(name.removesuffix(LATEST)):
@@ -170,7 +170,7 @@ class Catalog:
         try:
             return head, _task_and_role("model", tail)
         except UsageError:
-            self._find(head, name)  # an unknown model is the graver fault: `org/name` is no name with a task
+            self._find(head, name)  # report an unknown model first: `org/name` is not a name with a task
             raise
 
     def _find(self, name: str, asked: str) -> tuple[Offer, ModelReference | None]:

@@ -1,4 +1,4 @@
-"""Token ids of OpenAI's cl100k vocabulary back to texts, for clients that send them to any model (LangChain's default).
+"""Decodes token ids of OpenAI's cl100k vocabulary, which some clients send to any model (LangChain's default).
 
 The vocabulary comes with the optional package bpe-openai; without it, such input is refused when the server starts.
 """
@@ -10,7 +10,7 @@ from nestling._util.extras import need
 from nestling.errors import TextError
 
 VOCABULARY = 100_256
-"""Ordinary ids go from 0 to one less; the five special tokens above are no text."""
+"""Ordinary ids are below this; the five special tokens above are not text."""
 
 
 def text_reader() -> Callable[[Sequence[Sequence[int]]], list[str]]:

@@ -1,4 +1,4 @@
-"""What comes out of an engine, checked and given to the requests that wait for it in their own event loops."""
+"""Checks the engine's results and delivers them to the waiting requests in their event loops."""
 
 import asyncio
 import logging
@@ -15,7 +15,7 @@ LOG = logging.getLogger("nestling.server")
 
 
 def computed(batch: Batch, parts: Sequence[Part]) -> Sequence[Floats]:
-    """The rows of some of a batch's items; EngineError when they are none."""
+    """The rows of some of a batch's items; EngineError when they are invalid."""
     found = batch.model.embedder.compute.batch(batch.works(parts))
     check(found)
     return found
@@ -28,13 +28,13 @@ def check(answers: Sequence[Floats]) -> None:
 
 
 def log_failure(batch: Batch, error: Exception) -> None:
-    """Say that a batch failed, and of what."""
+    """Log that a batch failed, and why."""
     facts = {"model": batch.model.reference, "error": f"{type(error).__name__}: {error!s:.200}"}
     LOG.warning("batch failed", extra={"fields": facts})
 
 
 def deliver(parts: Sequence[Part], rows: Sequence[Floats]) -> None:
-    """Give each job its rows; the jobs that have all of theirs are answered."""
+    """Give each job its rows, and answer the jobs that are complete."""
     for (job, index), row in zip(parts, rows, strict=True):
         job.rows[index] = row
     for job in dict.fromkeys(job for job, _ in parts):

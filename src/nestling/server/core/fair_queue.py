@@ -1,9 +1,9 @@
-"""Which waiting texts the engine gets next: fair between requests by tokens of work, of like length within a batch.
+"""Which waiting texts the engine gets next: fair between requests by tokens, similar in length within a batch.
 
-Requests share the engine as if it served them all at once, each at the same speed (weighted fair queueing, Demers,
-Keshav and Shenker 1989), in quanta of `QUANTUM` tokens: the next batch is the request's whose next quantum would be
-done first. So a short query overtakes a bulk request, and neither starves the other. The request's longest text brings
-others of like length along, from requests that would be done about as soon. For use from one thread.
+Weighted fair queueing (Demers, Keshav and Shenker 1989) in quanta of `QUANTUM` tokens: the next batch starts with the
+request whose next quantum has the lowest virtual finish time. So a short query overtakes a bulk request, and neither
+starves the other. The request's longest text is batched with texts of similar length, also from requests with a similar
+virtual finish time. For use from one thread.
 """
 
 import asyncio
@@ -20,18 +20,18 @@ from nestling.spec import Task
 from nestling.vectors import Floats
 
 QUANTUM = 512
-"""Tokens of a request that count when its turn is decided: about what the engine does before it looks again."""
+"""Most tokens of a request that count in its next virtual finish time: about the work between two decisions."""
 WINDOW = 8
-"""Batches' worth of waiting texts among which those of like length are sought."""
+"""Texts of similar length are looked for among so many batches' worth of waiting texts."""
 
 
 @dataclass(eq=False)
 class Job:
     """One request's items on their way through the engine.
 
-    `task` is the one of the model's that it is for, None for the model's own; `make` what is made of each item's hidden
-    states, None for the pooled one. `share` is the virtual time up to which it has had its share. `counted`: its tokens
-    in the bound of the queue, which are the scheduler's to keep.
+    `task`: the LoRA task of the model to run, None for the model's own. `make`: the function of each item's hidden
+    states that is the result, None for pooling. `share`: the virtual time up to which it has been served. `counted`:
+    its tokens in the queue's bound, kept by the scheduler.
     """
 
     model: Model
@@ -54,30 +54,30 @@ class Job:
 
     @property
     def turn(self) -> float:
-        """Virtual finish time of its next quantum: the lower, the sooner it is its turn."""
+        """Virtual finish time of its next quantum; the lowest goes first."""
         return self.share + min(self.left, QUANTUM)
 
     @property
     def finish(self) -> float:
-        """Virtual finish time of all of it."""
+        """Virtual finish time of its last item."""
         return self.share + self.left
 
     def longest_of(self, most: float) -> int | None:
-        """Its longest waiting text of at most so many tokens, by its place among the items."""
+        """The index of its longest waiting text of at most `most` tokens."""
         return next((index for index in self.waiting if len(self.items[index]) <= most), None)
 
     def results(self) -> list[Floats]:
-        """The answer for each item, in their order."""
+        """The result of each item, in order."""
         return [self.rows[index] for index in range(len(self.items))]
 
 
 Part = tuple[Job, int]
-"""A job and the place of one of its items."""
+"""A job and the index of one of its items."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """A model's: tokens of a batch now, and those from beyond which a text goes alone, in pieces."""
+    """A model's limits: tokens of a batch now, and of a text above which it is run alone, in prefill chunks."""
 
     budget: int
     whole: int
@@ -85,7 +85,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What goes through the engine at once: items of one model."""
+    """Items of one model that run through the engine together."""
 
     model: Model
     limits: Limits
@@ -93,20 +93,20 @@ class Batch:
 
     @property
     def tokens(self) -> int:
-        """Tokens in it."""
+        """Its number of tokens."""
         return sum(len(job.items[index]) for job, index in self.parts)
 
     @property
     def in_pieces(self) -> bool:
-        """True for one text that is too long to go through at once."""
+        """True for one text that is too long to run at once, and is prefilled in chunks."""
         return len(self.parts) == 1 and self.tokens > self.limits.whole
 
     def live(self) -> list[Job]:
-        """The jobs in it that somebody still waits for."""
+        """Its jobs whose clients still wait."""
         return list(dict.fromkeys(job for job, _ in self.parts if not job.cancelled))
 
     def works(self, parts: Sequence[Part] | None = None) -> list[Work]:
-        """What the model is asked for, by some of its parts or all."""
+        """The model's work for some of its parts, or for all."""
         own = self.model.embedder.spec.task
         chosen = self.parts if parts is None else parts
         return [Work(job.items[index], job.task or own, job.make) for job, index in chosen]
@@ -123,24 +123,24 @@ class Queue:
         return len(self._jobs)
 
     def add(self, job: Job) -> None:
-        """Let a job in; its share begins now."""
+        """Add a job; its share begins at the present virtual time."""
         job.share = self._clock
         self._jobs.append(job)
 
     def drop_cancelled(self) -> None:
-        """Forget jobs that nobody waits for."""
+        """Remove cancelled jobs."""
         self._jobs = [job for job in self._jobs if not job.cancelled]
 
     def empty(self) -> list[Job]:
-        """Take all jobs out."""
+        """Remove and return all jobs."""
         jobs, self._jobs = self._jobs, []
         return jobs
 
     def take(self, limits_of: Callable[[Model], Limits], *, running: Job | None = None) -> Batch | None:
         """The next batch, or None when nobody waits.
 
-        `running` is the job whose long text is being computed in pieces: None also where it is that job's turn, and no
-        second text that is computed in pieces is taken.
+        `running`: the job whose long text is being prefilled in chunks. Then None also means that it is that job's
+        turn, and no second long text is taken.
         """
         found = [(job, limits_of(job.model)) for job in self._jobs]
         open_to = {job: math.inf if running is None else limits.whole for job, limits in found}
@@ -163,17 +163,17 @@ class Queue:
         return batch
 
     def charge(self, job: Job, work: float) -> None:
-        """Count a piece of a job's long text: so many tokens of work."""
+        """Charge a job for a chunk of its long text: `work` tokens."""
         job.share += work
         self._pass(work, job)
 
     def _pass(self, work: float, running: Job | None) -> None:
-        """Virtual time goes on by each one's share of the work."""
+        """Advance virtual time by each active job's share of the work."""
         active = len(self._jobs) + (running is not None and running not in self._jobs)
         self._clock += work / max(active, 1)
 
     def _alike(self, first: Job, able: Sequence[Job], limits: Limits, most: float) -> list[Part]:
-        """The job's longest text and others of about its length, within the budget and what padding may cost."""
+        """The job's longest text and others of similar length, within the token budget and the padding allowed."""
         index = first.longest_of(most)
         assert index is not None
         length = len(first.items[index])
@@ -193,9 +193,9 @@ class Queue:
         return chosen
 
     def _window(self, first: Job, able: Sequence[Job], limits: Limits) -> Iterator[Part]:
-        """What may share the batch: `WINDOW` budgets of texts, of jobs that would be done at most a budget later.
+        """Candidates to share the batch: `WINDOW` budgets of texts, from jobs that finish at most one budget later.
 
-        So a short query goes without texts of a bulk request, which would only make its batch slower.
+        So a short query is not batched with texts of a bulk request, which would only delay it.
         """
         tokens, latest = WINDOW * limits.budget, first.finish + limits.budget
         near = [job for job in able if job.model is first.model and job.finish <= latest]

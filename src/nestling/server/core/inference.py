@@ -1,7 +1,7 @@
-"""From inputs to items of tokens and patches, and from these to pooled states, states or vectors of tokens, or chunks.
+"""From inputs to items of tokens and patches, and from items to pooled or token states, multi-vectors or chunks.
 
-What takes long runs in threads, so that the event loop is free for others; what is short runs at once, because a
-thread's hand-over would cost more. Knows no names of models.
+Long work runs in threads, so that the event loop stays free; short work runs at once, since handing it to a thread
+would cost more. Does not know the names of models.
 """
 
 import asyncio
@@ -32,18 +32,18 @@ from nestling.spec import Role
 from nestling.vectors import Floats
 
 SHORT_CHARACTERS = 4000
-"""Texts that tokenize in about a millisecond."""
+"""Characters of texts that tokenize in about a millisecond."""
 SHORT_NUMBERS = 10_000
 """Vector components that are normalised or compared in less than a millisecond."""
 COMPUTE = "compute"
-"""A request's wait for the engine and its time there, as a trace names it."""
+"""The stage of waiting for the engine and running in it, in metrics and traces."""
 Span = Callable[[str], AbstractContextManager[object]]
-"""Marks a stage in the trace of the request that the present task answers."""
+"""Opens a span for a stage in the trace of the current task's request."""
 Result = TypeVar("Result")
 
 
 class Inference:
-    """A server's tokenizing and computing, with its result cache; `start` within the event loop comes first."""
+    """Tokenization and inference, with a result cache. Call `start` within the event loop first."""
 
     def __init__(self, settings: ServeSettings, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -59,11 +59,11 @@ class Inference:
         }
 
     def start(self, scheduler: Scheduler) -> None:
-        """Compute with this scheduler from now on."""
+        """Set the scheduler to compute with."""
         self._scheduler = scheduler
 
     def stop(self) -> None:
-        """Start nothing more in a thread."""
+        """Shut down the threads; nothing more is started."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._pictures.close()
 
@@ -75,14 +75,14 @@ class Inference:
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Tell the metrics how long the block takes, and the request's trace."""
+        """Record the block's duration in the metrics and the request's trace."""
         start = time.perf_counter()
         with self.span(stage):
             yield
         self._metrics.stage.labels(stage).observe(time.perf_counter() - start)
 
     async def rows(self, output: Output, model: Use, items: Sequence[Item]) -> Sequence[Floats] | Floats:
-        """B items -> (B, D) pooled states, or an array (tokens, D) for each item: what `output` says."""
+        """B items -> (B, D) pooled states or, depending on `output`, an array (tokens, D) for each item."""
         with self.span(COMPUTE):
             return await self._works[output](model, items)
 

@@ -1,4 +1,4 @@
-"""An input to token ids, within the limits that the request and the model set. Runs no engine and knows no HTTP."""
+"""Inputs to token ids, within the limits of the request and the model. Runs no engine and knows no HTTP."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -15,11 +15,11 @@ from nestling.server.setting_values import TokenInput
 from nestling.spec import ModelSpec, Role
 
 SHORTEST_CUT = 16
-"""Below so many tokens, a cut may leave nothing but the prefix, and is checked."""
+"""Tokens below which a cut may leave nothing but the prefix, and is checked."""
 
 
 def limit_of(reading: Reading, spec: ModelSpec) -> int | None:
-    """Tokens that a text is cut to, prefix included; None where a longer text is refused."""
+    """Tokens to which a text is truncated, prefix included; None where a longer text is refused."""
     most = reading.limit
     if most is None or most == -1:
         return _longest(reading, spec) if reading.truncate or most == -1 else None
@@ -32,19 +32,19 @@ def limit_of(reading: Reading, spec: ModelSpec) -> int | None:
 
 
 def _longest(reading: Reading, spec: ModelSpec) -> int:
-    """Tokens of the longest text, prefix included: the model's, or fewer where the client says so."""
+    """Tokens of the longest text, prefix included: the model's limit, or the client's if that is lower."""
     return min(reading.longest or spec.max_tokens, spec.max_tokens)
 
 
 class Reader:
-    """Turns inputs into token ids, as the settings say."""
+    """Turns inputs into token ids; `mode` says what a client's own token ids mean."""
 
     def __init__(self, mode: TokenInput) -> None:
         self._mode = mode
         self._text_of = cl100k.text_reader() if mode is TokenInput.CL100K else None
 
     def read(self, wanted: Embedding, embedder: Embedder) -> list[TokenIds]:
-        """B inputs -> B arrays of ids for the model, each within its limit. UsageError for what is not."""
+        """B inputs -> B arrays of ids for the model, each within its limit. UsageError for an input that is not."""
         inputs, role, reading = wanted.inputs, wanted.target.role, wanted.reading
         if are_texts(inputs):
             return tokenized(inputs, embedder, role=role, reading=reading, default=reading.default)
@@ -63,7 +63,7 @@ class Reader:
 def tokenized(
     texts: Sequence[str], embedder: Embedder, *, role: Role | None, reading: Reading, default: Role = Role.QUERY
 ) -> list[TokenIds]:
-    """B texts -> B arrays of ids: prefix, text, ending, within the limit. UsageError for what is not."""
+    """B texts -> B arrays of ids: prefix, text, ending, within the limit. UsageError for a text that is not."""
     if not (role is None and reading.typed and any(typed := _are_typed(texts, embedder.spec))):
         return _read(texts, embedder, role=role or default, reading=reading)
     as_typed = _read(texts, embedder, role=Role.RAW, reading=reading)
@@ -72,7 +72,7 @@ def tokenized(
 
 
 def tokens_of(text: str, embedder: Embedder, role: Role, *, closed: bool) -> list[Token]:
-    """A text's tokens with the role's prefix, whose characters count; without the ending unless `closed`."""
+    """A text's tokens, counting characters from the role's prefix on; without the ending unless `closed`."""
     tokenizer = embedder.tokenizer
     ids, places = tokenizer.encode_with_offsets(embedder.spec.prefix(role) + text)
     ending = len(tokenizer.close(ids[:0]))
@@ -83,7 +83,7 @@ def tokens_of(text: str, embedder: Embedder, role: Role, *, closed: bool) -> lis
 
 
 def doubled(texts: Sequence[str], spec: ModelSpec, *, role: Role | None, reading: Reading) -> list[str]:
-    """A warning for texts that begin with a prefix of the model and got another one in front of it."""
+    """A warning if texts that already begin with one of the model's prefixes got a second one."""
     if role is Role.RAW or (role is None and reading.typed):
         return []
     places = [index for index, typed in enumerate(_are_typed(texts, spec)) if typed]
@@ -94,7 +94,7 @@ def doubled(texts: Sequence[str], spec: ModelSpec, *, role: Role | None, reading
 
 
 def warnings_of(wanted: Embedding | Ranking, spec: ModelSpec) -> list[str]:
-    """What a client should know of its texts."""
+    """The warnings for a request's texts."""
     if isinstance(wanted, Ranking):
         texts = [wanted.query, *(one for one in wanted.documents if isinstance(one, str))]
         return doubled(texts, spec, role=None, reading=wanted.reading)
@@ -109,7 +109,7 @@ def _are_typed(texts: Sequence[str], spec: ModelSpec) -> list[bool]:
 
 
 def _read(texts: Sequence[str], embedder: Embedder, *, role: Role, reading: Reading) -> list[TokenIds]:
-    """Texts with the role's prefix, each within the limit or cut to it."""
+    """Token ids of texts with the role's prefix, each within the limit or truncated to it."""
     limit = limit_of(reading, embedder.spec)
     ids = embedder.tokenize(texts, prompt_name=role, truncate=limit is not None)
     if limit is None:
@@ -127,7 +127,7 @@ def _read(texts: Sequence[str], embedder: Embedder, *, role: Role, reading: Read
 
 
 def _within(ids: list[TokenIds], reading: Reading) -> list[TokenIds]:
-    """The same; TextLengthError for a text of more tokens than the client allows."""
+    """The ids; TextLengthError for a text of more tokens than the client allows."""
     for index, one in enumerate(ids):
         if reading.longest and len(one) > reading.longest:
             longer = f"{len(one)} tokens, {reading.longest_name} allows {reading.longest}; truncate=true cuts the text"

@@ -1,4 +1,4 @@
-"""How a served model is loaded for real, with the server's settings and checked against its card; and what it takes."""
+"""Loads a served model with the server's settings, checks it against its card, and estimates its memory."""
 
 import math
 from collections.abc import Callable
@@ -18,16 +18,16 @@ from nestling.server.settings import MIB, ServeSettings
 from nestling.spec import BASE_FIELD, Role
 
 ENGINE_BYTES = 200 * MIB
-"""Memory of an engine and a tokenizer without the weights: 120 to 190 MiB were measured."""
+"""Memory of an engine and a tokenizer without the weights (measured: 120 to 190 MiB)."""
 FLOAT32, INT8 = 4.0, 1 + 4 / 32
-"""Bytes of a weight; in int8 with a float32 scale for each 32, the finest that there is."""
+"""Bytes per weight; int8 with a float32 scale for each 32, the finest groups."""
 _BYTES = {ArithmeticName.FLOAT32: FLOAT32, ArithmeticName.BF16: 2.0} | dict.fromkeys(
     (ArithmeticName.INT8_GROUPS, ArithmeticName.INT8_ROWS, ArithmeticName.INT8_MIXED), INT8
 )
 
 
 def loader(settings: ServeSettings) -> Load:
-    """How models are loaded for real: each must give the vectors that its card has."""
+    """The function that loads a model; it must reproduce the vectors in its card."""
     spec = read_spec(settings.spec) if settings.spec else None
 
     def load(reference: str) -> Embedder:
@@ -65,7 +65,7 @@ def model_cost(
 
 
 def _openvino(one: TensorInfo, arithmetic: ArithmeticName) -> float:
-    """`auto` is int8 but for float files, which int8 leaves in float32 as well."""
+    """`auto` is int8, except for float files, which int8 also leaves in float32."""
     stays = one.kind.is_float and arithmetic is not ArithmeticName.BF16
     return math.prod(one.shape) * (FLOAT32 if stays else _BYTES.get(arithmetic, INT8))
 
@@ -87,5 +87,5 @@ _WEIGHT_BYTES: dict[EngineName, Callable[[TensorInfo, ArithmeticName], float]] =
 
 
 def limited(load: Load, max_tokens: int | None) -> Load:
-    """The same models, for shorter texts than they take."""
+    """Load the same models with `max_tokens` as the limit of their texts, if it is given."""
     return load if max_tokens is None else lambda reference: load(reference).limited(max_tokens)

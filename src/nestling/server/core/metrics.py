@@ -1,6 +1,6 @@
-"""What the server counts, for Prometheus. Knows nothing of HTTP.
+"""The server's Prometheus metrics. Knows nothing of HTTP.
 
-Metrics belong to one registry a server, not to the process, so that two servers of one process do not share them.
+Each server has a registry of its own, instead of the process's, so that two servers of one process do not share them.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -36,15 +36,15 @@ class Metrics:
         self.batch_fill = self._histogram("batch_fill", "Share of its token budget that a batch used", buckets=tenths)
 
     def gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
-        """Add a number that `read` tells when it is asked for."""
+        """Add a gauge whose value `read` returns at each scrape."""
         Gauge(name, text, registry=self._registry).set_function(read)
 
     def facts(self, name: str, text: str, labels: Sequence[str], read: Callable[[], Iterable[Sequence[str]]]) -> None:
-        """Add facts as labels of a gauge that is 1 where they hold; `read` tells their values when asked."""
+        """Add an info gauge: always 1, with facts as labels, whose values `read` returns at each scrape."""
         self._registry.register(_Facts(name, text, labels, read))
 
     def value(self, name: str, **labels: str) -> float:
-        """The present value of a sample by its whole name; 0 for one that has not been seen."""
+        """The present value of a sample by its full name; 0 before its first observation."""
         return self._registry.get_sample_value(name, labels) or 0.0
 
     def render(self) -> bytes:

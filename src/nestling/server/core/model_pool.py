@@ -1,9 +1,9 @@
 """The loaded models of one process: loaded on first use, kept while in use, unloaded when idle or short of memory.
 
-A model's size is what it is known to take, by its weights, so that room is made before it is loaded. Models in use
-stay, so one that does not fit next to them (and to those being loaded) is refused. A load that failed is
-not tried again at once: the pause doubles, from one second to a minute.
-Knows neither HTTP nor names: a model is asked for by a reference and made by the `load` that it was given.
+A model's size is estimated from its weights, so that room is made before it is loaded. Models in use are never
+unloaded; a model that does not fit next to them (and to those being loaded) is refused. A failed load is retried with
+back-off, from one second to a minute.
+Knows neither HTTP nor names: a model is identified by its reference and loaded by the `load` function.
 """
 
 import asyncio
@@ -28,12 +28,12 @@ LOG = logging.getLogger("nestling.server")
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 SELF_TEST = ("The quick brown fox jumps over the lazy dog.", "A beautiful sunset over the beach", "海滩上美丽的日落")
 SELF_TEST_COSINE = 0.999
-"""What a text's vector alone and among others must agree to; int8 engines reach 0.9999, a broken one far less."""
+"""Least cosine of a text's vectors, embedded alone and in a batch; int8 engines reach 0.9999, broken ones far less."""
 
 
 @dataclass(eq=False)
 class Model:
-    """One loaded model and who uses it."""
+    """One loaded model and its users."""
 
     reference: str
     embedder: Embedder
@@ -41,7 +41,7 @@ class Model:
     users: int = 0
     used_at: float = field(default_factory=time.monotonic)
     is_computing: bool = False
-    """True while the engine's thread works with it, be it for a client that has left."""
+    """True while the engine's thread works with it, even if the client has left."""
 
     @property
     def is_in_use(self) -> bool:
@@ -50,7 +50,7 @@ class Model:
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """For the engine's thread, around what it does with the model."""
+        """For the engine's thread: marks the model as computing during the block."""
         self.is_computing = True
         try:
             yield
@@ -67,13 +67,13 @@ class Use:
 
     @property
     def embedder(self) -> Embedder:
-        """The model for that task; another one after a reset."""
+        """The model for that task; a new object after a reset."""
         return self.model.embedder.for_task(self.task) if self.task else self.model.embedder
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A load that failed: what it raised, and when another try makes sense."""
+    """A failed load: its error, and when to retry."""
 
     error: NestlingError
     pause_s: float
@@ -81,9 +81,9 @@ class Failure:
 
 
 class ModelPool:
-    """Models by reference. All methods run on the event loop, but `reset`, which the engine's thread calls.
+    """Models by reference. All methods run on the event loop, except `reset`, which the engine's thread calls.
 
-    Loading and closing run in one thread of the pool's, in order: room is made before a model is loaded.
+    Loading and closing run in order in one thread of the pool, so that room is made before a model is loaded.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class ModelPool:
         cost_of: Callable[[str], int] = lambda _reference: 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`cost_of`: bytes that a model takes, known before it is loaded."""
+        """`cost_of`: a model's bytes of memory, estimated before it is loaded."""
         self._load, self._budget, self._idle_s, self._cost_of, self._clock = load, budget_bytes, idle_s, cost_of, clock
         self._models: dict[str, asyncio.Task[Model]] = {}
         self._failures: dict[str, Failure] = {}
@@ -104,7 +104,7 @@ class ModelPool:
 
     @asynccontextmanager
     async def use(self, reference: str) -> AsyncIterator[Model]:
-        """A model, loaded if it is not yet; it stays loaded for as long as the block lasts.
+        """A model, loaded if necessary; it stays loaded while the block runs.
 
         UnavailableError when it does not fit into the budget next to those in use; other errors are those of loading.
         """
@@ -142,7 +142,7 @@ class ModelPool:
         model.embedder = fresh
 
     def unload_idle(self) -> None:
-        """Unload models that were idle for the idle time."""
+        """Unload models that have been idle for `idle_s`."""
         if self._idle_s is None:
             return
         for model in self.loaded:
@@ -167,7 +167,7 @@ class ModelPool:
                 self._check_failure(reference)
                 task = self._models[reference] = asyncio.create_task(self._loaded(reference))
             model = await asyncio.shield(task)
-            if self._models.get(reference) is task:  # it may have been unloaded between its loading and this turn
+            if self._models.get(reference) is task:  # it may have been unloaded since it was loaded
                 return model
 
     def _check_failure(self, reference: str) -> None:
@@ -182,7 +182,7 @@ class ModelPool:
             with self._reserved(reference, size_bytes):
                 embedder = await run(self._thread, self._tested, reference)
         except UnavailableError:
-            raise  # it may fit as soon as others are done
+            raise  # it may fit once other models are idle
         except NestlingError as error:
             self._note_failure(reference, error)
             raise
@@ -199,7 +199,7 @@ class ModelPool:
         LOG.warning("model not loaded", extra={"fields": {"model": reference, "error": f"{error!s:.300}"}})
 
     def _tested(self, reference: str) -> Embedder:
-        """The model, once it has passed the self-test; an EngineError for whatever else an engine raises."""
+        """Load a model and run the self-test; an engine's unexpected exceptions become an EngineError."""
         try:
             embedder = self._load(reference)
             with closed_on_failure(embedder):
@@ -213,7 +213,7 @@ class ModelPool:
 
     @contextmanager
     def _reserved(self, reference: str, size_bytes: int) -> Iterator[None]:
-        """Room for a model of so many bytes while it is loaded, made by unloading what was used longest ago."""
+        """Reserve memory for a model while it loads, by unloading the least recently used models."""
         idle = [one for one in self.loaded if not one.is_in_use]
         staying = {one.reference: one.size_bytes for one in self.loaded if one.is_in_use} | self._coming
         if sum(staying.values()) + size_bytes > self._budget:
@@ -230,7 +230,7 @@ class ModelPool:
             del self._coming[reference]
 
     def _why_not(self, reference: str, size_bytes: int, staying: Mapping[str, int]) -> str:
-        """What would be needed."""
+        """The message of a model that does not fit: what it needs, and what is in use."""
         in_use = f" beside {', '.join(sorted(staying))} in use ({_mib(sum(staying.values()))})" if staying else ""
         budget = f"the memory budget is {_mib(self._budget)} (--memory-budget-mb)"
         text = f"{reference}: needs {_mib(size_bytes)}{in_use}; {budget}"
@@ -238,7 +238,7 @@ class ModelPool:
         return text
 
     def _unload(self, model: Model) -> asyncio.Future[None]:
-        """Forget it, and close it in the pool's thread: closing waits for a batch that is running."""
+        """Remove it, and close it in the pool's thread, since closing waits for a running batch."""
         del self._models[model.reference]
         LOG.info("model unloaded", extra={"fields": {"model": model.reference}})
         return asyncio.get_running_loop().run_in_executor(self._thread, model.embedder.close)
@@ -259,7 +259,7 @@ def _mib(size_bytes: int) -> str:
 
 
 def _nothing() -> None:
-    """What is done last."""
+    """A task that is done when all earlier ones of the thread are."""
 
 
 def _is_ready(task: asyncio.Task[Model]) -> bool:
@@ -267,7 +267,7 @@ def _is_ready(task: asyncio.Task[Model]) -> bool:
 
 
 def self_test(embedder: Embedder) -> None:
-    """Embed texts together and one alone; EngineError unless all are vectors and the two ways agree."""
+    """Embed texts together and one alone; EngineError unless all vectors are valid and the two ways agree."""
     together = embedder.encode(SELF_TEST)
     alone = embedder.encode(SELF_TEST[:1])
     cosine = float(paired_cosine(together[:1], alone)[0])

@@ -1,7 +1,7 @@
 """Images of requests: downloaded if that is allowed, measured, decoded in separate threads. Knows no HTTP.
 
 Sizes are read from headers, and a request's pixels added up, before any pixel is decoded. Two threads decode, so that
-two images at their largest are held at once; downloads have other threads, because they wait.
+at most two images of the largest size are held at once; downloads, which mostly wait, have threads of their own.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from nestling.server.core.requests import ImageUse, Picture
 
 DECODERS, DOWNLOADS = 2, 8
 MOST_PIXELS = 200_000_000
-"""Pixels of all images of a request."""
+"""Most pixels of all images of a request together."""
 Result = TypeVar("Result")
 Given = TypeVar("Given")
 
@@ -30,12 +30,12 @@ def texts_of(values: Sequence[object]) -> list[str]:
 
 
 def pictures_of(inputs: Sequence[object]) -> dict[int, Picture]:
-    """The images among a request's inputs, by their places."""
+    """The images among a request's inputs, by index."""
     return {place: one for place, one in enumerate(inputs) if isinstance(one, Picture)}
 
 
 def use_of(items: Iterable[object]) -> ImageUse:
-    """What the images among a request's items take."""
+    """The number, tokens and pixels of the images among a request's items."""
     found = [(len(one), one.image) for one in items if isinstance(one, ImageItem) and one.image]
     return ImageUse(len(found), sum(tokens for tokens, _ in found), sum(image.sent_pixels for _, image in found))
 
@@ -49,7 +49,7 @@ class PictureReader:
         self._fetchers = ThreadPoolExecutor(DOWNLOADS, "downloads")
 
     async def items(self, pictures: Mapping[int, Picture], embedder: Embedder) -> dict[int, Item]:
-        """The item of each; UsageError for a model without vision, ImageError naming the place of a bad image."""
+        """The item of each; UsageError for a model without vision, ImageError with the index of a bad image."""
         vision = await _in(self._decoders, _vision_of, embedder, min(pictures))
         data = await _each(pictures, self._fetched)
         sources = await _each(data, lambda one: _in(self._decoders, _opened, one))
@@ -58,7 +58,7 @@ class PictureReader:
         return dict(zip(images, vision.items(list(images.values())), strict=True))
 
     def close(self) -> None:
-        """Take no more."""
+        """Shut down the threads; nothing more is started."""
         for threads in (self._decoders, self._fetchers):
             threads.shutdown(wait=False, cancel_futures=True)
 
@@ -75,7 +75,7 @@ async def _in(threads: Executor, work: Callable[..., Result], *values: object) -
 
 
 async def _each(given: Mapping[int, Given], work: Callable[[Given], Awaitable[Result]]) -> dict[int, Result]:
-    """The results by place, all under way at once; the ImageError of one names its place."""
+    """The results by index, computed concurrently; an ImageError names the index of its image."""
 
     async def one(place: int) -> Result:
         try:

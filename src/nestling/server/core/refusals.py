@@ -1,6 +1,6 @@
-"""Why the service refuses a request, as exceptions with what any dialect needs to say it. Knows no HTTP.
+"""Why the service refuses a request: exceptions with all that a dialect needs for its answer. Knows no HTTP.
 
-`UsageError` and `TextError` are refusals too: a value that cannot be honoured. Messages name fields and places, never
+`UsageError` and `TextError` are refusals too: a value that cannot be honoured. Messages name fields and indices, never
 texts or keys.
 """
 
@@ -10,12 +10,12 @@ from typing import TypeVar
 from nestling.errors import ModelNotFoundError, NestlingError, UsageError
 
 LONGEST_ECHO = 100
-"""Characters of a caller's own value that an error repeats."""
+"""Most characters of a caller's value that an error repeats."""
 Value = TypeVar("Value")
 
 
 class InvalidError(UsageError):
-    """A value that cannot be honoured; `code` is the machine-readable reason, `of` the error that this one rewords."""
+    """A value that cannot be honoured; `code`: the machine-readable reason, `of`: the type of the error it replaces."""
 
     def __init__(
         self,
@@ -30,11 +30,11 @@ class InvalidError(UsageError):
 
 
 class TooLargeError(UsageError):
-    """A request beyond a limit of size."""
+    """A request beyond a size limit."""
 
 
 class BusyError(NestlingError):
-    """A full server; another try makes sense after `retry_after_s`."""
+    """A full server; retry after `retry_after_s` seconds."""
 
     def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
         super().__init__(message)
@@ -59,6 +59,6 @@ def agreed(param: str, said: Mapping[str, Value | None]) -> Value | None:
 
 
 def shown(value: object) -> str:
-    """A caller's value as an error may repeat it: quoted, cut."""
+    """A caller's value for an error message: quoted and truncated."""
     text = repr(value)
     return text if len(text) <= LONGEST_ECHO else text[:LONGEST_ECHO] + "..."

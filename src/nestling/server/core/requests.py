@@ -1,4 +1,4 @@
-"""What the service is asked for and answers with, whatever the dialect. Data alone; knows no HTTP."""
+"""Requests and answers of the service, independent of the dialect. Data alone; knows no HTTP."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from nestling.vectors import Floats
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """An image as the client wrote it: base64 or a data URI, or where `is_url` what to fetch."""
+    """An image as the client wrote it: base64 or a data URI; with `is_url`, a URL to fetch."""
 
     text: str
     is_url: bool = False
@@ -30,7 +30,7 @@ def are_texts(inputs: Inputs) -> TypeGuard[list[str]]:
 
 
 class Output(StrEnum):
-    """A vector for each input, its tokens' hidden states or multi-vectors, or a vector for each chunk of a document."""
+    """One vector per input, hidden states or multi-vectors per token, or one vector per chunk of a document."""
 
     VECTOR = "vector"
     STATES = "token-states"
@@ -46,12 +46,11 @@ PER_TOKEN = frozenset({Output.STATES, Output.MULTI_VECTOR})
 class Reading:
     """How texts become tokens.
 
-    `truncate` cuts texts at the model's limit, `limit` at so many tokens, prefix included (-1: the model's limit); a
-    longer text is refused otherwise. `longest` lowers the model's limit, which `truncate` then decides about;
-    `longest_name` is what the client calls it. `from_left` takes away the tokens behind the prefix instead of the last
-    ones.
-    `typed`: where no role is named, a prefix that a text already begins with is taken for its prefix; texts without
-    one get that of the role `default`.
+    `truncate` truncates texts to the model's limit, `limit` to that many tokens, prefix included (-1: the model's
+    limit); without either, a longer text is refused. `longest` lowers the model's limit; `longest_name` is the field
+    that set it. `from_left` removes the first tokens behind the prefix instead of the last ones.
+    `typed`: where no role is named, a prefix of the model that a text already begins with counts as its prefix; other
+    texts get the prefix of the role `default`.
     """
 
     truncate: bool = False
@@ -67,8 +66,8 @@ class Reading:
 class Embedding:
     """Vectors of inputs.
 
-    `dimensions`: one of the trained sizes, None for the full width. `normalized` False keeps a pooled vector's own
-    length.
+    `dimensions`: one of the trained sizes, None for the full width. `normalized` False keeps a pooled vector's
+    norm.
     """
 
     inputs: Inputs
@@ -81,7 +80,7 @@ class Embedding:
 
 @dataclass(frozen=True, slots=True)
 class ImageUse:
-    """What a request's images took: how many they are, their tokens, and their pixels as they were sent."""
+    """Usage by a request's images: their number, their tokens, and their pixels as sent."""
 
     count: int = 0
     tokens: int = 0
@@ -90,10 +89,10 @@ class ImageUse:
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """The vectors in the order of the inputs: (B, D), or B arrays of (T, P); and the tokens that they took.
+    """The vectors in the order of the inputs: (B, D), or B arrays of (T, P); and the tokens used.
 
-    `tokens` are those of texts and images together. `warnings` are for the client's eyes: what was done as asked, but
-    is probably not meant.
+    `tokens`: of texts and images together. `warnings`, for the client: what was done as asked, but is probably not
+    meant.
     """
 
     values: Sequence[Floats] | Floats
@@ -104,7 +103,7 @@ class Embedded:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One token of a text: its id, its bytes, whether it is a special one, its characters [start, stop)."""
+    """One token of a text: its id, its bytes, whether it is special, its character span [start, stop)."""
 
     id: int
     piece: bytes
@@ -127,7 +126,7 @@ class Ranking:
 
 @dataclass(frozen=True, slots=True)
 class RankedDocuments:
-    """The best first; and the tokens that they took; `warnings` as in `Embedded`."""
+    """The documents, best first, and the tokens used; `warnings` as in `Embedded`."""
 
     results: Sequence[Ranked]
     tokens: int

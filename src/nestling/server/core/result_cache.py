@@ -1,7 +1,7 @@
-"""Pooled states of items that were embedded before, bounded in bytes; the least recently used are evicted first.
+"""Cache of pooled states of items, bounded in bytes; the least recently used are evicted first.
 
-The key is the identity of the loaded model, not its name, whose file may have been replaced, and the item's: a hit is
-what the engine would answer. For use from one thread.
+The key is the item's identity and that of the loaded model, not its name, whose file may have been replaced: a hit
+equals the engine's result. For use from one thread.
 """
 
 from collections import OrderedDict
@@ -14,7 +14,7 @@ OVERHEAD_BYTES = 300
 
 
 class ResultCache:
-    """(`Embedder.identity`, item) -> (D,) pooled state. A bound of 0 keeps nothing."""
+    """(`Embedder.identity`, item) -> (D,) pooled state. A bound of 0 disables it."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -32,7 +32,7 @@ class ResultCache:
         return row
 
     def put(self, model: bytes, item: Item, row: Floats) -> None:
-        """Keep a state, and evict the oldest until everything fits."""
+        """Store a state, and evict the least recently used until all fit."""
         key = (model, item.identity)
         if _cost(key, row) > self._max_bytes or key in self._rows:
             return

@@ -1,8 +1,8 @@
 """One thread in which engines run, fed from the fair queue.
 
-A batch takes about `BATCH_S` of the engine's measured speed; a text that is longer than a batch is computed in pieces,
-and between two of them others may go first, its client may leave, and the thread may end. So what a query waits for is
-a batch or a piece. At most one text is under way in pieces: it holds its states, and a few layers' keys and values.
+A batch is sized to take about `BATCH_S` at the engine's measured speed. A text longer than a batch is prefilled in
+chunks; between two of them other batches may run, its client may leave, and the thread may end. So a query waits for at
+most a batch or a chunk. At most one such text is in progress; it holds its states and a few layers' KV cache.
 
 The queue is bounded; a failed engine is reloaded. Knows items and vectors only.
 """
@@ -32,14 +32,14 @@ LOG = logging.getLogger("nestling.server")
 BATCH_S = 0.25
 SMALLEST_BATCH = 512
 TELLING = 256
-"""Tokens from which on a batch tells the engine's speed."""
+"""Tokens from which a batch counts in measuring the engine's speed."""
 UNKNOWN_SPEED = 4096
-"""Tokens per second, of a model that has not been measured yet."""
+"""Tokens per second assumed of a model that has not been measured yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class _InPieces:
-    """A long text under way: its batch of one, its remaining pieces, when it began, whether it is its second try."""
+    """A long text in progress: its batch of one, its remaining chunks, when it began, whether this is its retry."""
 
     batch: Batch
     steps: Generator[float, None, Floats]
@@ -62,7 +62,7 @@ class Scheduler:
         self._max_tokens, self._largest = max_tokens, largest_batch
         self._ready, self._arrived, self._tokens = threading.Condition(), list[Job](), 0
         self._stopping = self._abandoned = False
-        self._queue = Queue()  # of the thread alone, as are the next two
+        self._queue = Queue()  # used by the thread only, as are the next two
         self._long: _InPieces | None = None
         self._speeds: dict[str, float] = {}
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
@@ -70,7 +70,7 @@ class Scheduler:
 
     @property
     def is_alive(self) -> bool:
-        """False if the thread has died, which only a bug can do: the process must be restarted."""
+        """False if the thread has died, which takes a bug: the process must be restarted."""
         return self._thread.is_alive()
 
     @property
@@ -87,8 +87,8 @@ class Scheduler:
     ) -> list[Floats]:
         """The pooled state of each of B items, or what `make` makes of its states: rows are finite and never zero.
 
-        `task` is the one of the model's that they are for. BusyError when the queue is full, EngineError when the
-        engine fails twice or the server stops first. Cancelling drops what has not run, a long text after its piece.
+        `task`: the LoRA task of the model to run. BusyError when the queue is full, EngineError when the engine fails
+        twice or the server stops first. Cancelling drops what has not run; a long text stops after its present chunk.
         """
         loop = asyncio.get_running_loop()
         job = Job(model, items, loop.create_future(), task, make)
@@ -101,7 +101,7 @@ class Scheduler:
             raise
 
     def stop(self, within_s: float | None = None) -> bool:
-        """Finish what waits, or what `abandon` leaves of it, then end the thread: True if it has ended by then."""
+        """Finish the queue, or what `abandon` leaves of it, then end the thread: True if it ended in time."""
         with self._ready:
             self._stopping = True
             self._ready.notify()
@@ -109,7 +109,7 @@ class Scheduler:
         return not self._thread.is_alive()
 
     def abandon(self) -> None:
-        """Fail everything that waits or is under way after the present batch or piece, and end the thread."""
+        """After the present batch or chunk, fail all jobs, waiting or in progress, and end the thread."""
         with self._ready:
             self._stopping = self._abandoned = True
             self._ready.notify()
@@ -124,12 +124,12 @@ class Scheduler:
             self._ready.notify()
 
     def _drain_time_s(self, model: Model) -> int:
-        """Seconds until half of the queue is done, from 1 to 60."""
+        """Estimated seconds until half of the queue is done, clamped to 1 to 60."""
         speed = self._speeds.get(model.reference, UNKNOWN_SPEED)
         return min(max(math.ceil(self._tokens / 2 / speed), 1), 60)
 
     def _forget(self, job: Job) -> None:
-        """Nobody waits for it: it leaves the count at once, the queue and the engine at the next turn."""
+        """Cancel a job: it leaves the count at once, the queue and the engine at the next turn."""
         job.cancelled = True
         self._uncount(job, job.counted)
 
@@ -155,7 +155,7 @@ class Scheduler:
         self._fail_all()
 
     def _wait(self) -> bool:
-        """Until there is something to do: True, or False for the end."""
+        """Wait for work: True when there is some, False when the thread should end."""
         with self._ready:
             while not self._abandoned:
                 for job in self._arrived:
@@ -202,7 +202,7 @@ class Scheduler:
         return _InPieces(batch, batch.model.embedder.compute.steps(work), time.perf_counter(), again)
 
     def _step(self, long: _InPieces) -> None:
-        """One piece of the long text."""
+        """Run one chunk of the long text."""
         try:
             self._queue.charge(long.job, next(long.steps))
         except StopIteration as done:
@@ -272,7 +272,7 @@ class Scheduler:
         return True
 
     def _fail_all(self) -> None:
-        """What was abandoned."""
+        """Fail all jobs after `abandon`."""
         with self._ready:
             jobs = [*self._queue.empty(), *self._arrived, *([self._long.job] if self._long else [])]
             self._arrived.clear()

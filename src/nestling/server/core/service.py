@@ -1,6 +1,6 @@
-"""What the server does, in no dialect of HTTP: models loaded, texts tokenized, embedded and ranked.
+"""The service behind all dialects of HTTP: loads models, tokenizes, embeds and ranks texts and images.
 
-Knows no bodies, statuses or routes.
+Does not know bodies, statuses or routes.
 """
 
 import asyncio
@@ -46,12 +46,12 @@ LOG = logging.getLogger("nestling.server")
 HOUSEKEEPING_S = 5.0
 FLOAT_BYTES = 4
 LAST_S = 0.5
-"""What the engine's thread gets to end in when the time to drain is over."""
+"""Seconds for the engine's thread to end after the time to drain is over."""
 Result = TypeVar("Result")
 
 
 class Service:
-    """Everything behind the routes. Made before the event loop runs; `start` and `stop` within it."""
+    """Everything behind the routes. Created before the event loop runs; `start` and `stop` run within it."""
 
     def __init__(
         self, settings: ServeSettings, load: Load | None = None, cost_of: Callable[[str], int] | None = None
@@ -78,13 +78,13 @@ class Service:
         """Requests that were still in progress when the time to drain was over."""
         self.stop_by: float | None = None
         self.is_stopped = False
-        """True when nothing is left running behind `stop`."""
+        """True when `stop` left nothing running."""
         self._listing = Listing(self.catalog)
         self._noted: set[str] = set()
         self._add_gauges()
 
     def trace(self, span: Span) -> None:
-        """Mark the stages of requests with this from now on."""
+        """Trace the stages of requests with this from now on."""
         self._inference.span = span
 
     async def start(self) -> None:
@@ -101,19 +101,19 @@ class Service:
 
     @property
     def takes_images(self) -> bool:
-        """True where a model takes images, and so requests may have larger bodies."""
+        """True if a model takes images, so that requests may have larger bodies."""
         return self._listing.takes_images
 
     async def ready(self) -> None:
-        """Wait until the first models are loaded; raises what kept them from it."""
+        """Wait until the first models are loaded; raises the error that prevented it."""
         await asyncio.shield(self._started)
 
     async def stop(self) -> None:
-        """Finish what is queued and give everything back, by `stop_by`; say what was given up."""
+        """Finish what is queued and free everything, by `stop_by`; log what was given up."""
         end = max(self.stop_by or time.monotonic() + self.settings.drain_s, time.monotonic() + LAST_S)
         self._started.cancel()
         self._housekeeper.cancel()
-        with suppress(asyncio.CancelledError, Exception):  # whoever waited for the start was told
+        with suppress(asyncio.CancelledError, Exception):  # it was reported to whoever waited for the start
             await self._started
         self._inference.stop()
         ended = await asyncio.to_thread(self.scheduler.stop, end - LAST_S - time.monotonic())
@@ -133,12 +133,12 @@ class Service:
 
     @asynccontextmanager
     async def embedded(self, wanted: Embedding) -> AsyncIterator[Embedded]:
-        """The vectors of inputs, for as long as the block lasts; BusyError when too many are held already."""
+        """The vectors of inputs, held while the block runs; BusyError when too many are held already."""
         async with AsyncExitStack() as held:
             yield await self._embedded(wanted, held)
 
     async def _embedded(self, wanted: Embedding, held: AsyncExitStack) -> Embedded:
-        """The vectors, whose bytes are `held`."""
+        """The vectors, whose bytes are held by `held`."""
         async with self._use(wanted.target) as model:
             dimension, width = model.embedder.spec.dimension(wanted.dimensions), model.embedder.spec.dimension(None)
             ids: Sequence[Sized]
@@ -187,12 +187,12 @@ class Service:
             return await self.run(decode, tokens, short=len(tokens) < SHORT_CHARACTERS)
 
     async def loaded(self, target: Target) -> Embedder:
-        """The model that a request means, in memory; for its facts alone, since it may be unloaded afterwards."""
+        """The loaded model of a request; only for its facts, since it may be unloaded afterwards."""
         async with self._use(target) as model:
             return model.embedder
 
     async def served(self) -> list[Served]:
-        """Each served reference, in each file type that is here, each task by its own name, and each alias."""
+        """Each served reference, in each local file type, each task under its own name, and each alias."""
         await self.ready()
         return self._listing.served()
 
@@ -202,7 +202,7 @@ class Service:
         return [{"model": name, "engine": engine.name, "reason": engine.reason} for name, engine in found]
 
     async def served_as(self, name: str) -> Served:
-        """The model that a client calls so; NotServedError or UsageError as for a request with that name."""
+        """The model that a client's name means; NotServedError or UsageError as for a request with that name."""
         await self.ready()
         return self._listing.named(name)
 
@@ -219,7 +219,7 @@ class Service:
                 LOG.info("unknown field ignored", extra={"fields": {"field": shown}})
 
     async def _load_first(self) -> None:
-        async with AsyncExitStack() as held:  # what is preloaded must fit together
+        async with AsyncExitStack() as held:  # all preloaded models must fit at once
             for offer in self.catalog.offers:
                 for task in offer.tasks if self.settings.preload else offer.tasks[:1]:
                     model = await held.enter_async_context(self.models.use(offer.reference(task)))
@@ -276,7 +276,7 @@ class Service:
 
 
 def _cost_of(settings: ServeSettings, load: Load | None) -> Callable[[str], int]:
-    """What models cost in the engine of the settings; nothing where something else loads them."""
+    """Estimates models' memory in the settings' engine; 0 if the caller loads models by other means."""
     if load is not None:
         return lambda _reference: 0
     return partial(model_cost, engine=settings.engine, device=settings.device, arithmetic=settings.arithmetic)

@@ -1,6 +1,6 @@
-"""Requests that need the state of every token: multi-vectors, late chunks, candidates to rank. Knows no HTTP.
+"""Requests that need the state of every token: multi-vectors, late chunking, ranking. Knows no HTTP.
 
-Each function is a step between reading a request and writing its answer; what runs engines is the scheduler's.
+Each function is a step between reading a request and writing its answer; the scheduler runs the engine.
 """
 
 from collections.abc import Sequence, Sized
@@ -22,11 +22,11 @@ from nestling.spec import Role
 from nestling.vectors import Floats
 
 MOST_TOKENS = 65_536
-"""Tokens of a request whose every token gets a vector: of 128 numbers, an answer of some 170 MB."""
+"""Most tokens of a request with a vector per token; with 128 dimensions, the answer has some 170 MB."""
 
 
 def check_head(embedder: Embedder, *, param: str) -> None:
-    """InvalidError naming `param` when the model has no multi-vector head; other faults of its file as they are."""
+    """InvalidError naming `param` when the model has no multi-vector head; other errors of its file pass through."""
     try:
         _ = embedder.projector
     except UsageError as error:
@@ -34,7 +34,7 @@ def check_head(embedder: Embedder, *, param: str) -> None:
 
 
 def check_size(ids: Sequence[Sized], *, param: str) -> None:
-    """TooLargeError for more tokens than a request gets vectors for."""
+    """TooLargeError for more than `MOST_TOKENS` tokens."""
     if (total := sum(map(len, ids))) > MOST_TOKENS:
         raise TooLargeError(
             f"{param}: {total} tokens, each with a vector; a request may have {MOST_TOKENS}", param=param
@@ -42,7 +42,7 @@ def check_size(ids: Sequence[Sized], *, param: str) -> None:
 
 
 def chunked(inputs: Inputs, embedder: Embedder, *, role: Role) -> ChunkedIds:
-    """Inputs that are consecutive chunks of one document, joined as they are; UsageError for what is not."""
+    """Consecutive chunks of one document, joined and tokenized; UsageError for other inputs."""
     if not are_texts(inputs):
         raise InvalidError("late_chunking: expected texts, not token ids", param="input")
     if "" in inputs:
@@ -79,7 +79,7 @@ def candidates(wanted: Ranking, places: Sequence[int], embedder: Embedder) -> li
 
 
 def of_document(error: InputError) -> UsageError:
-    """The same complaint in a ranking's words."""
+    """The same error in a ranking's terms: query and documents."""
     if isinstance(error, ImageSizeError):
         return TooLargeError(f"documents[{error.index}]: {error.reason}", param="documents")
     said = f"documents[{error.index}]: {error.reason}"
@@ -87,7 +87,7 @@ def of_document(error: InputError) -> UsageError:
 
 
 def scores(scoring: Scoring, values: Sequence[Floats]) -> NDArray[np.float64]:
-    """What the scheduler gave for the query and B candidates -> (B,)."""
+    """Scores from the scheduler's results for the query and B candidates -> (B,)."""
     if scoring is Scoring.COSINE:
         return vector_scores(values[0], np.stack(values[1:]))
     return token_scores(values[0], values[1:])

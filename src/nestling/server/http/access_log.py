@@ -1,4 +1,4 @@
-"""One log line and one count for each request, and a plain 500 for an exception that nobody expected.
+"""One log line and one count for each request, and a plain 500 for an unexpected exception.
 
 Texts, keys and the messages of unexpected exceptions are never logged.
 """
@@ -21,7 +21,7 @@ UNLOGGED = frozenset({"/health", "/ready", "/metrics"})
 
 
 class AccessLog:
-    """ASGI middleware: gives each request an id, logs and counts its end."""
+    """ASGI middleware: gives each request an id, and logs and counts it when it ends."""
 
     def __init__(self, app: ASGIApp, service: Service, respond: Respond) -> None:
         self._app, self._service, self._respond = app, service, respond
@@ -54,7 +54,7 @@ class AccessLog:
             self._record(scope, request_id, status if complete else CLIENT_LEFT, seconds)
 
     def _problem(self, error: BaseException, request_id: str) -> Problem:
-        """What to answer where there is still something to answer."""
+        """The problem to answer with, if the answer has not begun."""
         if isinstance(error, asyncio.CancelledError):
             return problem_of(UnavailableError("the server stopped before the answer was ready"))
         if isinstance(error, ClientDisconnect):
@@ -83,6 +83,6 @@ class AccessLog:
 
 
 def _log_error(error: Exception, request_id: str) -> None:
-    """Kind and place of an error; its message may hold a text."""
+    """Log an error's type and place, not its message, which may hold a text."""
     places = [f"{frame.name}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)[-5:]]
     LOG.error("unexpected", extra={"fields": {"id": request_id, "error": type(error).__name__, "at": places}})

@@ -23,16 +23,16 @@ class KeyRing:
         self.replace(keys)
 
     def replace(self, keys: Sequence[str]) -> None:
-        """Know these keys alone from now on."""
+        """Replace all keys."""
         self._keys = [key.encode("utf-8") for key in keys]
 
     def knows(self, given: bytes) -> bool:
-        """True for one of the keys; compared with all of them, so that there is no early end to time."""
+        """True for one of the keys; compares with all of them, so that timing tells nothing."""
         return any([hmac.compare_digest(given, known) for known in self._keys])
 
 
 class Keys:
-    """ASGI middleware: lets a request through that bears one of the keys, or asks for something that needs none."""
+    """ASGI middleware: lets a request through if it bears one of the keys, or its path needs none."""
 
     def __init__(self, app: ASGIApp, keys: KeyRing, respond: Respond) -> None:
         self._app, self._keys, self._respond = app, keys, respond

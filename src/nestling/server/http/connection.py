@@ -1,4 +1,4 @@
-"""One HTTP/1.1 connection, bounded in time: a head must arrive, and an answer be taken, before its deadline."""
+"""One HTTP/1.1 connection, with deadlines for sending a request head and for reading an answer."""
 
 import asyncio
 import select
@@ -7,13 +7,13 @@ from collections.abc import Callable
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_TIMEOUT_S = 10.0
-"""Time for a connection to send a whole request head, whether it is new or kept alive."""
+"""Seconds for a connection, new or kept alive, to send a whole request head."""
 TAKE_TIMEOUT_S = 120.0
-"""Time for a client to take its whole answer, from the moment at which it is behind."""
+"""Seconds for a client to read the rest of its answer, once it has fallen behind."""
 
 
 class _Deadline:
-    """Ends something unless it is lifted in time."""
+    """A timer that calls `end` unless it is lifted in time."""
 
     _timer: asyncio.TimerHandle | None = None
 
@@ -31,11 +31,11 @@ class _Deadline:
 class PunctualProtocol(H11Protocol):
     """uvicorn's HTTP/1.1, which also ends connections that are too slow to send a head or to take an answer.
 
-    Nothing is buffered here except the piece that is being sent: the next one is made when the system has taken it.
+    Only the piece being sent is buffered: the next one is made when the kernel has taken it.
     """
 
     _is_last = False
-    """True once the connection ends with its present or next answer."""
+    """True once the connection closes after its present or next answer."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """asyncio: a new connection."""
@@ -55,13 +55,13 @@ class PunctualProtocol(H11Protocol):
             self._head.set(self.loop, HEAD_TIMEOUT_S, self.transport.abort)
 
     def shutdown(self) -> None:
-        """uvicorn: end if idle. A request of which anything has arrived, read or not, gets its answer first."""
+        """uvicorn: close if idle. A request that has begun to arrive, read or not, is answered first."""
         if not (self.conn.trailing_data[0] or self._has_unread()):
             super().shutdown()
         self._is_last = True
 
     def _has_unread(self) -> bool:
-        """True where bytes wait in the kernel: closing would throw them away and reset the connection."""
+        """True if bytes wait in the kernel: closing would discard them and reset the connection."""
         poll = select.poll()
         poll.register(self.transport.get_extra_info("socket"), select.POLLIN)
         return bool(poll.poll(0))

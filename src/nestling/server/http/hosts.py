@@ -1,6 +1,6 @@
-"""Which names the server answers to, so that a web page that rebinds its own name to loopback gets nothing.
+"""Checks the Host header against DNS rebinding, by which a web page could reach a server on loopback.
 
-An address (`127.0.0.1`, `[::1]`) can be the name of no other site, so it is always answered; so is `localhost`.
+An IP address (`127.0.0.1`, `[::1]`) cannot be rebound, so it is always allowed; so is `localhost`.
 """
 
 import ipaddress
@@ -13,7 +13,7 @@ from nestling.server.settings import ServeSettings
 
 
 def guarded(settings: ServeSettings) -> bool:
-    """True where names are checked: some are allowed, or anyone on this machine may ask without a key."""
+    """Whether names are checked: if some are configured, or the server is on loopback without keys."""
     open_to_pages = not settings.api_key and not settings.uds and _is_loopback(settings.host)
     return bool(settings.allowed_host) or open_to_pages
 

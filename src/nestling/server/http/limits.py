@@ -1,6 +1,6 @@
-"""How much the server takes in at once: bodies in bytes and time, and requests in flight.
+"""Bounds what the server takes in at once: bytes and time of bodies, and requests in flight.
 
-A body is counted while it arrives, so that a chunked one without a length is bounded too; a compressed one is refused.
+A body is counted while it arrives, so that a chunked one without a length is bounded too. Compressed ones are refused.
 """
 
 import asyncio
@@ -15,9 +15,9 @@ from nestling.server.http.problems import Problem
 
 BODY_TIMEOUT_S = 30.0
 HELD_BODIES = 64
-"""Bodies of the full size that are held in memory at once."""
+"""Most bodies of full size held in memory at once."""
 DISCARDED_BODIES = 16
-"""Bodies' worth of a refused upload that is still read, so that its client sees the answer, not a broken pipe."""
+"""Bodies' worth of a refused upload that are still read, so that its client gets the answer, not a broken pipe."""
 DISCARD_S = 2.0
 _CLOSE = {"connection": "close"}
 
@@ -30,7 +30,7 @@ class Bodies:
 
     @asynccontextmanager
     async def read(self, request: Request, *, most: int | None = None) -> AsyncIterator[bytes]:
-        """The body, counted as held until the block ends; of `most` bytes, where that is more than the usual limit.
+        """The body, counted as held until the block ends; `most` raises the usual limit on its bytes.
 
         Problem 408, 413 or 415; BusyError.
         """

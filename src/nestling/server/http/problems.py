@@ -1,6 +1,6 @@
-"""What goes wrong in a request, with its HTTP status and headers. How it is written is the dialect's.
+"""Errors of requests, with their HTTP status and headers. The dialect writes the body.
 
-Knows which exception is whose fault: a caller's (4xx), ours (5xx).
+Maps each exception to a status: the caller's fault (4xx) or ours (5xx).
 """
 
 from collections.abc import Callable, Mapping
@@ -13,17 +13,17 @@ from nestling.errors import EngineError, ImageSizeError, InputError, ModelNotFou
 from nestling.server.core.refusals import BusyError, InvalidError, TooLargeError, UnavailableError
 
 CLIENT_LEFT = 499
-"""nginx's status for a client that closed its connection before it had its whole answer."""
+"""nginx's status for a client that closed its connection before the answer was complete."""
 RETRY_AFTER_S = 5
-"""When to ask a server again that is starting or stopping."""
+"""Seconds after which to retry while the server is starting or stopping."""
 
 
 @dataclass(eq=False)
 class Problem(Exception):
     """One refused or failed request.
 
-    `param` is the field at fault, `code` the machine-readable reason, `kind` the exception that said so, for dialects
-    that tell more apart.
+    `param` is the field at fault, `code` the machine-readable reason, `kind` the type of the exception, for dialects
+    with finer distinctions.
     """
 
     status: int
@@ -35,11 +35,11 @@ class Problem(Exception):
 
 
 Respond = Callable[[Scope, Problem], Response]
-"""Writes a problem as the dialect of the request's path has it."""
+"""Writes a problem in the dialect of the request's path."""
 
 
 def problem_of(error: Exception) -> Problem:
-    """What to answer for an exception; an unknown one is a 500 that says nothing of its inside."""
+    """The problem for an exception; an unknown one is a 500 without internals."""
     if isinstance(error, Problem):
         return error
     for kind, make in _PROBLEMS.items():
@@ -52,7 +52,7 @@ def _retry(seconds: int) -> dict[str, str]:
     return {"retry-after": str(seconds)}
 
 
-_PROBLEMS: dict[type[Exception], Callable[..., Problem]] = {  # the first that fits: special ones before general ones
+_PROBLEMS: dict[type[Exception], Callable[..., Problem]] = {  # the first match counts: subclasses before their bases
     InvalidError: lambda error: Problem(400, str(error), error.code, error.param),
     TooLargeError: lambda error: Problem(413, str(error), "request_too_large", error.param),
     ImageSizeError: lambda error: Problem(413, str(error), "request_too_large", error.param),

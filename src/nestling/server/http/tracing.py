@@ -1,7 +1,8 @@
 """OpenTelemetry traces: a span for each request, below the caller's where its headers name one, and its stages.
 
-The one home of opentelemetry, imported only where the standard OTEL_* variables ask for traces. They alone configure
-it: exporter, endpoint, headers, sampler, service name. Spans hold paths, statuses and sizes, never texts or keys.
+The only module that imports opentelemetry; loaded only if the standard OTEL_* variables ask for traces. They alone
+configure it: exporter, endpoint, headers, sampler, service name. Spans hold paths, statuses and sizes, never texts or
+keys.
 """
 
 import os
@@ -27,11 +28,11 @@ _SERVER_ERROR = 500
 _QUIET: Any = {"record_exception": False, "set_status_on_exception": False}
 """An exception's message may hold a text."""
 LAST_SPANS_S = 5.0
-"""What the collector gets to take the last spans in when the server stops."""
+"""Seconds for the collector to take the last spans when the server stops."""
 
 
 class Tracing:
-    """What makes a server's spans and sends them; `close` sends what is left."""
+    """Makes and exports a server's spans; `close` flushes the rest."""
 
     def __init__(self, exporters: list[SpanExporter]) -> None:
         named = OTELResourceDetector().detect().attributes
@@ -42,7 +43,7 @@ class Tracing:
         self.tracer = self._provider.get_tracer("nestling", __version__)
 
     def span(self, stage: str) -> AbstractContextManager[object]:
-        """A stage of the request that this task answers."""
+        """A span for a stage of the current task's request."""
         return self.tracer.start_as_current_span(stage, **_QUIET)
 
     def middleware(self, app: ASGIApp) -> "Traces":
@@ -50,14 +51,14 @@ class Tracing:
         return Traces(app, self.tracer)
 
     def close(self) -> None:
-        """Send the spans that are left; give up on a collector that does not take them in time."""
+        """Flush the remaining spans; give up on a collector that does not take them in time."""
         sending = Thread(target=self._provider.shutdown, daemon=True)
         sending.start()
         sending.join(LAST_SPANS_S)
 
 
 def exporters(environ: Mapping[str, str] = os.environ) -> list[SpanExporter]:
-    """What OTEL_TRACES_EXPORTER names, otlp by default; UsageError for what is not known here."""
+    """The exporters that OTEL_TRACES_EXPORTER names, otlp by default; UsageError for an unknown one."""
     protocol = next((environ[name] for name in _PROTOCOLS if environ.get(name)), "http/protobuf")
     names = [one.strip() for one in (environ.get("OTEL_TRACES_EXPORTER") or "otlp").split(",")]
     known = {"otlp": OTLPSpanExporter, "console": ConsoleSpanExporter}

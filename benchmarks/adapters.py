@@ -1,4 +1,4 @@
-"""One base with three adapters against three merged models: what it loses, what it takes, how fast it is.
+"""One base with three LoRA adapters compared with three merged models: accuracy, memory, speed.
 
     python -m benchmarks.adapters losses
     python -m benchmarks.adapters speed FOLDER          (of the starter, or of the full shape with few layers)
@@ -9,7 +9,7 @@ FOLDER holds what `nestling build` made with and without `--keep-adapters` in Q8
 four layers is made with `python -m benchmarks.make_checkpoint --shape jina-v4-short --out DIR`. Each writes its own
 part of `benchmarks/results/adapters.json`. Losses are the starter's: cosines to the F16 merged model of the same task,
 over the recorded texts. Speed is interleaved, round by round, so that a busy machine slows both alike. For memory, a
-merged file replaces the base, which has the same tensors; only the adapters are written.
+merged file stands in for the base, which has the same tensors; only the adapters are written.
 """
 
 import json

@@ -1,11 +1,11 @@
-"""Every file of the starter's ladder in stock llama.cpp, in our engine and in plain numpy: how far they are apart.
+"""How well stock llama.cpp, our engine and plain numpy agree on every file type of the starter.
 
     nestling build --quant all --out DIR
     python -m benchmarks.agreement DIR [TASK ...]
 
-The same token ids go through all three engines; numpy works in float32 on the file's expanded weights and is the truth
-about a file. llama.cpp rounds activations to 8 bits in blocks of 32 (of 256 for the K and I types), ours in groups of
-32 (`engine/graph.py`). Tasks that are not named keep the rows that they have.
+The same token ids go through all three engines; numpy computes in float32 on the file's dequantized weights and is
+the reference. llama.cpp rounds activations to 8 bits in blocks of 32 (of 256 for the K and I types), ours in groups of
+32 (`engine/openvino/weight_formats/int8_groups.py`). Tasks that are not named keep their rows of the result.
 """
 
 import json

@@ -2,11 +2,11 @@
 
     [ONEDNN_MAX_CPU_ISA=AVX2_VNNI] python -m benchmarks.arithmetics FILE [--cost MODEL ...]
 
-FILE has the full model's width (`cpu_speed` makes such). Arithmetics take turns, rounds of new texts, the best of each:
-processor time of one thread, so that what else runs on the machine weighs less; only ratios mean something. A cap on
-OpenVINO's kernels stands for an older processor. Each kind has a separate result file. The memory bandwidth is that
-of numpy's maximum over an array, in turns with the rest: a text of 16 tokens is bounded by reading weights. What the
-arithmetics cost in the vector is measured on each MODEL, over documents of the shipped benchmark sets: 1 - cosine to
+FILE has the full model's width (`cpu_speed` makes such). Arithmetics are interleaved in rounds of new texts; the best
+round of each counts. Times are processor time of one thread, which other load on the machine affects less; only ratios
+are meaningful. A cap on OpenVINO's kernels simulates an older processor. Each kind has a separate result file. Memory
+bandwidth, which limits a text of 16 tokens, is that of numpy's maximum over an array, interleaved with the rest. The
+accuracy of the arithmetics is measured on each MODEL, over documents of the shipped benchmark sets: 1 - cosine to
 float32 with the same file. A decoder of the `llama` architecture is rewritten first (`int8_cost`).
 """
 

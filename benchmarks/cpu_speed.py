@@ -5,9 +5,9 @@
 
 DIR, outside the repository, holds files of the shape (`make_checkpoint`: noise of the full model's width and 4 of its
 36 layers, or with `--shape jina-v4` all of them), which are made if they are not there. All sides of a file are loaded
-together, each in its own process, and take turns, rounds of new texts: medians. Every kind of processor has a
-separate result file, and so has another shape than `jina-v4-short`. PYTHON is an interpreter
-with llama-cpp-python, compiled for this machine. Peaks are OpenVINO's own product of two large matrices: in float32, in
+together, each in its own process, and are interleaved in rounds of new texts; medians count. Every kind of processor
+has a separate result file, and so does every shape other than `jina-v4-short`. PYTHON is an interpreter with
+llama-cpp-python, compiled for this machine. Peaks are OpenVINO's own product of two large matrices: in float32, in
 bfloat16 and in int8 with one scale for each matrix.
 """
 

@@ -3,9 +3,9 @@
     python -m benchmarks.dialects [MODEL=starter-retrieval:Q8_0] [SECONDS=300]
 
 In a round, four clients ask every route in turn for the same texts, the routes in another order each time. A route's
-figure is the median over the rounds of its speed over base64's in the same round; that of the server's processor time
-is beside it, which other work on the machine does not move. Answers are read and thrown away: what a client's JSON
-reader takes is the client's.
+figure is the median over the rounds of its speed over base64's in the same round; next to it is
+the same ratio of the server's processor time, which other load on the machine does not change. Answers are read and
+discarded: parsing their JSON is the client's cost.
 """
 
 import http.client

@@ -4,10 +4,10 @@
     python -m benchmarks.full_size DIR                                              (12 GB more in DIR)
     python -m benchmarks.full_size DIR tiny      (the same of another shape's checkpoint: a try of the script)
 
-DIR lies outside the repository. Each step is a separate process, so that its memory can be told apart: F16
+DIR lies outside the repository. Each step is a separate process, so that its memory is measured alone: F16
 conversion, Q8_0 and Q4_K_M from it, then for each file and engine: load, a warm-up, three rounds over texts of mixed
 lengths (16 to 512 tokens), one text of 8,192 tokens. The weights are noise: speed, memory and sizes are those of the
-real model, vectors say nothing.
+real model, vectors are meaningless.
 """
 
 import json

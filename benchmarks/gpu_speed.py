@@ -1,4 +1,4 @@
-"""The torch engine on a card: is it right, then how fast. Five minutes; writes benchmarks/results/gpu-speed.json.
+"""The torch engine on a GPU: first correctness, then speed. Five minutes; writes benchmarks/results/gpu-speed.json.
 
     python -m benchmarks.gpu_speed [DEVICE=cuda] [LAYERS=36]
 

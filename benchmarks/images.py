@@ -2,10 +2,10 @@
 
     python -m benchmarks.images DIR [--torch PYTHON] [--blocks 32] [--threads N] [--rounds 3] [--float32]
 
-DIR, outside the repository, holds a tower of the published shape with random weights (1.25 GiB), which is made if it
-is not there; with other `--blocks` a part of it, for a try. PYTHON is an interpreter with torch and transformers. Each
-side is a separate process and they take turns: medians of the rounds, after one that warms up. Peaks are OpenVINO's
-own product of two large matrices, with the same threads.
+DIR, outside the repository, holds a tower of the published shape with random weights (1.25 GiB), which is made if it is
+not there; with fewer `--blocks` only a part of it, to try the script. PYTHON is an interpreter with torch and
+transformers. Each side is a separate process; they are interleaved, and the median of the rounds after a warm-up
+counts. Peaks are OpenVINO's own product of two large matrices, with the same threads.
 """
 
 import argparse

@@ -1,6 +1,7 @@
 """Quantized files judged by a task's benchmark sets: cosine to F16, and nDCG@10 paired by query.
 
-Of many paired differences some are significant by chance; `rankings` says which remain when corrected for that.
+Of many paired differences some are significant by chance; `rankings` says which remain significant after correction for
+multiple comparisons.
 """
 
 from collections.abc import Sequence

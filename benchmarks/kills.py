@@ -4,7 +4,7 @@
 
 Each time: the command is killed, every file under a final name is compared with the undisturbed run's, the command is
 run again to its end, and all bytes are compared (`tests/killing.py`). The files are the starter's. Stages that are not
-named keep the result that they have; with TIMES, so many kills are added to it.
+named keep their result; with TIMES, that many kills are added to it.
 """
 
 import json

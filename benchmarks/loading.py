@@ -3,8 +3,8 @@
     python -m benchmarks.loading FILE
 
 Each start is a separate process that loads, embeds one text of 16 tokens and then reads what it has resident. The
-first has an empty cache folder, so that it expands the weights; the file itself is read once before, so that it lies in
-the page cache. What a start has written is on the disk before the next one begins.
+first has an empty cache folder, so that it dequantizes the weights; the file itself is read once before, so that
+it is in the page cache. Each start's writes are flushed to disk before the next one begins.
 """
 
 import json

@@ -3,8 +3,8 @@
     python -m benchmarks.multivector
 
 For each set and task: exact search with the single vector, then its best 100 documents ordered by MaxSim over token
-vectors, these as float32, as int8 and as signs (documents only; a query stays float32). What it shows is that the
-whole way works; the starter's multi-vector head is weakly trained, as its card says: no measure of the full model.
+vectors, these as float32, as int8 and as signs (documents only; a query stays float32). It shows that
+reranking works end to end; it is no measure of the full model, since the starter's multi-vector head is weakly trained.
 """
 
 from collections.abc import Callable, Mapping

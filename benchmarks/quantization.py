@@ -1,4 +1,4 @@
-"""The whole ladder of the starter, its importance matrices, and mixes chosen for embeddings against the stock ones.
+"""All file types of the starter, its importance matrices, and mixes searched for embeddings compared with stock ones.
 
     python -m benchmarks.quantization [TASK ...]
     python -m benchmarks.quantization --merge RESULT ...
@@ -8,7 +8,7 @@ For every task: builds all file types with the package's calibration text into a
 of each file's vectors to the F16 file's on texts of the benchmark sets (never calibrated on), and between OpenVINO and
 llama.cpp; chooses mixes at the sizes of four stock files, with the embedding table free and with it kept, and measures
 them and the stock files on every text of the task's sets: cosine to F16, and nDCG@10 paired by query, mix and stock
-and F16 with each other. `--judge` makes the mixes of the result again, by their recorded types, and judges them again.
+and F16 with each other. `--judge` rebuilds the mixes of the result from their recorded types, and measures them again.
 """
 
 import json

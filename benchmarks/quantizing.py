@@ -8,7 +8,7 @@
 `memory` quantizes FILE, the full-size F16 file that `benchmarks.full_size` makes, with a made-up matrix of the right
 shape: Q3_K_M to its end, then, for a few minutes each, IQ3_XXS, IQ2_XXS and four file types in one pass as `nestling
 build` makes them (the highest memory is reached within seconds: a run keeps no more than the pieces it works on).
-Types that are not named keep the result that they have. The others make models of noise in the full model's width
+Types that are not named keep their result. The others make models of noise in the full model's width
 with few layers and a small vocabulary. `cores`: Q4_K_M of two layers on one core and on two. `imatrix`: for the starter
 and for four layers, the engine's tokens per second, plain and while it collects a matrix, in turns. `types`: how fast
 each tensor type is made on one core. Each of the three is one part of `benchmarks/results/quantizing.json`.

@@ -4,8 +4,8 @@
 
 Each side builds the starter (three tasks, three file types, heads, an importance matrix), embeds texts of many
 kinds, and answers requests of a server; each in its own processes, with an empty cache and its own sources first on
-the path. Prints one line for everything compared; exit code 1 for a difference. Time, ids of requests and what a card
-says of the program itself are left out.
+the path. Prints one line for everything compared; exit code 1 for a difference. Times, request ids and a card's
+fields about the program itself are ignored.
 """
 
 import hashlib

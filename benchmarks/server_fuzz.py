@@ -2,8 +2,8 @@
 
     python -m benchmarks.server_fuzz [REQUESTS=20000] [LIMIT=0.02]
 
-Half are made by schemathesis from the server's own OpenAPI document, right and wrong by turns; half are JSON with
-likely fields and unlikely values, and bytes that are no JSON (`tests.fuzzing`). Every round sends a tenth of both;
+Half are made by schemathesis from the server's own OpenAPI document, valid and invalid in turns; half are JSON with
+likely fields and unlikely values, and bytes that are not JSON (`tests.fuzzing`). Every round sends a tenth of both;
 memory is what is resident after the fifth round, when each route has been seen with each status and the engine with
 each shape of batch, and after the last. Exit code 1 for a server error or growth beyond LIMIT.
 """

@@ -2,12 +2,12 @@
 
     python -m benchmarks.server_load [MODEL=starter-retrieval:Q8_0] [PARTS=throughput,overhead,fairness] [TEXTS=16]
 
-Three parts, which can be run separately. Throughput: 64 clients, each with requests of TEXTS texts of
-5 to 300 words, against one call of the engine with the same texts; rounds alternate, medians are compared. Overhead:
-one short query after another, HTTP less engine. Fairness: one short query after another while a client sends requests
-of 2,000 texts, against the time of one batch. The load generator shares the processors with what it measures; how much
-processor time it took is part of the result. What the server itself takes is a large share with the starter and a
-small one with a model of the full width: give such a file and fewer texts; results are added to the starter's.
+Three parts, which can be run separately. Throughput: 64 clients, each with requests of TEXTS texts of 5 to 300 words,
+against one call of the engine with the same texts; rounds alternate, medians are compared. Overhead: one short query
+after another, HTTP time minus engine time. Fairness: one short query after another while a client sends requests of
+2,000 texts, against the time of one batch. The load generator shares the processors with what it measures; how much
+processor time it took is part of the result. What the server itself takes is a large share with the starter and a small
+one with a model of the full width: give such a file and fewer texts; results are added to the starter's.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Clients that ask for much and never read: what the server's memory grows by, and whether others are served.
+"""Clients that request much and never read: how much the server's memory grows, and whether others are served.
 
     python -m benchmarks.server_unread [CLIENTS=64] [TEXTS=2048]
 

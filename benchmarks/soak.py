@@ -2,7 +2,7 @@
 
     python -m benchmarks.soak [MINUTES=60] [LIMIT=0.02] [--dry]
 
-Eight clients send short queries, requests of mixed length, long texts, token counts, errors and bodies that are no
+Eight clients send short queries, requests of mixed length, long texts, token counts, errors and bodies that are not
 JSON to `nestling serve` with the starter. One answer in ten is compared with the vectors of the reference engine's
 arithmetic, which were computed before. Resident memory is read once a second; its growth is the median of the last
 tenth over the median of the tenth that follows the warm-up (the first fifth, two minutes at least). Exit code 1 for a

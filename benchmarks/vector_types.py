@@ -1,11 +1,11 @@
-"""What each vector size and storage type keeps of retrieval, on the shipped sets.
+"""Retrieval quality of each vector size and storage type, on the shipped sets.
 
     python -m benchmarks.vector_types [QUANT=Q8_0]
 
-Each set with the starter's model of its task. `ndcg_at_10` and `recall_at_10` are against the judgements;
+Each set with the starter's model of its task. `ndcg_at_10` and `recall_at_10` use the relevance judgements;
 `overlap_at_10` is the share of the ten best of full float vectors that are still among the ten best. Binary vectors
-twice: scored by the query as it is with their signs, as `nestling search` does, and by counting equal bits, as
-databases do.
+are scored twice: by the float query with their signs, as `nestling search` does, and by Hamming distance, as databases
+do.
 """
 
 import sys

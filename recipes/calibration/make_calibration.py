@@ -69,7 +69,7 @@ def glosses(root: Path) -> Iterator[str]:
 
 
 def poems(root: Path) -> Iterator[str]:
-    """Poems and sayings; the colours of a terminal taken out."""
+    """Poems and sayings; with terminal colour codes removed."""
     for path in sorted(root.glob("usr/share/games/fortunes/*")):
         if path.suffix not in (".dat", ".u8"):
             text = re.sub(r"\x1b\[[\d;]*m", "", path.read_text("utf-8", "replace"))
@@ -86,7 +86,7 @@ def python_functions(root: Path, banned: set[str]) -> Iterator[str]:
 
 
 def sources(bans: Bans) -> list[Source]:
-    """Everything that is read; a third is English prose, a fifth code."""
+    """All sources; a third is English prose, a fifth code."""
     found = [Source("manpages", manual_pages, 36_000), Source("debian-reference-en", web_pages, 36_000)]
     languages = "de fr es zh ru pl it pt-br nl cs da ro uk"
     found += [Source(f"manpages-{language}", manual_pages, 12_000) for language in languages.split()]
@@ -98,7 +98,7 @@ def sources(bans: Bans) -> list[Source]:
 
 
 def fetch(names: list[str], work: Path) -> None:
-    """Download and unpack what is not there yet."""
+    """Download and unpack the packages that are missing."""
     downloads = work / "downloads"
     downloads.mkdir(parents=True, exist_ok=True)
     have = {path.name.split("_")[0] for path in downloads.glob("*.deb")}

@@ -1,8 +1,8 @@
 """Step 6: train token embeddings as a bag of tokens, which costs minutes where the tower costs hours.
 
 A text's vector is then the mean over its tokens of norm(embedding) * scale: what the tower computes while its layers
-add nothing. From scratch all embeddings are trained. With --start only tokens that occur almost only in the given
-languages are, for example Cyrillic ones: the other embeddings already work together with the layers.
+add nothing. From scratch all embeddings are trained. With --start only tokens are trained that occur almost only in
+the given languages, for example Cyrillic ones: the other embeddings already work together with the layers.
 
 Reads  WORK/rows.npz, WORK/targets.npz and, with --start, a checkpoint.
 Writes WORK/base.safetensors.

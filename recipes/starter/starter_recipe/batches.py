@@ -83,7 +83,7 @@ def length_batches(
     most: int,
     generator: np.random.Generator,
 ) -> Iterator[NDArray[np.int64]]:
-    """Yield index arrays of texts of like length, each worth about `tokens` tokens and at most `most` texts."""
+    """Yield index arrays of texts of similar length, each worth about `tokens` tokens and at most `most` texts."""
     candidates = np.flatnonzero(weights)
     cumulative = np.cumsum(weights[candidates])
     while True:

@@ -70,7 +70,7 @@ def collect(work: Path, bans: Bans) -> list[Item]:
 
 
 def cap(records: list[Any], caps: dict[str, int]) -> list[Any]:
-    """Drop repetitions, and keep a random share of the capped sources (of each language, for texts)."""
+    """Drop duplicates, and keep a random share of the capped sources (of each language, for texts)."""
     groups: dict[tuple[str, str], list[Any]] = defaultdict(list)
     for record in dict.fromkeys(records):
         groups[record.source, getattr(record, "language", "")].append(record)
@@ -94,7 +94,7 @@ def hold_out(rows: list[Text]) -> tuple[list[Text], list[dict[str, str]]]:
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
-    """Write one JSON value a line."""
+    """Write one JSON value per line."""
     with path.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 

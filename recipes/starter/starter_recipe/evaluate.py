@@ -122,7 +122,7 @@ class Encoder:
 
 
 def unit(vectors: Array, dims: int = MATRYOSHKA_DIMS[-1]) -> Array:
-    """Cut rows to `dims` numbers and scale them to unit length."""
+    """Truncate rows to `dims` dimensions and scale them to unit length."""
     cut = vectors[:, :dims]
     rows: Array = cut / np.linalg.norm(cut, axis=1, keepdims=True)
     return rows

@@ -24,7 +24,7 @@ _PREFIX_MINIMUM = 60
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Read a file of one JSON object a line."""
+    """Read a file of one JSON object per line."""
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 

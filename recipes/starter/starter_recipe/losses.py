@@ -20,7 +20,7 @@ _MASKED = -2.0
 
 
 def unit(vectors: Tensor, dims: int | None = None) -> Tensor:
-    """Cut vectors to their first `dims` numbers and scale them to unit length."""
+    """Truncate vectors to their first `dims` dimensions and scale them to unit length."""
     return functional.normalize(vectors[:, :dims], dim=-1)
 
 

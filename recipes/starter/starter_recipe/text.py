@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _OTHER = re.compile(r"[\W_]+")
-# anchors are cut here: longer ones cost teacher time and say little more
+# anchors are truncated here: longer ones cost the teacher time and add little
 ANCHOR_CHARS = 320
 _RATIOS = (0.5, 2.2)
 _SPACE = re.compile(r"\s+")
@@ -47,7 +47,7 @@ def plausible(original: str, translation: str) -> bool:
 
 
 def aligned(originals: Sequence[str], translations: Sequence[str]) -> bool:
-    """Tell whether two pages go block by block: equally many blocks, nearly all of plausible length."""
+    """Tell whether two pages align block by block: equally many blocks, nearly all of plausible length."""
     if not originals or len(originals) != len(translations):
         return False
     good = sum(plausible(left, right) for left, right in zip(originals, translations, strict=True))

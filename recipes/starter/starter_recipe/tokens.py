@@ -101,7 +101,7 @@ def write_rows(work: Path, tokenizer: Tokenizer) -> None:
 
 
 def write_pairs(work: Path, tokenizer: Tokenizer) -> None:
-    """Tokenize WORK/pairs.jsonl, one archive a kind."""
+    """Tokenize WORK/pairs.jsonl, one archive per kind."""
     pairs = [json.loads(line) for line in (work / "pairs.jsonl").read_text("utf-8").splitlines()]
     for kind in PairKind:
         chosen = [pair for pair in pairs if pair[2] == kind]

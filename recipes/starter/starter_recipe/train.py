@@ -2,7 +2,7 @@
 
 Reads  WORK/base.safetensors (from the step before), WORK/rows.npz, WORK/pairs-*.npz and WORK/targets.npz.
 Writes WORK/base.safetensors, WORK/adapter-TASK.safetensors; `projector` rewrites its own weights in all of them.
-Every stage runs for a number of minutes, so a rerun gives a like model, not the same bits.
+Every stage runs for a number of minutes, so a rerun gives a similar model, not the same bits.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Schedule:
 
 
 class Progress:
-    """Prints mean losses now and then."""
+    """Prints mean losses periodically."""
 
     def __init__(self, label: str) -> None:
         self._label = label
@@ -94,7 +94,7 @@ class Progress:
         self._last = time.monotonic()
 
     def add(self, kind: str, loss: float, schedule: Schedule) -> None:
-        """Take note of one batch's loss."""
+        """Add one batch's loss."""
         self._losses[kind].append(loss)
         if time.monotonic() - self._last > REPORT_S:
             means = ", ".join(f"{name} {np.mean(values):.3f}" for name, values in sorted(self._losses.items()))
@@ -169,7 +169,7 @@ def train_base(work: Path, losses: BatchLosses, length: Length) -> None:
 
 
 def train_adapter(work: Path, losses: BatchLosses, task: str, start: dict[str, Tensor], minutes: float) -> None:
-    """Train one task's adapter, the projector's part of it left as it is."""
+    """Train one task's adapter, except its part for the projector."""
     roles = ("query",) if task == "text-matching" else ("query", "passage")
     adapter = {name: tensor.clone().requires_grad_(not name.startswith(PROJECTOR)) for name, tensor in start.items()}
     losses.model.set_adapter(adapter)

@@ -1,7 +1,7 @@
 """Manual pages: NAME lines and DESCRIPTION paragraphs, English beside its translations.
 
-Reads just enough of man(7) and mdoc(7) for running text. A page is known by `name.section`; aliases (links and `.so`
-files) count as the page they point to, so that a banned page stays out under all its names.
+Reads just enough of man(7) and mdoc(7) for running text. A page is identified by `name.section`; aliases (links and
+`.so` files) count as the page they point to, so that a banned page stays out under all its names.
 """
 
 from __future__ import annotations

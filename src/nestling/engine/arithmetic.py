@@ -1,4 +1,4 @@
-"""Names of the arithmetics (number formats) of matrix products; each engine defines what it computes under a name."""
+"""Names of the arithmetics (number formats) of matrix products; each engine defines which it has and what they are."""
 
 from enum import StrEnum
 from typing import Final, Self

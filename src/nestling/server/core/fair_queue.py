@@ -22,7 +22,7 @@ from nestling.vectors import Floats
 QUANTUM = 512
 """Most tokens of a request that count in its next virtual finish time: about the work between two decisions."""
 WINDOW = 8
-"""Texts of similar length are looked for among so many batches' worth of waiting texts."""
+"""Batches' worth of waiting texts that are searched for texts of similar length."""
 
 
 @dataclass(eq=False)
@@ -77,7 +77,7 @@ Part = tuple[Job, int]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """A model's limits: tokens of a batch now, and of a text above which it is run alone, in prefill chunks."""
+    """A model's limits in tokens: `budget` of a batch now, `whole` of the longest text that is not run in chunks."""
 
     budget: int
     whole: int

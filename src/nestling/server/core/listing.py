@@ -1,6 +1,6 @@
-"""Which models clients are told of: each served reference by every name that it has, with what it can do.
+"""Lists the models that clients may name: each served reference under all its names, with its capabilities.
 
-Knows of a reference what its first loaded model said; nothing is loaded for a listing.
+These are known from a reference's first loaded model; listing loads nothing.
 """
 
 from nestling.models.embedder import Embedder
@@ -9,7 +9,7 @@ from nestling.spec import ModelSpec
 
 
 class Listing:
-    """The catalog's references and what was learned of them."""
+    """The catalog's references and their capabilities."""
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
@@ -17,17 +17,17 @@ class Listing:
         self._images_refused = dict[str, str | None]()
 
     def learn(self, offer: Offer, embedder: Embedder) -> None:
-        """Note what a loaded model of a reference can do."""
+        """Record the capabilities of a reference's loaded model."""
         self._specs[offer.name] = embedder.spec
         self._images_refused[offer.name] = embedder.images_refused
 
     @property
     def takes_images(self) -> bool:
-        """True where any model takes images, and so requests may have larger bodies."""
+        """True if any model takes images, so that requests may have larger bodies."""
         return None in self._images_refused.values()
 
     def served(self) -> list[Served]:
-        """Each served reference, in each file type that is here, each task by its own name, and each alias."""
+        """Each served reference, in each local file type, each task under its own name, and each alias."""
         offers = [(offer, kind) for offer in self._catalog.offers for kind in self._catalog.kinds(offer)]
         found = {
             served.name: served
@@ -37,7 +37,7 @@ class Listing:
         return list((found | {name: self._named(name) for name in self._catalog.aliases}).values())
 
     def named(self, name: str) -> Served:
-        """The model that a client calls so; NotServedError or UsageError as for a request with that name."""
+        """The model that a client's name means; NotServedError or UsageError as for a request with that name."""
         listed = (one for one in self.served() if one.name == name.removesuffix(LATEST))
         return next(listed, None) or self._named(name)
 

@@ -89,7 +89,7 @@ def _too_large(most: int, headers: Mapping[str, str] | None = None) -> Problem:
 
 @contextmanager
 def admitted(service: Service) -> Iterator[None]:
-    """Hold one of the places for requests in flight; BusyError when all are taken."""
+    """Count a request as in flight during the block; BusyError at the limit."""
     most = service.settings.max_in_flight
     if service.in_flight >= most:
         service.metrics.rejected.labels("in_flight").inc()

@@ -265,7 +265,7 @@ def test_a_ray_that_is_there(
         cluster.communicate("\n", timeout=60)
     assert contents(tmp_path / "out") == undisturbed
     assert (more.returncode, more.stderr.splitlines()[-1]) == (
-        2, "nestling: workers: 3 processors are wanted, the cluster has 2"
+        2, "nestling: workers: 3 processors needed, the cluster has 2"
     )  # fmt: skip
 
 

@@ -415,7 +415,7 @@ def test_columns_without_tables_and_one_column_for_both_are_refused(make: Make, 
     for param in ("text_column", "image_column"):
         with pytest.raises(UsageError, match=f"{param}='x': the source is image files, which have no columns"):
             make(**{param: "x"})
-    with pytest.raises(UsageError, match="image_column='x': the column of texts already"):
+    with pytest.raises(UsageError, match="image_column='x': is already the column of texts"):
         make(text_column="x", image_column="x")
 
 

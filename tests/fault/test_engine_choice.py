@@ -154,7 +154,7 @@ def test_a_reset_stays_in_the_same_engine() -> None:
 
 
 def test_a_bulk_job_has_no_auto() -> None:
-    with pytest.raises(UsageError, match="a job names its engine"):
+    with pytest.raises(UsageError, match="expected the name of one engine"):
         JobSpec("starter-retrieval", backend="auto")
 
 

@@ -233,7 +233,7 @@ def test_a_client_that_leaves_before_its_body_has_come_is_recorded_as_left(caplo
         leaving.close()
         assert _until(lambda: _recorded(server, "499") == 1)
         assert server.service.in_flight == 0
-    assert not [record for record in caplog.records if record.message == "unexpected"]
+    assert not [record for record in caplog.records if record.message == "unexpected error"]
 
 
 def test_a_client_that_leaves_before_its_answer_is_recorded_as_left() -> None:

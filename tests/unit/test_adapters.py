@@ -268,13 +268,13 @@ def not_gguf(own: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "error", "said"),
     [
-        (of_another_checkpoint, FileFormatError, r"adapter-code\.gguf: an adapter of another base \(sha256:"),
+        (of_another_checkpoint, FileFormatError, r"adapter-code\.gguf: expected an adapter of .*found one of sha256:"),
         (without, ModelNotFoundError, r"adapter-code\.gguf: no such file: .*nestling build --keep-adapters"),
         (not_an_adapter, GGUFError, "general.type='model': expected 'adapter'"),
         (another_kind, GGUFError, "adapter.type='control_vector': expected 'lora'"),
         (another_task, FileFormatError, "an adapter for retrieval; by its file name, expected one for code"),
-        (another_shape, FileFormatError, r"attn_q.weight.lora_a should be F16 or F32 of shape \(4, 64\)"),
-        (another_architecture, FileFormatError, r"an adapter for llama, the base .* is qwen2vl"),
+        (another_shape, FileFormatError, r"attn_q.weight.lora_a: expected F16 or F32 of shape \(4, 64\)"),
+        (another_architecture, FileFormatError, r"expected an adapter for qwen2vl, the base .*; found llama"),
         (no_scale, GGUFError, "adapter.lora.alpha=nan: expected a float above 0"),
         (not_gguf, GGUFError, r"adapter-code\.gguf"),
     ],

@@ -133,7 +133,7 @@ def test_rejects_have_reasons_and_nothing_is_lost(make: Make, tmp_path: Path) ->
     said = [
         "the text is null", "expected a string, not int", "expected a string, not list", "the text is empty",
         "the text is empty", f"tokens, this model takes {CONTEXT}", "lone surrogate",
-        "the id is that of c.jsonl#7 already", "the id is null", "the id has no UTF-8 form",
+        "duplicate id, first at c.jsonl#7", "the id is null", "the id is not valid Unicode",
     ]  # fmt: skip
     assert all(words in reason for words, reason in zip(said, reasons, strict=True)), reasons
 
@@ -270,7 +270,7 @@ def test_a_changed_source_is_refused(make: Make, tmp_path: Path) -> None:
 def test_a_folder_that_is_not_ours_is_refused(make: Make, corpus: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "letters.txt").write_text("mine")
-    with pytest.raises(BuildError, match="is there, and is no job's folder"):
+    with pytest.raises(BuildError, match="exists and is not a job's folder"):
         make(corpus)
     assert [one.name for one in (tmp_path / "out").iterdir() if one.name[0] != "."] == ["letters.txt"]
 
@@ -321,11 +321,11 @@ def test_the_worker_wants_the_jobs_model(
     ("change", "said"),
     [
         ({"embedding_type": "int4"}, "embedding_type='int4': expected one of float, float16, int8, binary"),
-        ({"backend": "auto"}, "a job names its engine"),
+        ({"backend": "auto"}, "expected the name of one engine"),
         ({"backend": "x"}, "engine='x'"),
-        ({"arithmetic": "auto"}, "a job names its arithmetic"),
+        ({"arithmetic": "auto"}, "expected the name of one arithmetic"),
         ({"arithmetic": "int8"}, "arithmetic='int8': expected one of"),
-        ({"arithmetic": "int8-rows"}, "the reference engine has one of its own"),
+        ({"arithmetic": "int8-rows"}, "the engine reference takes no arithmetic"),
         ({"shard_rows": 0}, "at least 1"),
         ({"keep": ("vector",)}, "has a column of this name already"),
         ({"keep": ("n", "n")}, "named twice"),
@@ -364,7 +364,7 @@ def test_search_of_a_part_and_of_nothing(
     found = bulk.search(tmp_path / "out", "river", top=30)
     assert (len(found.hits), found.rows, found.rows_total) == (10, 10, 25)
     assert all(hit.kept["text"].startswith(f"{hit.kept['n']} ") for hit in found.hits)
-    with pytest.raises(UsageError, match=r"no job's folder, it has no job\.json"):
+    with pytest.raises(UsageError, match=r"not a job's folder: it has no job\.json"):
         bulk.search(tmp_path, "river")
     with pytest.raises(UsageError, match="top=0"):
         bulk.search(tmp_path / "out", "river", top=0)
@@ -372,7 +372,7 @@ def test_search_of_a_part_and_of_nothing(
 
 def test_search_wants_the_jobs_model(make: Make, corpus: Path, tmp_path: Path, tiny_models: dict[str, Path]) -> None:
     make(corpus)
-    with pytest.raises(BuildError, match="not the model file of"):
+    with pytest.raises(BuildError, match="not the model file that"):
         bulk.search(tmp_path / "out", "x", model=str(tiny_models["Q8_0"]))
 
 

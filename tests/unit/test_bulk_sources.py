@@ -54,9 +54,9 @@ def test_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, 
 
 def test_two_files_of_one_name_and_one_file_twice(tmp_path: Path) -> None:
     one, two = parquet(tmp_path / "a" / "x.parquet", rows(1)), parquet(tmp_path / "b" / "x.parquet", rows(1))
-    with pytest.raises(UsageError, match=r"two files are called x\.parquet"):
+    with pytest.raises(UsageError, match=r"two files are named x\.parquet"):
         sources.expand([str(one), str(two)])
-    with pytest.raises(UsageError, match="named twice"):
+    with pytest.raises(UsageError, match="given twice"):
         sources.expand([str(one), str(one)])
 
 

@@ -127,7 +127,7 @@ def test_a_base_is_served_by_its_own_name_too() -> None:
 
 
 def test_adapters_are_for_families() -> None:
-    with pytest.raises(UsageError, match="adapters: model='starter-code' is for code alone"):
+    with pytest.raises(UsageError, match="adapters: model='starter-code' is one task's"):
         catalog("starter-code", adapters=True)
 
 

@@ -70,7 +70,7 @@ def search(
     that is no image are a UsageError; another model file is a BuildError.
     """
     if top < 1:
-        raise UsageError(f"top={top}: at least 1", param="top")
+        raise UsageError(f"top={top}: expected at least 1", param="top")
     job = Job.read(dest)
     vector, family = _query(job, query, model, threads)
     untrained = is_untrained(family) and bool(job.model.tower or not isinstance(query, str))
@@ -88,7 +88,7 @@ def _query(job: Job, query: str | ImageLike, model: str | None, threads: int | N
     """The query's vector, and the family of the model that made it."""
     path = local.resolve(model or job.model.reference)
     if sha256_file(path) != job.model.sha256:
-        raise BuildError(f"{path}: not the model file of {job.folder}; `model` says where that one is")
+        raise BuildError(f"{path}: not the model file that {job.folder} was made with; give that one's path as `model`")
     if not isinstance(query, str):
         model_files.check(job.model, path)  # the vision tower's too
     prompt = Role.RAW if Role.parse(job.what.prompt) is Role.RAW else Role.QUERY

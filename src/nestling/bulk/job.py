@@ -89,9 +89,11 @@ class Meter:
 def _check_index(what: JobSpec, how: RunOptions, rows: int = INDEX_ROWS) -> None:
     """Refuse, before the job, an index that LanceDB would refuse after it."""
     if how.index and what.embedding_type == VectorType.INT8:
-        raise UsageError("index: LanceDB has none for int8 vectors; take float, float16 or binary", param="index")
+        raise UsageError(
+            "index: expected vectors of type float, float16 or binary; LanceDB builds none for int8", param="index"
+        )
     if how.index and rows < INDEX_ROWS:
-        raise UsageError(f"index: LanceDB needs {INDEX_ROWS} rows or more to build one, here are {rows}", param="index")
+        raise UsageError(f"index: LanceDB needs at least {INDEX_ROWS} rows to build one, found {rows}", param="index")
 
 
 def _job(out: Path, files: Sequence[Found], what: JobSpec, context: tuple[Model, RunOptions]) -> Job:
@@ -123,7 +125,7 @@ def _check_source(job: Job, files: Sequence[Found]) -> None:
             changed = f"{file.name} has" if file.url else "the image files of its source have"
             raise BuildError(f"{job.folder}: {changed} changed since this job began; give another folder")
     if missing := old.keys() - {file.name for file in files}:
-        raise BuildError(f"{job.folder}: {min(missing)} of the source of this job is not there any more")
+        raise BuildError(f"{job.folder}: {min(missing)}, a file of this job's source, is missing")
 
 
 def _setup(job: Job, files: Sequence[Found], how: RunOptions) -> Setup:

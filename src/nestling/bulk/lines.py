@@ -135,7 +135,7 @@ class Csv:
             raise FileFormatError(f"the header is not UTF-8: {shown}")
         if len(set(self._header)) < len(self._header):
             twice = next(name for name in self._header if self._header.count(name) > 1)
-            raise FileFormatError(f"two columns are called {twice!r}")
+            raise FileFormatError(f"duplicate column {twice!r}")
 
     def rows(self, lines: Lines) -> Iterator[Row]:
         """One row per record."""

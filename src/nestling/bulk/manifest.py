@@ -104,7 +104,7 @@ class Job:
         """Read job.json; FileFormatError when it is not one, UsageError when there is none."""
         path = folder / JOB
         if not path.exists():
-            raise UsageError(f"{folder}: no job's folder, it has no {JOB}", param="dest")
+            raise UsageError(f"{folder}: not a job's folder: it has no {JOB}", param="dest")
         content = path.read_bytes()
         try:
             raw = json.loads(content)
@@ -148,7 +148,7 @@ def check_free(folder: Path) -> None:
         shutil.rmtree(left)
     ours = {LOCK, JOB, f"{JOB}.part", DUPLICATES, f"{DUPLICATES}.part"}
     if not {one.name for one in folder.iterdir()} <= ours:
-        raise BuildError(f"{folder}: is there, and is no job's folder; give an empty or a new one")
+        raise BuildError(f"{folder}: exists and is not a job's folder; expected a new or an empty one")
 
 
 def check_same(job: Job, what: JobSpec, model: Model) -> None:

@@ -47,7 +47,7 @@ class ParquetReader:
         names = tuple(self._schema.names)
         there = [name for name in wanted.names if name in names]
         if twice := next((name for name in there if names.count(name) > 1), None):
-            raise FileFormatError(f"{self._name}: two columns are called {ascii_only(twice)}")
+            raise FileFormatError(f"{self._name}: duplicate column {ascii_only(twice)}")
         if wanted.id in there:
             with reading(self._name):
                 for batch in self._file.iter_batches(batch_size=1 << 16, columns=[wanted.id]):

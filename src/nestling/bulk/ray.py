@@ -60,7 +60,7 @@ def _start(address: str | None, processors: int) -> None:
     have = int(ray.cluster_resources().get("CPU", 0))  # type: ignore[no-untyped-call]
     if have < processors:
         ray.shutdown()
-        raise UsageError(f"workers: {processors} processors are wanted, the cluster has {have}", param="workers")
+        raise UsageError(f"workers: {processors} processors needed, the cluster has {have}", param="workers")
 
 
 def _dataset(setup: Setup, shards: Sequence[Shard], workers: int) -> Any:  # noqa: ANN401 - ray's Dataset

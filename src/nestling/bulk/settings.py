@@ -89,12 +89,17 @@ class JobSpec:
         member(VectorType, self.embedding_type, param="embedding_type")
         Role.parse(self.prompt)
         if EngineName.parse(self.backend) is EngineName.AUTO:
-            raise UsageError("backend='auto': a job names its engine, openvino by default", param="backend")
+            raise UsageError(
+                "backend='auto': expected the name of one engine for all workers",
+                param="backend",
+            )
         self._check_arithmetic()
         if self.shard_rows is not None and self.shard_rows < 1:
-            raise UsageError(f"shard_rows={self.shard_rows}: at least 1", param="shard_rows")
+            raise UsageError(f"shard_rows={self.shard_rows}: expected at least 1", param="shard_rows")
         if self.image_column is not None and self.image_column == self.text_column:
-            raise UsageError(f"image_column={self.image_column!r}: the column of texts already", param="image_column")
+            raise UsageError(
+                f"image_column={self.image_column!r}: is already the column of texts", param="image_column"
+            )
         if taken := {"id", "vector"} & set(self.keep):
             raise UsageError(f"keep={min(taken)!r}: the result has a column of this name already", param="keep")
         if len(set(self.keep)) < len(self.keep):
@@ -102,10 +107,10 @@ class JobSpec:
 
     def _check_arithmetic(self) -> None:
         if ArithmeticName.parse(self.arithmetic) is ArithmeticName.AUTO:
-            said = "arithmetic='auto': a job names its arithmetic, int8-groups by default"
+            said = "arithmetic='auto': expected the name of one arithmetic for all workers"
             raise UsageError(said, param="arithmetic")
         if self.backend != EngineName.OPENVINO and self.arithmetic != ArithmeticName.INT8_GROUPS:
-            said = f"arithmetic={self.arithmetic!r}: the {self.backend} engine has one of its own"
+            said = f"arithmetic={self.arithmetic!r}: the engine {self.backend} takes no arithmetic"
             raise UsageError(said, param="arithmetic")
 
     @property
@@ -155,7 +160,7 @@ class RunOptions:
     def __post_init__(self) -> None:
         """Refuse what can never be done."""
         if self.workers < 1:
-            raise UsageError(f"workers={self.workers}: at least 1", param="workers")
+            raise UsageError(f"workers={self.workers}: expected at least 1", param="workers")
         if self.ray_address and self.runner is not Runner.RAY:
             raise UsageError("ray_address is for engine=ray", param="ray_address")
         if self.index and self.sink is not Sink.LANCE:

@@ -118,12 +118,12 @@ def find(sources: Sequence[str]) -> Source:
         _find_one(one, source)
     found = source.files
     if not found:
-        raise UsageError("source: no file is named", param="source")
+        raise UsageError("source: expected at least one file", param="source")
     if twice := len(found) - len({file.url for file in found}):
-        raise UsageError(f"source: {twice} files are named twice", param="source")
+        raise UsageError(f"source: {twice} files are given twice", param="source")
     names = [file.name for file in found]
     if same := next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None:
-        raise UsageError(f"source: two files are called {same}; name the folder above both", param="source")
+        raise UsageError(f"source: two files are named {same}; give the folder above both", param="source")
     return source.together()
 
 

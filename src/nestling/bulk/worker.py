@@ -135,12 +135,12 @@ class Worker:
         plan = self._job.plan
         bad = dict(rows.faults)
         for place, first in plan.repeats(shard).items():
-            bad.setdefault(place, f"the id is that of {plan.place(first)} already")
+            bad.setdefault(place, f"duplicate id, first at {plan.place(first)}")
         for place, one in enumerate(rows.ids or ()):
             if one is None:
                 bad.setdefault(place, "the id is null")
             elif isinstance(one, str) and not sound(one):
-                bad.setdefault(place, "the id has no UTF-8 form")
+                bad.setdefault(place, "the id is not valid Unicode")
         for place, reason in _without_input(rows, plan.columns).items():
             bad.setdefault(place, reason)
         return bad

@@ -42,7 +42,8 @@ class Adapter:
             raise FileFormatError(f"{path}: {error}") from None
         if spec.source != base.value(BASE_FIELD):
             raise FileFormatError(
-                f"{path}: an adapter of another base ({spec.source}) than {base.path} ({base.value(BASE_FIELD)})"
+                f"{path}: expected an adapter of {base.value(BASE_FIELD)}, the base {base.path}; "
+                f"found one of {spec.source}"
             )
         shape, context = Hyperparameters.of(base), base.value(f"{base.value('general.architecture')}.context_length")
         if spec.dimensions[-1] != shape.hidden or spec.max_tokens > context:
@@ -71,7 +72,8 @@ def _check_base(file: GGUFFile, base: GGUFFile) -> None:
     architecture = base.value("general.architecture")
     if file.value("general.architecture") != architecture:
         raise FileFormatError(
-            f"{file.path}: an adapter for {file.value('general.architecture')}, the base {base.path} is {architecture}"
+            f"{file.path}: expected an adapter for {architecture}, the base {base.path}; "
+            f"found {file.value('general.architecture')}"
         )
     alpha = file.value("adapter.lora.alpha")
     if not isinstance(alpha, float) or not 0 < alpha < 1 << 16:
@@ -84,7 +86,7 @@ def _check_base(file: GGUFFile, base: GGUFFile) -> None:
         if info is None or info.shape != shape or not info.kind.is_float:
             found = f"{info.kind.name} {info.shape}" if info else "none"
             raise FileFormatError(
-                f"{file.path}: {name} should be F16 or F32 of shape {shape} for the base {base.path}, found {found}"
+                f"{file.path}: {name}: expected F16 or F32 of shape {shape} for the base {base.path}, found {found}"
             )
     if surplus := sorted(file.tensors.keys() - wanted.keys()):
         raise FileFormatError(f"{file.path}: {surplus[0]}: the base {base.path} has no such matrix to change")

@@ -100,7 +100,7 @@ class _Wanted:
     def without_arithmetic(self, engine: EngineName) -> None:
         """UsageError for an arithmetic that was asked for by name."""
         if self.arithmetic is not ArithmeticName.AUTO:
-            said = f"arithmetic='{self.arithmetic}': expected auto for {engine}; openvino and torch have others"
+            said = f"arithmetic='{self.arithmetic}': expected auto with the engine {engine}"
             raise UsageError(said, param="arithmetic")
 
 
@@ -119,7 +119,7 @@ def _openvino(wanted: _Wanted, why: str = ASKED) -> Engine:
             failures.append(failed)
             continue
         for passed_over in failures:
-            _warn_once(f"{passed_over}; taken instead: {engine.arithmetic}")
+            _warn_once(f"{passed_over}; falling back to {engine.arithmetic}")
         engine.reason = f"{why}; {engine.reason}"
         return engine
     raise failures[0]
@@ -134,8 +134,8 @@ def _right(wanted: _Wanted, arithmetic: ArithmeticName) -> "OpenVINOEngine":
         )
         if cosine >= self_check.NEAR:
             return engine
-        said = f"openvino's kernels are wrong {engine.reason}: cosine {cosine:.3f} to the reference"
-        failed = _Failed(f"{wanted.file.path}: {said}, not {self_check.NEAR}")
+        said = f"openvino's self-check failed {engine.reason}: cosine {cosine:.3f} to the reference"
+        failed = _Failed(f"{wanted.file.path}: {said}, expected at least {self_check.NEAR}")
     except RuntimeError as error:  # kernels are compiled on a shape's first run
         failed = _failed(wanted, error)
     engine.close()

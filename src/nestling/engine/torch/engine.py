@@ -161,7 +161,7 @@ class TorchEngine:
 
     def _check_width(self, values: Floats) -> None:
         if values.shape[1:] != (self._shape.hidden,):
-            raise EngineError(f"rows of {values.shape[1:]} numbers: this model has {self._shape.hidden} dimensions")
+            raise EngineError(f"rows of shape {values.shape[1:]}: expected the model's {self._shape.hidden} dimensions")
 
     def _batch(self, asked: _Asked) -> Batch:
         lengths = [len(item) for item in asked.items]

@@ -206,7 +206,7 @@ def _offer(reference: str, specs_of_file: Callable[[str], Sequence[ModelSpec]], 
         offer = Offer(named.family, named.task, named.quant, base=named.base or (adapters and named.task is None))
     if adapters and not offer.base:
         raise UsageError(
-            f"adapters: model={reference!r} is for {offer.task} alone; name a family or a base", param="adapters"
+            f"adapters: model={reference!r} is one task's ({offer.task}); expected a family or a base", param="adapters"
         )
     return offer
 

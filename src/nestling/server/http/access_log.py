@@ -85,4 +85,4 @@ class AccessLog:
 def _log_error(error: Exception, request_id: str) -> None:
     """Log an error's type and place, not its message, which may hold a text."""
     places = [f"{frame.name}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)[-5:]]
-    LOG.error("unexpected", extra={"fields": {"id": request_id, "error": type(error).__name__, "at": places}})
+    LOG.error("unexpected error", extra={"fields": {"id": request_id, "error": type(error).__name__, "at": places}})

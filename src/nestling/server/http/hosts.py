@@ -30,7 +30,7 @@ class Hosts:
         if scope["type"] != "http" or all(self._knows(value) for name, value in scope["headers"] if name == b"host"):
             await self._app(scope, receive, send)
             return
-        message = "Host: this server does not answer to that name; --allowed-host NAME allows one"
+        message = "Host: this server does not answer requests for that name; allow it with --allowed-host NAME"
         await self._respond(scope, Problem(403, message, "host_not_allowed"))(scope, receive, send)
 
     def _knows(self, header: bytes) -> bool:

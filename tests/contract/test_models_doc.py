@@ -88,7 +88,7 @@ def test_every_command_in_turn(environment: dict[str, str], hub: HubServer) -> N
             assert len(done.stdout) > 100
         if words[1] == "publish":
             assert all(
-                part in done.stdout for part in ("license: cc-by-nc-4.0", "base_model: jinaai/", "Nothing was sent")
+                part in done.stdout for part in ("license: cc-by-nc-4.0", "base_model: jinaai/", "Nothing was uploaded")
             )
     assert hub.commits == []
     assert not any("modeling.py" in one.path for one in hub.requests)

@@ -104,9 +104,13 @@ def test_what_cannot_be_read_leaves_everything_as_it_was(tmp_path: Path, file: s
 
 
 def test_with_nothing_to_read_again_a_hangup_ends_the_server_as_any_program() -> None:
-    with child(code=-signal.SIGHUP) as server:
-        server.process.send_signal(signal.SIGHUP)
-        server.process.wait(20)
+    own = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a child inherits what is ignored, as under nohup
+    try:
+        with child(code=-signal.SIGHUP) as server:
+            server.process.send_signal(signal.SIGHUP)
+            server.process.wait(20)
+    finally:
+        signal.signal(signal.SIGHUP, own)
 
 
 def over(path: Path) -> httpx.Client:

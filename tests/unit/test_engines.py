@@ -239,7 +239,7 @@ def test_threads_are_those_that_this_process_may_use() -> None:
 
 def test_auto_is_openvino(tiny_models: dict[str, Path]) -> None:
     engine = load_engine(GGUFFile.open(tiny_models["Q8_0"]), name=EngineName.AUTO)
-    reason = "auto: the fastest engine on this processor; in int8-groups: a file that is as fine as groups of 32"
+    reason = "auto: the fastest engine on this processor; in int8-groups: groups of 32, the finest"
     assert (engine.name, engine.reason) == ("openvino", reason)
 
 

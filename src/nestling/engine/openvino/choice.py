@@ -72,7 +72,7 @@ def expected(file: GGUFFile, *, threads: int) -> Choice | None:
     if all(info.kind.is_float for info in matrices(file)):
         return Choice(ArithmeticName.FLOAT32, "a float file")
     if group_of(file) == FINE:
-        return Choice(ArithmeticName.INT8_GROUPS, f"a file that is as fine as groups of {FINE}")
+        return Choice(ArithmeticName.INT8_GROUPS, f"groups of {FINE}, the finest")
     if why := misfit(file):
         return Choice(ArithmeticName.INT8_GROUPS, f"no rotation: {why}")
     if (tried := _trials().get(_key(file, threads))) is not None:

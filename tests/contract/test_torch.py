@@ -3,14 +3,19 @@
 Doors: the server, the command line, and a GPU that is not there, which is one line and never the processor.
 """
 
+import base64
 import json
 import os
 import subprocess
+from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 from tests.contract.conftest import NESTLING, serving
+from tests.contract.serving import running
+from tests.picture_files import png
+from tests.pictures import gradient
 
 from nestling import Embedder
 from nestling.vectors import Floats, paired_cosine
@@ -40,6 +45,18 @@ def test_the_server_answers_as_the_other_engines_do(file_type: str) -> None:
     found = np.array([item["embedding"] for item in answer.json()["data"]], np.float32)
     assert paired_cosine(found, embedded(file_type, "reference")).min() >= EXACT
     assert paired_cosine(found, embedded(file_type, "openvino")).min() >= BOUNDS[file_type]
+
+
+def test_the_server_embeds_images_between_texts(vision_path: Path, vision_model: Embedder) -> None:
+    """A bfloat16 OpenVINO tower beside torch's float32: 0.9998 is the promise for it."""
+    picture, texts = gradient(120, 90), ["a", "a longer text of several words"]
+    image = {"image": base64.b64encode(png(picture)).decode()}
+    with running(lambda _reference: Embedder.load(vision_path, engine="torch", device="cpu", threads=1)) as server:
+        body = {"prompt_name": "passage", "input": [texts[0], image, texts[1]]}
+        answer = httpx.post(f"{server.url}/v1/embeddings", json=body, timeout=60)
+    found = np.array([item["embedding"] for item in answer.json()["data"]], np.float32)
+    assert paired_cosine(found[::2], vision_model.encode_document(texts)).min() >= EXACT
+    assert paired_cosine(found[1:2], vision_model.encode_image([picture])).min() >= 0.9998
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -56,11 +56,11 @@ def test_company_and_order_change_nothing(model: Embedder) -> None:
     np.testing.assert_allclose(np.linalg.norm(alone, axis=1), 1, atol=1e-6)
 
 
-@pytest.mark.parametrize("engine", ["openvino", "reference"])
+@pytest.mark.parametrize("engine", ["openvino", "torch", "reference"])
 def test_the_smallest_the_longest_and_one_colour_have_vectors(folder: Path, engine: str) -> None:
     small = [gradient(*size) for size in ((1, 1), (1, 200), (200, 1))]
     plains = [np.full((40, 60, 3), colour, np.uint8) for colour in ((0, 0, 0), (255, 255, 255), (0, 128, 0))]
-    loaded = Embedder.load(path_of(folder), engine=engine, threads=1)
+    loaded = Embedder.load(path_of(folder), engine=engine, device="cpu", threads=1)
     found = loaded.encode_image([png(one) for one in [*small, *plains]])
     assert np.isfinite(found).all()
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
@@ -197,7 +197,7 @@ def test_a_published_tower_says_nothing_of_ours_and_gives_the_same(
 
 
 def test_llama_cpp_takes_no_images_and_says_why(folder: Path) -> None:
-    with pytest.raises(NestlingError, match="expected one of auto, openvino, reference"):
+    with pytest.raises(NestlingError, match="expected one of auto, openvino, torch, reference"):
         Embedder.load(path_of(folder), engine="llamacpp").encode_image(IMAGES[:1])
 
 

@@ -104,12 +104,12 @@ def test_an_image_of_too_many_patches_is_refused(vision: VisionFile, exact: Visi
         assert caught.value.param == "max_pixels"
 
 
-@pytest.mark.parametrize("name", ["openvino", "reference"])
+@pytest.mark.parametrize("name", ["openvino", "torch", "reference"])
 def test_rows_that_are_no_numbers_are_an_error(tiny_tower: Path, tmp_path: Path, name: str) -> None:
     """An infinity in the file: never an answer."""
     broken = np.full(64, np.inf, np.float32)
     path = changed(tiny_tower, tmp_path / "mmproj.gguf", tensors={"mm.2.bias": (broken, QuantType.F32)})
-    tower = load_tower(VisionFile.open(path), name=EngineName(name))
+    tower = load_tower(VisionFile.open(path), name=EngineName(name), device="cpu")
     with pytest.raises(EngineError, match="image 0: the vision tower answered with NaN or infinity"):
         tower.rows(patches([(2, 2), (4, 4)]), [(2, 2), (4, 4)])
 
@@ -127,7 +127,9 @@ def test_all_who_use_a_file_share_one_tower_and_the_last_frees_it(vision: Vision
 
 
 def test_llamacpp_says_why_it_takes_no_images(vision: VisionFile) -> None:
-    with pytest.raises(UsageError, match=r"engine='llamacpp': no images .*; expected one of auto, openvino, reference"):
+    with pytest.raises(
+        UsageError, match=r"engine='llamacpp': no images .*; expected one of auto, openvino, torch, reference"
+    ):
         load_tower(vision, name=EngineName.LLAMACPP)
 
 

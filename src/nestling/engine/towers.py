@@ -4,9 +4,11 @@ Its memory is freed when the last reference is dropped.
 """
 
 import threading
+from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
 from nestling._util.cpu import usable_threads
+from nestling._util.extras import need
 from nestling._util.hashes import stamp
 from nestling.engine.names import EngineName
 from nestling.engine.vision import VisionEngine
@@ -18,47 +20,75 @@ _lock = threading.Lock()
 
 
 def load_tower(
-    vision: VisionFile, *, name: EngineName, threads: int | None = None, exact: bool = False
+    vision: VisionFile,
+    *,
+    name: EngineName,
+    device: str | None = None,
+    threads: int | None = None,
+    exact: bool = False,
 ) -> VisionEngine:
     """Load a vision tower, or return the one already loaded with the same arguments.
 
-    `threads`: all usable processors by default. `exact`: float32 throughout, else bfloat16 where the processor has it.
+    `device`: the torch engine's. `threads`: all usable processors by default. `exact`: float32 throughout, else
+    bfloat16 where the device has it.
     UsageError for an engine without vision, EngineError when this processor or installation cannot run it.
     """
     wanted = threads or usable_threads()
-    key = stamp(vision.file.path), name, wanted, exact
+    on = device if name is EngineName.TORCH else None
+    key = stamp(vision.file.path), name, on, wanted, exact
     with _lock:
         found = _loaded.get(key)
         if found is None:
-            found = _loaded[key] = _load(vision, name, wanted, exact=exact)
+            found = _loaded[key] = _load(_Wanted(vision, name, on, wanted, exact))
         return found
 
 
 def check_vision(name: EngineName) -> None:
     """UsageError for an engine that takes no images."""
-    if reason := _WITHOUT.get(name):
-        raise UsageError(
-            f"engine='{name}': no images ({reason}); expected one of auto, openvino, reference", param="engine"
-        )
+    if name is EngineName.LLAMACPP:
+        why = "engine='llamacpp': no images (llama.cpp pools the wrong tokens)"
+        raise UsageError(f"{why}; expected one of auto, openvino, torch, reference", param="engine")
 
 
-_WITHOUT = {
-    EngineName.LLAMACPP: "llama.cpp pools the wrong tokens",
-    EngineName.TORCH: "this engine computes texts alone",
-}
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    vision: VisionFile
+    name: EngineName
+    device: str | None
+    threads: int
+    exact: bool
 
 
-def _load(vision: VisionFile, name: EngineName, threads: int, *, exact: bool) -> VisionEngine:
-    if name is EngineName.REFERENCE:
+def _load(wanted: _Wanted) -> VisionEngine:
+    check_vision(wanted.name)
+    if wanted.name is EngineName.REFERENCE:
         from nestling.engine.numpy_vision import ReferenceTower
 
-        return ReferenceTower(vision)
-    check_vision(name)
+        return ReferenceTower(wanted.vision)
+    return _torch(wanted) if wanted.name is EngineName.TORCH else _openvino(wanted)
+
+
+def _torch(wanted: _Wanted) -> VisionEngine:
+    module = need("nestling.engine.torch.vision", wanted_for="engine='torch'", extra="gpu", param="engine")
+    from nestling.engine.torch.devices import place
+
+    on = place(wanted.device, threads=wanted.threads)
+    tower: VisionEngine = module.TorchTower(wanted.vision, on=on, exact=wanted.exact)
+    return tower if wanted.exact or on.is_cpu else _one_colour(wanted, tower)
+
+
+def _openvino(wanted: _Wanted) -> VisionEngine:
     try:
-        from nestling.engine.one_colour import OneColourTower
         from nestling.engine.openvino.vision import OpenVINOTower
 
-        tower = OpenVINOTower(vision, threads=threads, exact=exact)
-        return tower if exact else OneColourTower(tower, vision)
+        tower = OpenVINOTower(wanted.vision, threads=wanted.threads, exact=wanted.exact)
+        return tower if wanted.exact else _one_colour(wanted, tower)
     except (ImportError, RuntimeError) as reason:
-        raise EngineError(f"{vision.file.path}: openvino does not load this vision tower ({reason})") from reason
+        said = f"openvino does not load this vision tower ({reason})"
+        raise EngineError(f"{wanted.vision.file.path}: {said}") from reason
+
+
+def _one_colour(wanted: _Wanted, tower: VisionEngine) -> VisionEngine:
+    from nestling.engine.one_colour import OneColourTower
+
+    return OneColourTower(tower, wanted.vision)

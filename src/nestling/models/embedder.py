@@ -95,7 +95,7 @@ class Embedder(TextEmbedder):
         first = min(tasks, key=lambda one: one.task is not Task.RETRIEVAL) if tasks else spec_of(file, spec)
         chosen = partial(load_engine, file, name=name, device=device, threads=threads, arithmetic=products)
         loaded = chosen(pooling=first.pooling, adapters=adapters, profile=profile)
-        images, tokenizer = TowerOptions(threads, exact=exact_images), Tokenizer.from_gguf(file)
+        images, tokenizer = TowerOptions(device, threads, exact=exact_images), Tokenizer.from_gguf(file)
         return cls(first, tokenizer, loaded, path=file.path, adapters=tasks, images=images)
 
     def for_task(self, task: str) -> Self:

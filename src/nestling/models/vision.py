@@ -32,8 +32,9 @@ TOGETHER = 3072
 
 @dataclass(frozen=True, slots=True)
 class TowerOptions:
-    """How a tower is loaded: compute threads (all usable processors by default), in float32 if `exact`."""
+    """How a tower is loaded: on the text engine's `device`, `threads` (all by default), in float32 if `exact`."""
 
+    device: str | None = None
     threads: int | None = None
     exact: bool = False
 
@@ -57,7 +58,8 @@ class Vision:
         if file.shape.patch != PATCH:
             raise FileFormatError(f"{file.file.path}: clip.vision.patch_size={file.shape.patch}: expected {PATCH}")
         filled = _with_prompt(file.spec, tokenizer, file.file.path)
-        tower = load_tower(file, name=EngineName.parse(engine), threads=options.threads, exact=options.exact)
+        name = EngineName.parse(engine)
+        tower = load_tower(file, name=name, device=options.device, threads=options.threads, exact=options.exact)
         return cls(tower, filled, spec.max_tokens)
 
     def read(self, values: Iterable[object], *, max_pixels: int | None = None) -> Iterator[Image]:

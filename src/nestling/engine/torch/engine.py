@@ -25,7 +25,8 @@ from nestling.engine.lora import Adapter
 from nestling.engine.protocol import Item, plain
 from nestling.engine.torch.attention import Runs
 from nestling.engine.torch.choice import choose, forced
-from nestling.engine.torch.devices import Placement, first_line
+from nestling.engine.torch.devices import Placement
+from nestling.engine.torch.failures import in_one_line
 from nestling.engine.torch.loading import Loader
 from nestling.engine.torch.pooling import pooled
 from nestling.engine.torch.text import Batch, Squares, TextModel
@@ -36,7 +37,6 @@ from nestling.vectors import Floats
 
 CARD_BUDGET = 8192
 """Tokens of a batch on a GPU: enough to fill its tensor cores with any matrix of this family."""
-MIB = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class TorchEngine:
         self._seconds: dict[str, float] = defaultdict(float)
         self._halved = False
         self.token_budget = TOKEN_BUDGET if on.is_cpu else CARD_BUDGET
-        with torch.inference_mode(), self._device_errors("loading"):
+        with torch.inference_mode(), in_one_line(file.path, on, "loading"):
             chosen = choose(file, on) if arithmetic is ArithmeticName.AUTO else forced(arithmetic, self._shape, on)
             loader = Loader(file, on, chosen.arithmetic, adapters)
             self._model: TextModel | None = loader.text_model(self._stage)
@@ -190,21 +190,10 @@ class TorchEngine:
     @contextmanager
     def _working(self) -> Iterator[TextModel]:
         """The model, for one thread at a time; EngineError if it is closed or the device fails."""
-        with self._lock, torch.inference_mode(), self._device_errors("computing"):
+        with self._lock, torch.inference_mode(), in_one_line(self._path, self._on, "computing"):
             if self._model is None:
                 raise EngineError("the engine is closed")
             yield self._model
-
-    @contextmanager
-    def _device_errors(self, doing: str) -> Iterator[None]:
-        """Turn a device's failure into an EngineError of one line."""
-        try:
-            yield
-        except torch.OutOfMemoryError as error:
-            used = self._on.memory()[0] // MIB
-            raise EngineError(f"{self._path}: {self._on.device}: out of memory {doing} ({used} MiB in use)") from error
-        except RuntimeError as error:
-            raise EngineError(f"{self._path}: {self._on.device}: {doing}: {first_line(error)}") from error
 
 
 class Observer:

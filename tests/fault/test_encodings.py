@@ -24,6 +24,7 @@ from tests.command_line import nestling
 from nestling import bulk
 from nestling._util.text import decode_text, read_text
 from nestling._util.version import __version__
+from nestling.engine.observers import ObserverOptions
 from nestling.errors import FileFormatError, NestlingError
 from nestling.evaluation import data, results
 from nestling.formats.card import Card
@@ -84,7 +85,7 @@ def tokenizer(folder: Path) -> object:
 
 
 def matrix(model: Path, folder: Path) -> object:
-    found = collect(model, spec=tiny_gguf.spec(), text=folder / "x.txt", threads=1, limit=2)
+    found = collect(model, spec=tiny_gguf.spec(), text=folder / "x.txt", on=ObserverOptions(threads=1), limit=2)
     found.write(folder / "m.gguf")
     return (folder / "m.gguf").read_bytes()
 

@@ -14,6 +14,7 @@ from tests.tiny import ALPHA, HIDDEN, RANK, SMALL_VOCAB, write_tiny_checkpoint
 from nestling._util import files
 from nestling.engine.lora import load_adapters
 from nestling.engine.lora_lanes import LANES, StackedAdapters
+from nestling.engine.observers import ObserverOptions
 from nestling.engine.protocol import Item, Profiled, plain
 from nestling.errors import FileFormatError, GGUFError, ModelNotFoundError, UsageError
 from nestling.formats.card import Card
@@ -196,9 +197,10 @@ def test_cards_sums_and_a_second_run(folder: Path, small_checkpoint: Path) -> No
 def test_the_matrix_is_of_all_tasks_in_turn(folder: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("the lock is taken before the file is read, in any order. " * 400, "utf-8")
-    made = calibration.collect_base(base_path(folder, "F32"), text=text, threads=1, limit=6)
+    on = ObserverOptions(threads=1)
+    made = calibration.collect_base(base_path(folder, "F32"), text=text, on=on, limit=6)
     of_one = {
-        task: calibration.collect(path, spec=spec_of(GGUFFile.open(path)), text=text, threads=1, limit=6)
+        task: calibration.collect(path, spec=spec_of(GGUFFile.open(path)), text=text, on=on, limit=6)
         for task in Task
         if (path := model_path(folder, family="small", task=task, file_type="F32"))
     }

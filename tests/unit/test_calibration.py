@@ -7,10 +7,12 @@ from tests import tiny_gguf
 
 from nestling._util.files import sha256_file
 from nestling.engine.hyperparameters import Hyperparameters
+from nestling.engine.names import EngineName
 from nestling.engine.numpy_reference import rms_norm
+from nestling.engine.observers import ObserverOptions
 from nestling.engine.protocol import TokenIds
 from nestling.engine.weights import tensor
-from nestling.errors import BuildError
+from nestling.errors import BuildError, NestlingError
 from nestling.evaluation import data
 from nestling.formats.gguf import GGUFFile
 from nestling.inputs.tokenizer import Tokenizer
@@ -19,6 +21,7 @@ from nestling.pipeline.quantization.calibration import CHUNK_TOKENS, Calibration
 from nestling.pipeline.quantization.imatrix import ImportanceMatrix
 from nestling.vectors import Floats
 
+ONE_THREAD = ObserverOptions(threads=1)
 LINE = "The lock is held while the folder is built, and a killed holder loses it.\n"
 
 
@@ -63,7 +66,7 @@ def test_paragraphs_come_from_all_over_the_text(tiny_models: dict[str, Path], te
 def test_the_matrix_is_the_mean_square_of_what_the_reference_engine_multiplies(
     tiny_models: dict[str, Path], text: Path
 ) -> None:
-    matrix = collect(tiny_models["F32"], spec=tiny_gguf.spec(), text=text, threads=1)
+    matrix = collect(tiny_models["F32"], spec=tiny_gguf.spec(), text=text, on=ONE_THREAD)
     file = GGUFFile.open(tiny_models["F32"])
     chunks = calibration(tiny_models["F32"], text).chunks()
     shape, norm = Hyperparameters.of(file), tensor(file, "blk.0.attn_norm.weight")
@@ -82,14 +85,41 @@ def _embedded(file: GGUFFile, ids: TokenIds) -> Floats:
 
 
 def test_the_same_text_gives_the_same_bytes(tiny_models: dict[str, Path], text: Path, tmp_path: Path) -> None:
-    made = [collect(tiny_models["F16"], spec=tiny_gguf.spec(), text=text, threads=1) for _ in range(2)]
+    made = [collect(tiny_models["F16"], spec=tiny_gguf.spec(), text=text, on=ONE_THREAD) for _ in range(2)]
     assert made[0].write(tmp_path / "a.gguf") == made[1].write(tmp_path / "b.gguf")
     assert ImportanceMatrix.read(tmp_path / "a.gguf").chunk_count == made[0].chunk_count
 
 
+def test_torch_observes_the_same(tiny_models: dict[str, Path], text: Path) -> None:
+    """Float32 sums in another order; a GPU that is named or expected is never replaced by the processor."""
+    ours = collect(tiny_models["F32"], spec=tiny_gguf.spec(), text=text, on=ObserverOptions(EngineName.TORCH, "cpu", 1))
+    theirs = collect(tiny_models["F32"], spec=tiny_gguf.spec(), text=text, on=ONE_THREAD)
+    assert ours.entries.keys() == theirs.entries.keys()
+    for name, entry in ours.entries.items():
+        assert entry.count == theirs.entries[name].count
+        np.testing.assert_allclose(entry.mean_square, theirs.entries[name].mean_square, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("on", "said"),
+    [
+        (ObserverOptions(EngineName.TORCH), "no GPU: "),
+        (ObserverOptions(device="cuda:0"), "device='cuda:0': "),
+        (ObserverOptions(EngineName.OPENVINO, "cuda"), "the openvino engine runs on the cpu"),
+        (ObserverOptions(EngineName.LLAMACPP), "engine='llamacpp': expected one of auto, openvino, torch"),
+        (ObserverOptions(EngineName.REFERENCE), "engine='reference': expected one of auto, openvino, torch"),
+    ],
+)
+def test_where_a_file_cannot_be_observed(
+    tiny_models: dict[str, Path], text: Path, on: ObserverOptions, said: str
+) -> None:
+    with pytest.raises(NestlingError, match=re.escape(said)):
+        collect(tiny_models["F32"], spec=tiny_gguf.spec(), text=text, on=on)
+
+
 def test_progress_counts_tokens(tiny_models: dict[str, Path], text: Path) -> None:
     told: list[tuple[int, int]] = []
-    collect(tiny_models["F16"], spec=tiny_gguf.spec(), text=text, threads=1, progress=lambda *one: told.append(one))
+    collect(tiny_models["F16"], spec=tiny_gguf.spec(), text=text, on=ONE_THREAD, progress=lambda *one: told.append(one))
     assert told[-1][0] == told[-1][1] == sum(map(len, calibration(tiny_models["F16"], text).chunks()))
 
 
@@ -98,18 +128,18 @@ def test_too_little_text_is_refused(tiny_models: dict[str, Path], tmp_path: Path
     path = tmp_path / "little.txt"
     path.write_text(words)
     with pytest.raises(BuildError, match=r"little\.txt: \d+ tokens of calibration text; at least 1024 are needed"):
-        collect(tiny_models["F32"], spec=tiny_gguf.spec(), text=path, threads=1)
+        collect(tiny_models["F32"], spec=tiny_gguf.spec(), text=path, on=ONE_THREAD)
 
 
 def test_a_file_that_is_no_text_is_refused(tiny_models: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_bytes(b"abc\xff")
     with pytest.raises(BuildError, match=r"x\.txt: line 1 is not UTF-8"):
-        collect(tiny_models["F32"], spec=tiny_gguf.spec(), text=tmp_path / "x.txt", threads=1)
+        collect(tiny_models["F32"], spec=tiny_gguf.spec(), text=tmp_path / "x.txt", on=ONE_THREAD)
 
 
 def test_a_quantized_model_is_refused(tiny_models: dict[str, Path], text: Path) -> None:
     with pytest.raises(BuildError, match=r"token_embd\.weight is Q8_0; collect the matrix with the F32, F16 or BF16"):
-        collect(tiny_models["Q8_0"], spec=tiny_gguf.spec(), text=text, threads=1)
+        collect(tiny_models["Q8_0"], spec=tiny_gguf.spec(), text=text, on=ONE_THREAD)
 
 
 def test_a_pipelines_matrix_is_that_of_the_files_own_spec(
@@ -118,7 +148,7 @@ def test_a_pipelines_matrix_is_that_of_the_files_own_spec(
     made = calibrating.for_pipeline(threads=1, text=text)
     assert made.calibration == f"{sha256_file(text)} {calibrating.BUILD_CHUNKS}"
     matrix = made.run(tiny_models["F32"], lambda _done, _total: None)
-    other = collect(tiny_models["F32"], spec=tiny_gguf.spec(), text=text, threads=1)
+    other = collect(tiny_models["F32"], spec=tiny_gguf.spec(), text=text, on=ONE_THREAD)
     assert matrix.write(tmp_path / "a.gguf") == other.write(tmp_path / "b.gguf")
 
 

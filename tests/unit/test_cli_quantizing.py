@@ -39,7 +39,8 @@ def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "TEXTS", 8)
 
 
-def test_fewer_chunks_can_be_asked_for(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["auto", "torch"])
+def test_fewer_chunks_can_be_asked_for(folder: Path, tmp_path: Path, engine: str) -> None:
     command = (
         "imatrix",
         folder / "model.gguf",

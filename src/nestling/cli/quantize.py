@@ -10,7 +10,8 @@ import typer
 
 from nestling._util.files import check_output
 from nestling.cli.console import Bars, say_written, show_table
-from nestling.cli.options import CalibrationOption, ChunksOption, JsonOption, SpecOption, ThreadsOption
+from nestling.cli.options import CalibrationOption, ChunksOption, DeviceOption, JsonOption, SpecOption, ThreadsOption
+from nestling.engine.names import DEFAULT_ENGINE, EngineName, parse_device
 from nestling.errors import UsageError
 from nestling.formats.quant_types import parse_file_type
 from nestling.models import content, local
@@ -65,13 +66,16 @@ def imatrix(
     calibration: CalibrationOption = None,
     chunks: ChunksOption = None,
     spec: SpecOption = None,
+    engine: Annotated[str, typer.Option("--engine", "-e", help="auto, openvino or torch.")] = DEFAULT_ENGINE,
+    device: DeviceOption = None,
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Collect an importance matrix: run calibration text through a float model and weight its matrices' columns."""
-    from nestling._util.cpu import usable_threads
+    from nestling.engine.observers import ObserverOptions
     from nestling.pipeline.quantization.calibration import collect
 
+    on = ObserverOptions(EngineName.parse(engine), parse_device(device) if device else None, threads)
     check_output(out, sources=[calibration])
     with Bars() as bars:
         source = content.check(local.resolve(model, steps=bars.step))
@@ -80,7 +84,7 @@ def imatrix(
             source,
             spec=_spec(source, spec),
             text=calibration,
-            threads=threads or usable_threads(),
+            on=on,
             limit=chunks,
             progress=bars.step(out.name),
         )

@@ -15,6 +15,8 @@ from nestling._util.files import sha256_file
 from nestling._util.progress import Progress, no_progress
 from nestling._util.text import read_text
 from nestling.engine.lora import Adapter, load_adapters
+from nestling.engine.names import EngineName
+from nestling.engine.observers import ObserverOptions
 from nestling.engine.protocol import TokenIds
 from nestling.errors import BuildError
 from nestling.formats.gguf import GGUFFile
@@ -96,7 +98,7 @@ def collect(
     *,
     spec: ModelSpec,
     text: Path | None = None,
-    threads: int,
+    on: ObserverOptions,
     limit: int | None = None,
     progress: Progress = no_progress,
 ) -> ImportanceMatrix:
@@ -108,11 +110,16 @@ def collect(
     file = _float_file(model)
     text = text or default_text()
     chunks = Calibration(spec, Tokenizer.from_gguf(file), text).chunks(limit)
-    return _observed(file, chunks, text, threads=threads, progress=progress)
+    return _observed(file, chunks, text, on=on, progress=progress)
 
 
 def collect_base(
-    model: Path, *, text: Path | None = None, threads: int, limit: int | None = None, progress: Progress = no_progress
+    model: Path,
+    *,
+    text: Path | None = None,
+    on: ObserverOptions,
+    limit: int | None = None,
+    progress: Progress = no_progress,
 ) -> ImportanceMatrix:
     """The same for a base with its LoRA adapters, which take turns over the chunks."""
     file = _float_file(model)
@@ -120,7 +127,7 @@ def collect_base(
     each = [Calibration(one.spec, tokenizer, text).chunks(limit) for one in found]
     whole = min(map(len, each)) // len(found) * len(found)
     chunks = [each[place % len(found)][place] for place in range(whole)]
-    return _observed(file, chunks, text, threads=threads, progress=progress, adapters=found)
+    return _observed(file, chunks, text, on=on, progress=progress, adapters=found)
 
 
 def _float_file(model: Path) -> GGUFFile:
@@ -137,17 +144,14 @@ def _observed(
     chunks: Sequence[TokenIds],
     text: Path,
     *,
-    threads: int,
+    on: ObserverOptions,
     progress: Progress,
     adapters: Sequence[Adapter] = (),
 ) -> ImportanceMatrix:
     """Run the chunks; with adapters, one chunk per adapter in each batch."""
-    from nestling.engine.openvino.observer import Observer
-
-    observer = Observer(file, threads=threads, adapters=adapters)
     return collect_imatrix(
         [chunk.tolist() for chunk in chunks],
-        collect=observer.collect,
+        collect=on.load(file, adapters).collect,
         dataset=text.name,
         chunk_size=CHUNK_TOKENS,
         batch=len(adapters) or BATCH,
@@ -156,15 +160,19 @@ def _observed(
 
 
 def for_pipeline(*, threads: int, text: Path | None = None, limit: int | None = None) -> CollectMatrix:
-    """How a build collects the matrices of its tasks, from `limit` chunks (`BUILD_CHUNKS` by default)."""
+    """How a build collects the matrices of its tasks, from `limit` chunks (`BUILD_CHUNKS` by default).
+
+    Always by OpenVINO in float32, so that a build's files have the same bytes on a machine with a GPU.
+    """
+    on = ObserverOptions(EngineName.OPENVINO, threads=threads)
     limit = limit or BUILD_CHUNKS
     chosen = text or default_text()
 
     def run(model: Path, progress: Progress) -> ImportanceMatrix:
         file = GGUFFile.open(model)
         if BASE_FIELD in file.metadata:
-            return collect_base(model, text=chosen, threads=threads, limit=limit, progress=progress)
+            return collect_base(model, text=chosen, on=on, limit=limit, progress=progress)
         spec = ModelSpec.from_json(str(file.value("nestling.spec")))
-        return collect(model, spec=spec, text=chosen, threads=threads, limit=limit, progress=progress)
+        return collect(model, spec=spec, text=chosen, on=on, limit=limit, progress=progress)
 
     return CollectMatrix(run, f"{sha256_file(chosen)} {limit}", limit * CHUNK_TOKENS)

@@ -51,7 +51,7 @@ def test_fewer_chunks_can_be_asked_for(folder: Path, tmp_path: Path, engine: str
         "--threads",
         "1",
     )
-    done = nestling(*command, "--out", tmp_path / "m.gguf")
+    done = nestling(*command, "--engine", engine, "--device", "cpu", "--out", tmp_path / "m.gguf")
     assert (done.code, "over 3 chunks" in done.out) == (0, True)
     assert ImportanceMatrix.read(tmp_path / "m.gguf").chunk_count == 3
 

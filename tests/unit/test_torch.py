@@ -29,11 +29,12 @@ from nestling.engine.numpy_reference import ReferenceEngine
 from nestling.engine.openvino.observer import Observer as OpenVINOObserver
 from nestling.engine.protocol import Item, Resumable, Rows, plain
 from nestling.engine.registry import load_engine
+from nestling.engine.rotation import Rotation, misfit
 from nestling.engine.torch import attention, choice, devices
 from nestling.engine.torch.attention import Runs
 from nestling.engine.torch.devices import Placement, place
 from nestling.engine.torch.engine import Observer, TorchEngine
-from nestling.engine.torch.rotation import Rotation, hadamard, misfit
+from nestling.engine.torch.products import INNER, lift
 from nestling.errors import EngineError, UsageError
 from nestling.formats.gguf import GGUFFile
 from nestling.inputs.tokenizer import Tokenizer
@@ -237,11 +238,20 @@ def test_variable_length_attention_is_taken_by_its_signature() -> None:
 # The rotation and the choice.
 
 
-def test_the_rotation_is_its_own_inverse() -> None:
-    for size in (1, 64, 256):
-        h = hadamard(size)
-        assert torch.equal(h, h.T)
-        torch.testing.assert_close(h @ h, torch.eye(size))
+def test_the_rotation_of_tensors_is_that_of_arrays() -> None:
+    """One source for both; that it is its own inverse is shown for arrays (test_rotation)."""
+    ours, theirs = Rotation(96, 32, lift(CPU.device)), Rotation(96, 32)
+    rows, norm = np.random.default_rng(0).standard_normal((192, 96)).astype(np.float32), np.arange(96, dtype=np.float32)
+    given, scales = torch.from_numpy(rows), torch.from_numpy(norm)
+    pairs: list[tuple[Any, Floats]] = [
+        (ours.enter(given), theirs.enter(rows)),
+        (ours.leave(given), theirs.leave(rows)),
+        (ours.inputs("attn_q", given, scales), theirs.inputs("attn_q", rows, norm)),
+        (ours.inputs("attn_output", given, None), theirs.inputs("attn_output", rows, None)),
+        (ours.outputs("attn_v", given), theirs.outputs("attn_v", rows)),
+    ]
+    for found, expected in pairs:
+        np.testing.assert_allclose(found.numpy(), expected, atol=1e-4)
 
 
 def shape_of(**changes: int) -> Hyperparameters:
@@ -253,11 +263,11 @@ def shape_of(**changes: int) -> Hyperparameters:
 
 
 def test_shapes_that_cannot_be_rotated_are_named() -> None:
-    assert misfit(shape_of()) is None
-    assert Rotation.of(shape_of(hidden=1280, heads=20)) == Rotation(256, 64)
-    assert misfit(shape_of(feed_forward=520)) == "feed_forward_length 520 is not a multiple of 256"
-    assert misfit(shape_of(hidden=288)) == "embedding_length 288 is not a multiple of 64"
-    assert misfit(shape_of(heads=8, hidden=256)) == "head size 32 is not a multiple of 64"
+    assert misfit(shape_of(), inner=INNER) is None
+    assert Rotation.of(shape_of(hidden=1280, heads=20)) == Rotation(1280, 64)
+    assert misfit(shape_of(feed_forward=520), inner=INNER) == "feed_forward_length 520 is not a multiple of 256"
+    assert misfit(shape_of(hidden=272), inner=INNER) == "embedding_length 272 is not a multiple of 32"
+    assert misfit(shape_of(heads=16, hidden=256), inner=INNER) == "head size 16 is not a multiple of 32"
 
 
 CARD = SimpleNamespace(device=torch.device("cuda"), is_cpu=False, threads=1, wait=lambda: None)
@@ -292,7 +302,7 @@ def test_no_int8_is_said_why(tiny_models: dict[str, Path], monkeypatch: pytest.M
     file = GGUFFile.open(tiny_models["Q4_K_M"])
     other = SimpleNamespace(device=torch.device("mps"), is_cpu=False)
     assert "not for mps" in choice.choose(file, other).reason  # type: ignore[arg-type]
-    monkeypatch.setattr(choice, "misfit", lambda _: "it is odd")
+    monkeypatch.setattr(choice, "misfit", lambda *_, **__: "it is odd")
     assert choice.choose(file, CARD).reason == "no int8: it is odd"  # type: ignore[arg-type]
     monkeypatch.undo()
 

@@ -5,10 +5,11 @@ next matrices first, since a norm without scales commutes with a rotation) and t
 and `attn_output`). Before it, channels get random signs, so that no pattern of channels is a row of H: any row of mean
 square 1 then has the tails of a normal distribution. The signs are the same for all models, and free: they are folded
 into the weights too. The input of `ffn_down` cannot be rotated for free; a format that needs it rotated does so itself.
-Pure numpy; knows nothing of int8.
+Knows nothing of int8. Written in operations that numpy's arrays and torch's tensors share; the types say numpy's.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Self
 
@@ -17,12 +18,19 @@ import numpy as np
 from nestling.engine.hyperparameters import Hyperparameters
 from nestling.vectors import Floats
 
+Lift = Callable[[Floats], Floats]
+"""Turns a constant into the kind of array that it is multiplied with: a tensor on a device, say."""
 SMALLEST = 32
 """Smallest block: a smaller one would hardly spread outliers."""
 NORM_OF = {
     "attn_q": "attn_norm", "attn_k": "attn_norm", "attn_v": "attn_norm", "ffn_gate": "ffn_norm", "ffn_up": "ffn_norm",
 }  # fmt: skip
 """The norm whose scales are folded into each matrix."""
+
+
+def as_it_is(constant: Floats) -> Floats:
+    """The `Lift` of numpy."""
+    return constant
 
 
 @cache
@@ -40,18 +48,18 @@ def signs(size: int) -> Floats:
     return np.random.default_rng(size).choice(np.array([-1, 1], np.float32), size)
 
 
-def spread(rows: Floats, block: int) -> Floats:
+def spread(rows: Floats, block: int, lift: Lift = as_it_is) -> Floats:
     """Each block of a row times H, as the product of two smaller Hadamard matrices: (R, W) -> (R, W)."""
     first, second = _factors(block)
-    inner = rows.reshape(-1, second) @ hadamard(second)
-    return (hadamard(first) @ inner.reshape(-1, first, second)).reshape(rows.shape)
+    inner = rows.reshape(-1, second) @ lift(hadamard(second))
+    return (lift(hadamard(first)) @ inner.reshape(-1, first, second)).reshape(rows.shape)
 
 
-def spread_columns(rows: Floats, block: int) -> Floats:
+def spread_columns(rows: Floats, block: int, lift: Lift = as_it_is) -> Floats:
     """H times each block of a column: (R, W) -> (R, W)."""
     first, second = _factors(block)
-    inner = hadamard(second) @ rows.reshape(-1, second, rows.shape[1])
-    return (hadamard(first) @ inner.reshape(-1, first, second * rows.shape[1])).reshape(rows.shape)
+    inner = lift(hadamard(second)) @ rows.reshape(-1, second, rows.shape[1])
+    return (lift(hadamard(first)) @ inner.reshape(-1, first, second * rows.shape[1])).reshape(rows.shape)
 
 
 def _factors(block: int) -> tuple[int, int]:
@@ -61,23 +69,24 @@ def _factors(block: int) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
-    """Widths of the residual stream and of a head."""
+    """Widths of the residual stream and of a head; `lift` for other arrays than numpy's."""
 
     hidden: int
     head: int
+    lift: Lift = field(default=as_it_is, repr=False, compare=False)
 
     @classmethod
-    def of(cls, shape: Hyperparameters) -> Self:
+    def of(cls, shape: Hyperparameters, lift: Lift = as_it_is) -> Self:
         """For a model without `misfit`."""
-        return cls(shape.hidden, shape.head_dim)
+        return cls(shape.hidden, shape.head_dim, lift)
 
     def enter(self, rows: Floats) -> Floats:
         """Rotate rows into the residual stream's basis: (R, D) -> (R, D)."""
-        return _turned(rows, self.hidden)
+        return self._turned(rows, self.hidden)
 
     def leave(self, rows: Floats) -> Floats:
         """The inverse of `enter`."""
-        return spread(rows, _block(self.hidden)) * signs(self.hidden)
+        return spread(rows, _block(self.hidden), self.lift) * self.lift(signs(self.hidden))
 
     def inputs(self, kind: str, rows: Floats, norm: Floats | None) -> Floats:
         """Rows of a matrix (or of an adapter's A) for rotated inputs: (R, in) -> (R, in).
@@ -86,15 +95,19 @@ class Rotation:
         """
         if norm is not None:
             return self.enter(rows * norm)
-        return _turned(rows, self.head) if kind == "attn_output" else rows
+        return self._turned(rows, self.head) if kind == "attn_output" else rows
 
     def outputs(self, kind: str, columns: Floats) -> Floats:
         """A matrix (or a bias as one column, or an adapter's B) whose outputs are rotated: (out, W) -> (out, W)."""
         width = {"attn_v": self.head, "attn_output": self.hidden, "ffn_down": self.hidden}.get(kind)
         if width is None:
             return columns
-        signed = columns * np.tile(signs(width), len(columns) // width)[:, None]
-        return spread_columns(signed, _block(width))
+        signed = columns * self.lift(np.tile(signs(width), len(columns) // width))[:, None]
+        return spread_columns(signed, _block(width), self.lift)
+
+    def _turned(self, rows: Floats, width: int) -> Floats:
+        signed = rows * self.lift(np.tile(signs(width), rows.shape[1] // width))
+        return spread(signed, _block(width), self.lift)
 
 
 def mixes_outputs(kind: str) -> bool:
@@ -102,16 +115,14 @@ def mixes_outputs(kind: str) -> bool:
     return kind in ("attn_v", "attn_output", "ffn_down")
 
 
-def _turned(rows: Floats, width: int) -> Floats:
-    return spread(rows * np.tile(signs(width), rows.shape[1] // width), _block(width))
-
-
 def _block(width: int) -> int:
     return width & -width
 
 
-def misfit(shape: Hyperparameters) -> str | None:
-    """Why a model of this shape cannot be rotated; None if it can."""
+def misfit(shape: Hyperparameters, *, inner: int) -> str | None:
+    """Why a model of this shape cannot be rotated, with `ffn_down`'s input in blocks of `inner`; None if it can."""
+    if shape.feed_forward % inner:
+        return f"feed_forward_length {shape.feed_forward} is not a multiple of {inner}"
     for name, size in (("embedding_length", shape.hidden), ("head size", shape.head_dim)):
         if _block(size) < SMALLEST:
             return f"{name} {size} is not a multiple of {SMALLEST}"

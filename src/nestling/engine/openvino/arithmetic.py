@@ -91,10 +91,7 @@ def int8_mixed(file: GGUFFile, precision: str) -> Arithmetic:
 
 def misfit(file: GGUFFile) -> str | None:
     """Why a file cannot run in int8 rows; None if it can."""
-    shape = Hyperparameters.of(file)
-    if shape.feed_forward % INNER:
-        return f"feed_forward_length {shape.feed_forward} is not a multiple of {INNER}"
-    return rotation.misfit(shape)
+    return rotation.misfit(Hyperparameters.of(file), inner=INNER)
 
 
 MAKERS: Mapping[ArithmeticName, Callable[[GGUFFile, str], Arithmetic]] = {

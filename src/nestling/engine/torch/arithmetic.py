@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from nestling.engine.arithmetic import ArithmeticName
+from nestling.engine.rotation import Rotation
 from nestling.engine.torch import products
 from nestling.engine.torch.products import Quantized
-from nestling.engine.torch.rotation import Rotation
 
 Rows: TypeAlias = Tensor | Quantized
 """Activations in a product's form, (N, in), or a packed matrix, (out, in)."""

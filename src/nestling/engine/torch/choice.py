@@ -12,10 +12,10 @@ import torch
 
 from nestling.engine.arithmetic import ArithmeticName
 from nestling.engine.hyperparameters import LAYER_MATRICES, Hyperparameters
+from nestling.engine.rotation import Rotation, misfit
 from nestling.engine.torch.arithmetic import Arithmetic, FloatArithmetic, Int8Arithmetic
 from nestling.engine.torch.devices import Placement, first_line
-from nestling.engine.torch.products import Int8Products, PlainProducts
-from nestling.engine.torch.rotation import Rotation, misfit
+from nestling.engine.torch.products import INNER, Int8Products, PlainProducts, lift
 from nestling.errors import EngineError, UsageError
 from nestling.formats.gguf import GGUFFile
 from nestling.formats.quant_types import QuantType
@@ -40,7 +40,7 @@ def choose(file: GGUFFile, on: Placement) -> Choice:
     if not _is_coarse(file):
         return Choice(floats(ArithmeticName.BF16), "a float or Q8_0 file computes in bfloat16")
     shape = Hyperparameters.of(file)
-    if why := misfit(shape) or _no_kernels(on):
+    if why := misfit(shape, inner=INNER) or _no_kernels(on):
         return Choice(floats(ArithmeticName.BF16), f"no int8: {why}")
     return _faster(shape, on)
 
@@ -51,7 +51,7 @@ def forced(name: ArithmeticName, shape: Hyperparameters, on: Placement) -> Choic
         raise UsageError(f"arithmetic='{name}': expected auto, float32, bf16 or int8-rows on torch", param="arithmetic")
     if name is not ArithmeticName.INT8_ROWS:
         return Choice(floats(name), "as asked")
-    if why := misfit(shape):
+    if why := misfit(shape, inner=INNER):
         raise EngineError(f"no int8: {why}")
     return Choice(int8(shape, on), "as asked")
 
@@ -63,7 +63,7 @@ def floats(name: ArithmeticName) -> Arithmetic:
 
 def int8(shape: Hyperparameters, on: Placement) -> Arithmetic:
     """int8 after the rotation: by our kernels on a GPU, by the same formulas in float32 on a CPU, for tests."""
-    rotation = Rotation.of(shape)
+    rotation = Rotation.of(shape, lift(on.device))
     if on.is_cpu:
         return Int8Arithmetic(torch.float32, rotation, PlainProducts())
     return Int8Arithmetic(torch.bfloat16, rotation, _tuned(shape, on))

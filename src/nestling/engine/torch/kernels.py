@@ -11,8 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nestling.engine.torch.products import LEVELS, Quantized
-from nestling.engine.torch.rotation import INNER
+from nestling.engine.torch.products import INNER, LEVELS, Quantized
 
 BLOCK_ROWS = 16
 """Rows of one program of the SwiGLU kernel: the least that a tensor core takes."""

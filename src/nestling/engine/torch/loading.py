@@ -10,8 +10,10 @@ from torch import Tensor
 from nestling.engine.hyperparameters import Hyperparameters
 from nestling.engine.lora import Adapter
 from nestling.engine.lora_lanes import StackedAdapters
+from nestling.engine.rotation import NORM_OF, spread
 from nestling.engine.torch.arithmetic import Arithmetic
 from nestling.engine.torch.devices import Placement
+from nestling.engine.torch.products import INNER
 from nestling.engine.torch.text import Layer, Linear, Stage, TextModel
 from nestling.engine.weights import tensor
 from nestling.formats.gguf import GGUFFile
@@ -32,7 +34,7 @@ class Loader:
         shape = Hyperparameters.of(self.file)
         table = self._read("token_embd.weight")
         if self.arithmetic.rotation is not None:
-            table = self.arithmetic.rotation.into_residual(table)
+            table = self.arithmetic.rotation.enter(table)
         return TextModel(
             shape=shape,
             arithmetic=self.arithmetic,
@@ -78,13 +80,19 @@ class Loader:
 
     def _inputs(self, kind: str, w: Tensor, norms: dict[str, Tensor]) -> Tensor:
         rotation = self.arithmetic.rotation
-        return w if rotation is None else rotation.inputs(kind, w, norms)
+        if rotation is None:
+            return w
+        if kind == "ffn_down":
+            return spread(w, INNER, rotation.lift)
+        return rotation.inputs(kind, w, norms[NORM_OF[kind]] if kind in NORM_OF else None)
 
     def _outputs(self, kinds: Sequence[str], w: Tensor, sizes: Sequence[int]) -> Tensor:
         rotation = self.arithmetic.rotation
         if rotation is None:
             return w
-        return torch.cat([rotation.outputs(kind, part) for kind, part in zip(kinds, w.split(list(sizes)), strict=True)])
+        columns = w.view(len(w), -1)  # a bias is one column
+        parts = zip(kinds, columns.split(list(sizes)), strict=True)
+        return torch.cat([rotation.outputs(kind, part) for kind, part in parts]).view(w.shape)
 
     def _read(self, name: str) -> Tensor:
         return self._up(tensor(self.file, name, threads=self.on.threads))

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from nestling.engine.torch.rotation import INNER, rotate
+from nestling.engine.rotation import Lift, spread
 
+INNER = 256
+"""Block of the rotation before `ffn_down`, the only one that costs time at every token."""
 LEVELS = 127
 """Largest int8 value used: symmetric absmax quantization."""
 
@@ -43,6 +45,11 @@ class Int8Products(Protocol):
         ...
 
 
+def lift(device: torch.device) -> Lift:
+    """The rotation's constants as tensors on a device."""
+    return lambda constant: torch.from_numpy(constant).to(device)
+
+
 def quantized(x: Tensor) -> Quantized:
     """Symmetric absmax quantization to [-127, 127] per row; NaN and infinity propagate to the scale."""
     x = x.float()
@@ -65,7 +72,7 @@ class PlainProducts:
     def gated(self, both: Tensor) -> Quantized:
         """See `Int8Products`."""
         gate, up = both.float().chunk(2, -1)
-        return quantized(rotate(functional.silu(gate) * up, INNER))
+        return quantized(spread(functional.silu(gate) * up, INNER, lift(both.device)))
 
     def times(self, x: Quantized, w: Quantized, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
         """See `Int8Products`."""

@@ -80,7 +80,7 @@ class TextModel:
     def into_basis(self, rows: Tensor) -> Tensor:
         """Input rows (R, D) in the residual stream's basis (rotated or not)."""
         rotation = self.arithmetic.rotation
-        return rows if rotation is None else rotation.into_residual(rows)
+        return rows if rotation is None else rotation.enter(rows)
 
     def run(self, x: Tensor, layer: Layer, batch: Batch, most_rows: int) -> None:
         """One layer, in place: (N, D), in pieces of at most `most_rows` rows."""
@@ -95,7 +95,7 @@ class TextModel:
     def finished(self, states: Tensor) -> Tensor:
         """Undo the rotation and apply the final norm's weight: (R, D) -> (R, D). Linear, so it may follow pooling."""
         rotation = self.arithmetic.rotation
-        return (states if rotation is None else rotation.into_residual(states)) * self.output_norm
+        return (states if rotation is None else rotation.leave(states)) * self.output_norm
 
     def _attention(self, x: Tensor, layer: Layer, batch: Batch, most_rows: int) -> None:
         """Add a layer's attention to `x`, in place."""

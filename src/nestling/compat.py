@@ -37,8 +37,10 @@ BATCH_SIZE: Final = 8
 class JinaEmbeddingsV4:
     """A family of three task models, each loaded on first use; `task` is the default task of `encode_*`."""
 
-    def __init__(self, family: str, *, quant: str | None, engine: str, threads: int | None) -> None:
-        self._family, self._quant, self._engine, self._threads = family, quant, engine, threads
+    def __init__(
+        self, family: str, *, quant: str | None, engine: str, threads: int | None, device: str | None = None
+    ) -> None:
+        self._family, self._quant, self._engine, self._device, self._threads = family, quant, engine, device, threads
         self._loaded: dict[Task, Embedder] = {}
         self.task: str | None = None
 
@@ -49,6 +51,7 @@ class JinaEmbeddingsV4:
         *,
         quant: str | None = None,
         engine: str = DEFAULT_ENGINE,
+        device: str | None = None,
         threads: int | None = None,
         trust_remote_code: bool = False,
         **refused: object,
@@ -59,6 +62,7 @@ class JinaEmbeddingsV4:
             name: the family.
             quant: the file type; Q8_0 by default.
             engine: as in `Embedder.load`.
+            device: as in `Embedder.load`.
             threads: as in `Embedder.load`.
             trust_remote_code: ignored, since no code of a repository is ever run.
             refused: any other parameter of the original; a UsageError names it.
@@ -77,7 +81,7 @@ class JinaEmbeddingsV4:
                 f"{', '.join(refused)}: not supported; quant sets the precision, engine and threads the computation",
                 param=next(iter(refused)),
             )
-        return cls(_family(name), quant=quant, engine=engine, threads=threads)
+        return cls(_family(name), quant=quant, engine=engine, device=device, threads=threads)
 
     @overload
     def encode_text(  # type: ignore[overload-overlap] # a str is a sequence of texts, too
@@ -225,7 +229,9 @@ class JinaEmbeddingsV4:
         parsed = Task.parse(chosen)
         if parsed not in self._loaded:
             reference = str(ModelReference(self._family, parsed, self._quant))
-            self._loaded[parsed] = Embedder.load(reference, engine=self._engine, threads=self._threads)
+            self._loaded[parsed] = Embedder.load(
+                reference, engine=self._engine, device=self._device, threads=self._threads
+            )
         return self._loaded[parsed]
 
 

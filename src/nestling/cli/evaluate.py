@@ -12,7 +12,7 @@ from nestling._util.files import check_output_folder
 from nestling._util.text import read_text
 from nestling.cli.console import Bars, show_table
 from nestling.cli.group import Verbs
-from nestling.cli.options import EngineOption, JsonOption, ThreadsOption
+from nestling.cli.options import DeviceOption, EngineOption, JsonOption, ThreadsOption
 from nestling.evaluation.settings import QualitySettings, SpeedSettings
 from nestling.spec import Task
 
@@ -53,6 +53,7 @@ def quality(
         typer.Option(metavar="REF", help="The reference model; the largest file of a task by default."),
     ] = None,
     engine: EngineOption = _QUALITY.engine,
+    device: DeviceOption = None,
     threads: ThreadsOption = None,
     task: Annotated[str | None, typer.Option("--task", "-t", help="The task of a server's model.")] = None,
     out: OutOption = RESULTS,
@@ -70,6 +71,7 @@ def quality(
         dimensions=tuple(dimensions or ()),
         against=against,
         engine=engine,
+        device=device,
         threads=threads,
         task=Task.parse(task) if task else None,
     )
@@ -94,6 +96,7 @@ def speed(
         list[str] | None, typer.Option(metavar="URL#MODEL", help="An OpenAI-compatible server; may be repeated.")
     ] = None,
     engine: Annotated[list[str] | None, typer.Option("--engine", "-e", help="An engine; may be repeated.")] = None,
+    device: DeviceOption = None,
     threads: ThreadsOption = None,
     length: Annotated[list[int] | None, typer.Option(help="Tokens per text; may be repeated.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Measured rounds, after one warm-up round.")] = _SPEED.rounds,
@@ -123,6 +126,7 @@ def speed(
     settings = SpeedSettings(
         out=out,
         engines=tuple(engine or _SPEED.engines),
+        device=device,
         threads=threads,
         lengths=tuple(length or _SPEED.lengths),
         rounds=rounds,

@@ -19,7 +19,7 @@ from nestling._util.numbers import whole_number
 from nestling.engine import self_check
 from nestling.engine.arithmetic import ArithmeticName
 from nestling.engine.lora import Adapter
-from nestling.engine.names import EngineName, parse_device
+from nestling.engine.names import EngineName, check_device, parse_device
 from nestling.engine.protocol import Engine, Profiled
 from nestling.errors import EngineError, UsageError
 from nestling.formats.gguf import GGUFFile
@@ -78,9 +78,9 @@ def load_engine(  # noqa: PLR0913 - each is one thing that an engine can be aske
 
 
 def _device(wanted: str | None, name: EngineName) -> str | None:
-    if wanted is None or parse_device(wanted) == "cpu" or name in (EngineName.TORCH, EngineName.AUTO):
-        return wanted
-    raise UsageError(f"device={wanted!r}: the {name} engine runs on the cpu; the torch engine has GPUs", param="device")
+    if wanted is not None:
+        check_device(name, parse_device(wanted))
+    return wanted
 
 
 def _threads(wanted: int | None) -> int:

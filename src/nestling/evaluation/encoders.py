@@ -118,6 +118,12 @@ def is_url(reference: str | Path) -> bool:
     return str(reference).startswith(("http://", "https://"))
 
 
+def check_device_used(references: Sequence[str], device: str | None) -> None:
+    """UsageError for a device where all references are servers, which choose their own."""
+    if device is not None and all(map(is_url, references)):
+        raise UsageError(f"device={device!r}: is for local models; a server chooses its own", param="device")
+
+
 def expand(references: Sequence[str]) -> list[str]:
     """Expand families to their three models and folders to their GGUF files, without duplicates."""
     return list(dict.fromkeys(one for reference in references for one in _expanded(reference)))
@@ -142,12 +148,18 @@ def _expanded(reference: str) -> list[str]:
 
 
 def open_encoder(
-    reference: str, *, engine: str = DEFAULT_ENGINE, threads: int | None = None, task: Task | None = None
+    reference: str,
+    *,
+    engine: str = DEFAULT_ENGINE,
+    device: str | None = None,
+    threads: int | None = None,
+    task: Task | None = None,
 ) -> Encoder:
     """Open a reference; `task` is the task of a server's model that does not name one."""
     if is_url(reference):
         return RemoteEncoder(reference, task=task)
-    return LocalEncoder(Embedder.load(local.resolve(reference), engine=engine, threads=threads), name=str(reference))
+    embedder = Embedder.load(local.resolve(reference), engine=engine, device=device, threads=threads)
+    return LocalEncoder(embedder, name=str(reference))
 
 
 def in_requests(inputs: Inputs, encode: Callable[[Inputs], Floats]) -> Iterator[tuple[list[int], Floats]]:

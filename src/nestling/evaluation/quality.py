@@ -19,7 +19,7 @@ from nestling.engine.names import EngineName
 from nestling.errors import UsageError
 from nestling.evaluation import bm25, data, origins, results
 from nestling.evaluation.data import Benchmark, Form, PairSet, RetrievalSet
-from nestling.evaluation.encoders import Encoder, Inputs, encode_all, expand, is_url, open_encoder
+from nestling.evaluation.encoders import Encoder, Inputs, check_device_used, encode_all, expand, is_url, open_encoder
 from nestling.evaluation.results import Against, ModelFacts, QualityResult, Scores
 from nestling.evaluation.scoring import Sides, difference, facts_of, lexical, score
 from nestling.evaluation.settings import QualitySettings
@@ -68,16 +68,18 @@ class _Model:
 
     @property
     def name(self) -> str:
-        """The model's label, and the engine unless it is `auto`."""
-        engine = self.settings.engine
-        return self.facts.label if engine == EngineName.AUTO else f"{self.facts.label}-{engine}"
+        """The model's label, and the engine and its device unless both are left to `auto`."""
+        runs_on = self.settings.runs_on
+        return self.facts.label if runs_on == EngineName.AUTO else f"{self.facts.label}-{runs_on}"
 
     @property
     def encoder(self) -> Encoder:
         if self._encoder is None:
             reference = str(self.path or self.facts.reference)
             options = self.settings
-            self._encoder = open_encoder(reference, engine=options.engine, threads=options.threads, task=options.task)
+            self._encoder = open_encoder(
+                reference, engine=options.engine, device=options.device, threads=options.threads, task=options.task
+            )
         return self._encoder
 
     def sides(self, benchmark: Benchmark) -> Sides:
@@ -105,6 +107,7 @@ def measure(references: Sequence[str], settings: QualitySettings, *, steps: Step
     reference model is `against`, or by default the one with the most bits per weight of several models of a family and
     task; it is measured too. Unknown and invalid benchmarks are reported before anything is measured.
     """
+    check_device_used(references, settings.device)
     sets: list[Benchmark] = [form for name in _named_sets(settings) for form in data.load(name).forms()]
     models = [_model(reference, settings, steps) for reference in expand(references)]
     against = [settings.against] if settings.against else []
@@ -190,7 +193,7 @@ def _measured(model: _Model, benchmark: Benchmark, base: _Model | None) -> Measu
     result = QualityResult(
         origin=origins.origin(),
         model=model.facts,
-        engine=model.settings.engine,
+        engine=model.settings.runs_on,
         benchmark=facts_of(benchmark),
         query_ids=[] if isinstance(benchmark, PairSet) else list(benchmark.query_ids),
         scores=scores,
@@ -224,7 +227,7 @@ def _kept(path: Path, model: _Model, benchmark: Benchmark, base: _Model | None) 
     if not isinstance(old, QualityResult):
         return None
     same = (old.origin.version, old.model.sha256, old.engine, old.benchmark.sha256, old.tower_sha256) == (
-        __version__, model.facts.sha256, model.settings.engine, benchmark.sha256, _tower_of(model, benchmark),
+        __version__, model.facts.sha256, model.settings.runs_on, benchmark.sha256, _tower_of(model, benchmark),
     )  # fmt: skip
     same_base = (old.against.model.sha256 if old.against else None) == (base.facts.sha256 if base else None)
     have = {one.dimensions for one in old.scores}

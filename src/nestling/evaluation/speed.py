@@ -20,7 +20,7 @@ import numpy as np
 from nestling._util.cpu import usable_threads
 from nestling._util.progress import Steps, silent
 from nestling.evaluation import origins, results
-from nestling.evaluation.encoders import expand, is_url
+from nestling.evaluation.encoders import check_device_used, expand, is_url
 from nestling.evaluation.origins import Origin
 from nestling.evaluation.results import Bucket, Latency, Load, SpeedResult
 from nestling.evaluation.settings import SpeedSettings
@@ -58,6 +58,7 @@ def measure(references: Sequence[str], settings: SpeedSettings, *, steps: Steps 
 
     At most `settings.together` are loaded at the same time; more are measured group by group, in the given order.
     """
+    check_device_used(references, settings.device)
     source = TextSource(_tokenizer(references, steps))
     makers = _makers(references, settings, steps)
     groups = [makers[start : start + settings.together] for start in range(0, len(makers), settings.together)]
@@ -110,9 +111,8 @@ def _makers(references: Sequence[str], settings: SpeedSettings, steps: Steps) ->
             continue
         path = models.resolve(reference, steps=steps)
         facts = results.model_facts(reference, path)
-        found += [
-            partial(LocalContender, facts, path, engine=engine, threads=settings.threads) for engine in settings.engines
-        ]
+        local = partial(LocalContender, facts, path, threads=settings.threads)
+        found += [partial(local, engine=engine, device=settings.device_of(engine)) for engine in settings.engines]
     return found
 
 
@@ -141,7 +141,7 @@ def _write(side: tuple[Contender, _Samples], told: tuple[SpeedSettings, Origin, 
         buckets=[_bucket(done[0][0], [one for _, one in done]) for done in samples.passes.values()],
         latencies=[_latency(cell, found, settings.cell_tokens) for cell, found in samples.volleys.items()],
     )
-    path = settings.out / f"speed-{results.slug(contender.facts.label)}-{contender.engine}.json"
+    path = settings.out / f"speed-{results.slug(contender.facts.label)}-{results.slug(contender.engine)}.json"
     results.write(path, result)
     return Timed(result, path)
 

@@ -13,6 +13,7 @@ from nestling.errors import EngineError
 from nestling.evaluation.encoders import RemoteEncoder
 from nestling.evaluation.remote import Connection
 from nestling.evaluation.results import ModelFacts
+from nestling.evaluation.settings import on_device
 from nestling.evaluation.texts import TextSource
 from nestling.evaluation.worker import Pass, Worker
 from nestling.spec import Role, Task
@@ -68,9 +69,11 @@ class LocalContender:
 
     cells: tuple[Cell, ...] = (Cell(0, 1),)
 
-    def __init__(self, facts: ModelFacts, path: Path, *, engine: str, threads: int | None) -> None:
-        self._worker = Worker(path, engine=engine, threads=threads)
-        self.facts, self.engine = facts, self._worker.engine
+    def __init__(
+        self, facts: ModelFacts, path: Path, *, engine: str, threads: int | None, device: str | None = None
+    ) -> None:
+        self._worker = Worker(path, engine=engine, threads=threads, device=device)
+        self.facts, self.engine = facts, on_device(self._worker.engine, device)
         self.load_time_s: float | None = self._worker.load_time_s
 
     def run(self, texts: Sequence[str]) -> Pass:

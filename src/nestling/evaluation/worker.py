@@ -36,11 +36,12 @@ class Pass:
 class Worker:
     """A model file loaded in a child process; its NestlingErrors are raised in the parent."""
 
-    def __init__(self, path: Path, *, engine: str, threads: int | None) -> None:
+    def __init__(self, path: Path, *, engine: str, threads: int | None, device: str | None = None) -> None:
+        options = {"engine": engine, "device": device, "threads": threads}
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._name = path.name
-        self._process = context.Process(target=_serve, args=(theirs, path, engine, threads), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, path, options), daemon=True)
         self._process.start()
         theirs.close()
         self.load_time_s, self.engine = self._answer()
@@ -78,11 +79,11 @@ class Worker:
         return answer
 
 
-def _serve(pipe: Connection, path: Path, engine: str, threads: int | None) -> None:
+def _serve(pipe: Connection, path: Path, options: dict[str, Any]) -> None:
     """The child: load, send (seconds, engine), answer a list of texts with a Pass and None with the peak memory."""
     try:
         began = time.perf_counter()
-        embedder = Embedder.load(path, engine=engine, threads=threads)
+        embedder = Embedder.load(path, **options)
         embed(embedder, ["warm"])  # some engines load on first use
         pipe.send((time.perf_counter() - began, embedder.engine.name))
         while True:

@@ -11,7 +11,7 @@ import typer
 from nestling._util.files import check_output
 from nestling.cli.console import Bars, say_written, show_table
 from nestling.cli.options import CalibrationOption, ChunksOption, DeviceOption, JsonOption, SpecOption, ThreadsOption
-from nestling.engine.names import DEFAULT_ENGINE, EngineName, parse_device
+from nestling.engine.names import DEFAULT_ENGINE, EngineName
 from nestling.errors import UsageError
 from nestling.formats.quant_types import parse_file_type
 from nestling.models import content, local
@@ -75,7 +75,7 @@ def imatrix(
     from nestling.engine.observers import ObserverOptions
     from nestling.pipeline.quantization.calibration import collect
 
-    on = ObserverOptions(EngineName.parse(engine), parse_device(device) if device else None, threads)
+    on = ObserverOptions(EngineName.parse(engine), device, threads)
     check_output(out, sources=[calibration])
     with Bars() as bars:
         source = content.check(local.resolve(model, steps=bars.step))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from nestling._util.cpu import usable_threads
 from nestling._util.extras import need
 from nestling.engine.lora import Adapter
-from nestling.engine.names import DEFAULT_ENGINE, EngineName
+from nestling.engine.names import DEFAULT_ENGINE, EngineName, check_device, parse_device
 from nestling.engine.registry import preferred
 from nestling.errors import EngineError, UsageError
 from nestling.formats.gguf import GGUFFile
@@ -38,6 +38,11 @@ class ObserverOptions:
     device: str | None = None
     threads: int | None = None
 
+    def __post_init__(self) -> None:
+        """UsageError for a device that is none, or not the engine's."""
+        if self.device is not None:
+            check_device(self.engine, parse_device(self.device))
+
     def load(self, file: GGUFFile, adapters: Sequence[Adapter] = ()) -> Observer:
         """Load a file; UsageError for an engine without this, EngineError for a device that cannot be used."""
         name = self.engine
@@ -57,9 +62,7 @@ def _torch(file: GGUFFile, device: str | None, threads: int, adapters: Sequence[
 
 
 def _openvino(file: GGUFFile, device: str | None, threads: int, adapters: Sequence[Adapter]) -> Observer:
-    if device not in (None, "cpu"):
-        said = f"device={device!r}: the openvino engine runs on the cpu; the torch engine has GPUs"
-        raise UsageError(said, param="device")
+    assert device in (None, "cpu"), "checked by ObserverOptions"
     try:
         from nestling.engine.openvino.observer import Observer
     except ImportError as error:

@@ -38,13 +38,10 @@ class ObserverOptions:
     device: str | None = None
     threads: int | None = None
 
-    def __post_init__(self) -> None:
-        """UsageError for a device that is none, or not the engine's."""
-        if self.device is not None:
-            check_device(self.engine, parse_device(self.device))
-
     def load(self, file: GGUFFile, adapters: Sequence[Adapter] = ()) -> Observer:
         """Load a file; UsageError for an engine without this, EngineError for a device that cannot be used."""
+        if self.device is not None:
+            check_device(self.engine, parse_device(self.device))
         name = self.engine
         if name is EngineName.AUTO:
             name = EngineName.TORCH if preferred(self.device)[0] is EngineName.TORCH else EngineName.OPENVINO
@@ -62,7 +59,7 @@ def _torch(file: GGUFFile, device: str | None, threads: int, adapters: Sequence[
 
 
 def _openvino(file: GGUFFile, device: str | None, threads: int, adapters: Sequence[Adapter]) -> Observer:
-    assert device in (None, "cpu"), "checked by ObserverOptions"
+    assert device in (None, "cpu"), "checked by `load`"
     try:
         from nestling.engine.openvino.observer import Observer
     except ImportError as error:

@@ -28,12 +28,13 @@ def last_pool(states: Floats, lengths: NDArray[np.int64]) -> Floats:
 
 def normalise(rows: Floats) -> Floats:
     """Scale every row to unit length: (B, D) -> (B, D). EngineError for a zero or non-finite row."""
-    norms = np.linalg.norm(rows.astype(np.float64), axis=-1, keepdims=True)
+    exact = rows.astype(np.float64)
+    norms = np.sqrt(np.vecdot(exact, exact))
     bad = ~(np.isfinite(norms) & (norms > 0))
     if bad.any():
         raise EngineError(f"vector {int(np.flatnonzero(bad)[0])} is zero or not finite, so it cannot be normalised")
-    unit: Floats = (rows / norms).astype(np.float32)
-    return unit
+    exact /= norms[..., None]
+    return exact.astype(np.float32)
 
 
 def finish(pooled: Floats, dimension: int) -> Floats:

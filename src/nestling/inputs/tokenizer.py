@@ -51,7 +51,7 @@ class Tokenizer:
 
     def close(self, ids: NDArray[np.int32]) -> NDArray[np.int32]:
         """Append the ending: (T,) -> (T + E,)."""
-        return np.concatenate([ids, self.ending])
+        return np.concatenate([ids, self.ending]) if len(self.ending) else ids
 
     def cut(self, ids: NDArray[np.int32], limit: int) -> NDArray[np.int32]:
         """Truncate closed ids to at most `limit`, on the right; the ending is kept."""

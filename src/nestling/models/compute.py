@@ -45,13 +45,16 @@ class Compute:
     def planned(self, works: Sequence[Work]) -> Iterator[tuple[list[int], list[Floats]]]:
         """Run all works in batches of similar length, longest first: yields their indices and results."""
         for places in batching.plan([len(work) for work in works], self.engine.token_budget):
-            yield places, self.batch([works[place] for place in places])
+            yield places, list(self.batch([works[place] for place in places]))
 
-    def batch(self, works: Sequence[Work]) -> list[Floats]:
-        """Run one batch of at most the engine's token budget, or a single item: B works -> B results."""
+    def batch(self, works: Sequence[Work]) -> Sequence[Floats] | Floats:
+        """Run one batch of at most the engine's token budget, or a single item: B works -> B results.
+
+        Where all are pooled, they are the engine's own (B, D).
+        """
         items, adapters = completed([work.item for work in works]), self._chosen(works)
         if all(work.make is None for work in works):
-            return list(self.engine.pool(items, adapters=adapters))
+            return self.engine.pool(items, adapters=adapters)
         states = self.engine.token_states(items, adapters=adapters)
         return [self._answer(work, rows) for work, rows in zip(works, states, strict=True)]
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import orjson
+import pybase64
 from numpy.typing import NDArray
 from pydantic_core import to_json
 
@@ -62,8 +63,13 @@ def vector(row: Floats, form: Form = Form.FLOAT) -> bytes:
     A float is written with the digits that tell it from its neighbours in float32: exact once read as float32 again.
     """
     if form is Form.BASE64:
-        return b'"%b"' % vectors.to_base64(row).encode("ascii")
+        return in_base64(np.ascontiguousarray(row, "<f4"))
     return orjson.dumps(numbers(row, form), option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def in_base64(numbers: Numbers) -> bytes:
+    """The bytes of an array as a JSON text in base64."""
+    return b'"%b"' % pybase64.b64encode(numbers.data)
 
 
 def separated(items: Iterable[Iterable[bytes]]) -> Iterator[bytes]:
@@ -89,14 +95,15 @@ def vectors_listed(rows: Iterable[Floats], form: Form = Form.FLOAT) -> Iterator[
 
 def pieces(parts: Iterable[bytes]) -> Iterator[bytes]:
     """Small parts -> pieces of about `PIECE_BYTES`, each made when it is asked for."""
-    piece = bytearray()
+    piece, size = list[bytes](), 0
     for part in parts:
-        piece += part
-        if len(piece) >= PIECE_BYTES:
-            yield bytes(piece)
-            piece.clear()
+        piece.append(part)
+        size += len(part)
+        if size >= PIECE_BYTES:
+            yield b"".join(piece)
+            piece, size = [], 0
     if piece:
-        yield bytes(piece)
+        yield b"".join(piece)
 
 
 def usage(tokens: int) -> dict[str, int]:

@@ -151,7 +151,7 @@ def embeddings(found: Embedded, output: Output, *, form: Form, model: str) -> It
 
 def _vector(index: int, row: Floats, form: Form) -> Iterable[bytes]:
     """(D,) -> an item's `embedding`."""
-    return (b'{"object":"embedding","index":%d,"embedding":%b}' % (index, answers.vector(row, form)),)
+    return b'{"object":"embedding","index":%d,"embedding":' % index, answers.vector(row, form), b"}"
 
 
 def _multivector(index: int, rows: Sequence[Floats] | Floats, form: Form) -> Iterator[bytes]:

@@ -4,7 +4,6 @@ Facts are those of Voyage's API reference and of its Python client, which always
 its bodies from OpenAI's and Jina's on the same paths. Texts that are too long are cut unless `truncation` is false.
 """
 
-import base64
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from enum import StrEnum
 from typing import Any, ClassVar
@@ -156,7 +155,7 @@ def _packed(row: Floats, form: Form) -> bytes:
     """The bytes of a vector in base64: float32, or one a number."""
     if form is Form.FLOAT:
         return answers.vector(row, Form.BASE64)
-    return b'"%b"' % base64.b64encode(answers.numbers(row, form).tobytes())
+    return answers.in_base64(answers.numbers(row, form))
 
 
 async def _rerank(call: Call) -> AsyncGenerator[bytes, None]:

@@ -14,16 +14,17 @@ from nestling.vectors import Floats
 LOG = logging.getLogger("nestling.server")
 
 
-def computed(batch: Batch, parts: Sequence[Part]) -> Sequence[Floats]:
+def computed(batch: Batch, parts: Sequence[Part]) -> Sequence[Floats] | Floats:
     """The rows of some of a batch's items; EngineError when they are invalid."""
     found = batch.model.embedder.compute.batch(batch.works(parts))
     check(found)
     return found
 
 
-def check(answers: Sequence[Floats]) -> None:
+def check(answers: Sequence[Floats] | Floats) -> None:
     """EngineError unless every row is finite and none is zero."""
-    if not all(np.isfinite(rows).all() and rows.any(axis=-1).all() for rows in answers):
+    blocks = [answers] if isinstance(answers, np.ndarray) else answers
+    if not all(np.isfinite(rows).all() and rows.any(axis=-1).all() for rows in blocks):
         raise EngineError("the engine returned NaN, infinity or a zero vector")
 
 
@@ -33,7 +34,7 @@ def log_failure(batch: Batch, error: Exception) -> None:
     LOG.warning("batch failed", extra={"fields": facts})
 
 
-def deliver(parts: Sequence[Part], rows: Sequence[Floats]) -> None:
+def deliver(parts: Sequence[Part], rows: Sequence[Floats] | Floats) -> None:
     """Give each job its rows, and answer the jobs that are complete."""
     for (job, index), row in zip(parts, rows, strict=True):
         job.rows[index] = row

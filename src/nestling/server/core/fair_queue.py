@@ -184,6 +184,8 @@ class Queue:
         seed = chosen[0]
         others = [part for part in self._window(first, able, limits) if part != seed]
         for job, place in sorted(others, key=lambda part: abs(len(part[0].items[part[1]]) - length)):
+            if tokens == limits.budget:
+                break
             own = len(job.items[place])
             most_long, sum_squares = max(longest, own), squares + own**2
             padding = (len(chosen) + 1) * most_long**2 - sum_squares

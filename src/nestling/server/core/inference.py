@@ -33,8 +33,8 @@ from nestling.vectors import Floats
 
 SHORT_CHARACTERS = 4000
 """Characters of texts that tokenize in about a millisecond."""
-SHORT_NUMBERS = 10_000
-"""Vector components that are normalised or compared in less than a millisecond."""
+SHORT_NUMBERS = 250_000
+"""Vector components that are normalised in less than a millisecond."""
 COMPUTE = "compute"
 """The stage of waiting for the engine and running in it, in metrics and traces."""
 Span = Callable[[str], AbstractContextManager[object]]
@@ -128,6 +128,8 @@ class Inference:
             return await self.run(read, short=_are_short(wanted.inputs))
 
     async def _pooled(self, model: Use, items: Sequence[Item]) -> Floats:
+        if not self.cache.is_used:
+            return await self._scheduler.pool(model.model, items, task=model.task)
         identity = model.embedder.identity
         known = [self.cache.get(identity, one) for one in items]
         missing = [index for index, row in enumerate(known) if row is None]

@@ -21,10 +21,13 @@ class ResultCache:
         self._rows: OrderedDict[tuple[bytes, bytes], Floats] = OrderedDict()
         self.size_bytes = 0
 
+    @property
+    def is_used(self) -> bool:
+        """False for a cache that holds nothing."""
+        return self._max_bytes > 0
+
     def get(self, model: bytes, item: Item) -> Floats | None:
         """The state, or None."""
-        if not self._max_bytes:
-            return None
         key = (model, item.identity)
         row = self._rows.get(key)
         if row is not None:

@@ -5,9 +5,9 @@ Texts, keys and the messages of unexpected exceptions are never logged.
 
 import asyncio
 import logging
+import secrets
 import time
 import traceback
-import uuid
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -31,7 +31,7 @@ class AccessLog:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        start, request_id, status, complete = time.perf_counter(), uuid.uuid4().hex[:16], 0, False
+        start, request_id, status, complete = time.perf_counter(), secrets.token_hex(8), 0, False
 
         async def tell(message: Message) -> None:
             nonlocal status, complete

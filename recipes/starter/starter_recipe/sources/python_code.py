@@ -29,7 +29,7 @@ def code_items(wheels: Path, banned_modules: set[str]) -> Iterator[Item]:
     for wheel in sorted(wheels.glob("*.whl")):
         package = wheel.name.split("-")[0].lower()
         count = 0
-        for path, source in _modules(wheel):
+        for path, source in modules(wheel):
             if count >= _CAP_PER_PACKAGE or _banned(path, banned_modules):
                 continue
             for query, code in functions(source):
@@ -44,7 +44,7 @@ def _banned(path: str, banned_modules: set[str]) -> bool:
     return path in banned_modules or path.split("/", 1)[-1] in banned_modules
 
 
-def _modules(wheel: Path) -> Iterator[tuple[str, str]]:
+def modules(wheel: Path) -> Iterator[tuple[str, str]]:
     """Yield (path inside the wheel, source) of each module worth reading."""
     with zipfile.ZipFile(wheel) as archive:
         for name in sorted(archive.namelist()):

@@ -6,7 +6,7 @@ languages are not drowned. Texts are sorted by length within a large draw, so th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,27 +43,45 @@ class Rows:
             return cls(tokens, archive["anchors"], archive["english"], archive["group"], groups)
 
     @property
+    def foreign(self) -> NDArray[np.bool_]:
+        """Tell which rows are in another language than English."""
+        own = np.array([group.endswith((" en", " python")) for group in self.groups])
+        found: NDArray[np.bool_] = ~own[self.group]
+        return found
+
+    @property
     def translated(self) -> NDArray[np.bool_]:
         """Tell which rows are translations of an English row."""
-        own = np.array([group.endswith((" en", " python")) for group in self.groups])
-        found: NDArray[np.bool_] = (self.english >= 0) & ~own[self.group]
+        found: NDArray[np.bool_] = (self.english >= 0) & self.foreign
         return found
 
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """Queries, passages and the group of each pair."""
+    """Queries, passages, the group of each pair and the anchor numbers of both sides."""
 
     queries: Tokens
     passages: Tokens
     group: NDArray[np.int64]
+    query_anchors: NDArray[np.int64]
+    passage_anchors: NDArray[np.int64]
 
     @classmethod
     def load(cls, work: Path, kind: str) -> Pairs:
         """Read WORK/pairs-KIND.npz."""
         with np.load(work / f"pairs-{kind}.npz") as archive:
             queries = Tokens(archive["query_flat"], archive["query_offsets"])
-            return cls(queries, Tokens(archive["passage_flat"], archive["passage_offsets"]), archive["group"])
+            passages = Tokens(archive["passage_flat"], archive["passage_offsets"])
+            return cls(queries, passages, archive["group"], archive["query_anchor"], archive["passage_anchor"])
+
+    def with_stand_ins(self, usable: NDArray[np.bool_]) -> Pairs:
+        """Give a side without a teacher vector the other side's anchor."""
+        left, right = self.query_anchors, self.passage_anchors
+        return replace(
+            self,
+            query_anchors=np.where(usable[left], left, right),
+            passage_anchors=np.where(usable[right], right, left),
+        )
 
 
 def group_weights(group: NDArray[np.int64], usable: NDArray[np.bool_]) -> NDArray[np.float64]:

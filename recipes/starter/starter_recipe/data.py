@@ -2,14 +2,17 @@
 
 Reads  WORK/debian, WORK/python, WORK/wheels and the benchmark sets.
 Writes WORK/anchors.jsonl (English texts for the teacher), WORK/rows.jsonl (text, anchor number, source,
-       language), WORK/pairs.jsonl (query, passage, kind, source), WORK/held-out.jsonl and WORK/counts.json.
+       language), WORK/pairs.jsonl (query, passage, kind, source, anchor numbers of both), WORK/held-out.jsonl and
+       WORK/counts.json. What each reader found is kept in WORK/records: delete it when packages or benchmarks change.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import pickle
 from collections import Counter, defaultdict
+from concurrent.futures import ProcessPoolExecutor
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,12 +24,13 @@ from starter_recipe.records import LANGUAGES, Item, Pair, Text
 from starter_recipe.sources.catalogs import catalogue_items
 from starter_recipe.sources.dictionaries import dictionary_items
 from starter_recipe.sources.documents import document_items
+from starter_recipe.sources.go_code import go_items
 from starter_recipe.sources.manpages import manpage_items
 from starter_recipe.sources.python_code import code_items
 from starter_recipe.text import normalise
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 SEED = 1
 HELD_OUT = 300
@@ -51,18 +55,31 @@ ROW_CAPS = {
 PAIR_CAPS = {"wordnet": 20_000, "gcide": 8_000}
 
 
+def read_all(folder: Path, read: Callable[..., Iterable[Item]], arguments: tuple[Any, ...]) -> Path:
+    """Run one reader, in a process of its own, and store its records; a rerun takes what is stored."""
+    path = folder / f"{read.__name__}.pickle"
+    if not path.exists():
+        part = path.with_suffix(".part")
+        part.write_bytes(pickle.dumps(list(read(*arguments))))
+        part.rename(path)
+    return path
+
+
 def collect(work: Path, bans: Bans) -> list[Item]:
     """Return every record that does not touch a benchmark, by itself or through a translation of its English text."""
     debian = work / "debian"
-    items = list(
-        chain(
-            catalogue_items(debian),
-            document_items(debian),
-            manpage_items(debian, bans.pages, bans.texts),
-            dictionary_items(debian, work / "python"),
-            code_items(work / "wheels", bans.modules),
-        )
-    )
+    (work / "records").mkdir(exist_ok=True)
+    readers: list[tuple[Callable[..., Iterable[Item]], tuple[Any, ...]]] = [
+        (document_items, (debian,)),
+        (catalogue_items, (debian,)),
+        (code_items, (work / "wheels", bans.modules)),
+        (manpage_items, (debian, bans.pages, bans.texts)),
+        (dictionary_items, (debian, work / "python")),
+        (go_items, (debian,)),
+    ]
+    with ProcessPoolExecutor(2) as pool:
+        paths = pool.map(read_all, [work / "records"] * len(readers), *zip(*readers, strict=True))
+        items: list[Item] = list(chain.from_iterable(pickle.loads(path.read_bytes()) for path in paths))  # noqa: S301 - our own
     for item in items:
         if isinstance(item, Text) and bans.hits(item.text):
             bans.texts.add(normalise(item.anchor))
@@ -93,6 +110,18 @@ def hold_out(rows: list[Text]) -> tuple[list[Text], list[dict[str, str]]]:
     return [row for row in rows if row.anchor not in chosen], [groups[anchor] for anchor in sorted(chosen)]
 
 
+def passages(pairs: list[Pair]) -> list[Text]:
+    """Return both sides of the pairs as texts of their own, so that they get teacher vectors."""
+    texts = []
+    for pair in pairs:
+        english = pair.english or pair.query
+        texts += [
+            Text(english, english, f"query-{pair.kind}"),
+            Text(pair.passage, pair.passage, f"passage-{pair.kind}"),
+        ]
+    return list(dict.fromkeys(texts))
+
+
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
     """Write one JSON value per line."""
     with path.open("w", encoding="utf-8") as file:
@@ -104,20 +133,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--work", type=Path, default=Path("work"))
     parser.add_argument("--benchmarks", type=Path, required=True, help="folder of the three sets to leave out")
+    parser.add_argument("--exclude", type=Path, help="further texts to leave out: JSON lines with `kind` and `text`")
     options = parser.parse_args()
 
-    bans = Bans.load(options.benchmarks)
+    bans = Bans.load(options.benchmarks, options.exclude)
     items = collect(options.work, bans)
     rows = cap([item for item in items if isinstance(item, Text)], ROW_CAPS)
     rows, held_out = hold_out(rows)
     pairs = cap([item for item in items if isinstance(item, Pair)], PAIR_CAPS)
+    rows += passages(pairs)
     anchors = sorted({row.anchor for row in rows})
     number = {text: index for index, text in enumerate(anchors)}
 
     write_jsonl(options.work / "held-out.jsonl", held_out)
     write_jsonl(options.work / "anchors.jsonl", anchors)
     write_jsonl(options.work / "rows.jsonl", ([row.text, number[row.anchor], row.source, row.language] for row in rows))
-    write_jsonl(options.work / "pairs.jsonl", ([pair.query, pair.passage, pair.kind, pair.source] for pair in pairs))
+    write_jsonl(
+        options.work / "pairs.jsonl",
+        (
+            [pair.query, pair.passage, pair.kind, pair.source, number[pair.english or pair.query], number[pair.passage]]
+            for pair in pairs
+        ),
+    )
     counts = {
         "anchors": len(anchors),
         "rows": dict(sorted(Counter(f"{row.source} {row.language}" for row in rows).items())),

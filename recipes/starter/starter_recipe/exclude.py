@@ -1,4 +1,4 @@
-"""Keeps every text of the benchmark sets out of the training text.
+"""Keeps every text of the benchmark sets, and of a file of further evaluation texts, out of the training text.
 
 A text is out when its normalised form equals that of a benchmark text, or when its first 80 normalised characters
 equal a benchmark document's. Manual pages, functions and modules that occur in a set are out by name or content.
@@ -39,11 +39,16 @@ class Bans:
     dropped: Counter[str] = field(default_factory=Counter)
 
     @classmethod
-    def load(cls, benchmarks: Path) -> Bans:
-        """Read the benchmark sets (BEIR layout) below a folder."""
+    def load(cls, benchmarks: Path, exclude: Path | None = None) -> Bans:
+        """Read the benchmark sets (BEIR layout) below a folder, and a file of further texts to leave out."""
         bans = cls()
         for name in SETS:
             bans._add_set(benchmarks / name)
+        for row in read_jsonl(exclude) if exclude else ():
+            if row["kind"] == "document":
+                bans.add_document(row["text"])
+            else:
+                bans.texts.add(normalise(row["text"]))
         bans.texts.discard("")
         return bans
 

@@ -20,7 +20,7 @@ from starter_recipe.packages import DEBIAN, PYTHON_SOURCES, TEACHER, WORD_LISTS
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-SKIPPED = (".png", ".svg", ".svgz", ".ogg", ".jpg", ".webp", ".wav")
+SKIPPED = (".png", ".svg", ".svgz", ".ogg", ".jpg", ".webp", ".wav", ".pdf", ".gif", ".epub", ".ps.gz")
 
 
 def run(command: list[str], folder: Path) -> bytes:
@@ -59,8 +59,10 @@ def fetch_python(requirements: Iterable[str], downloads: Path) -> None:
     """Download packages without their dependencies; wheels where there are any."""
     downloads.mkdir(parents=True, exist_ok=True)
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(downloads.resolve())]
+    have = {path.name.split("-")[0].lower() for path in downloads.iterdir()}
     for requirement in requirements:
-        run([*pip, requirement], downloads)
+        if requirement.split("==")[0].replace("-", "_") not in have:
+            run([*pip, requirement], downloads)
 
 
 def unpack_python(downloads: Path, folder: Path) -> None:

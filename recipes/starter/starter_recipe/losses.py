@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,23 +25,44 @@ def unit(vectors: Tensor, dims: int | None = None) -> Tensor:
     return functional.normalize(vectors[:, :dims], dim=-1)
 
 
-def distillation(vectors: Tensor, targets: Tensor) -> Tensor:
-    """Cosine distance to the targets, and KL divergence between the batch's similarity rows: (B, 256) twice."""
+def distillation(vectors: Tensor, targets: Tensor, bank: Tensor | None = None) -> Tensor:
+    """Cosine distance to the targets (B, 256), and KL divergence between similarity rows.
+
+    A row holds a text's similarities to the batch's targets and to the `bank` of further ones, (N, 256).
+    """
     loss = vectors.new_zeros(())
     for dims, weight in COSINE_DIMS.items():
         loss = loss + weight * (1 - (unit(vectors, dims) * unit(targets, dims)).sum(-1)).mean()
-    wanted = functional.log_softmax(targets @ targets.T / _TEACHER_TEMPERATURE, 1)
+    others = targets if bank is None else torch.cat((targets, bank))
+    wanted = functional.log_softmax(targets @ others.T / _TEACHER_TEMPERATURE, 1)
     for dims, weight in RANKING_DIMS.items():
-        found = functional.log_softmax(unit(vectors, dims) @ unit(targets, dims).T / _TEACHER_TEMPERATURE, 1)
+        found = functional.log_softmax(unit(vectors, dims) @ unit(others, dims).T / _TEACHER_TEMPERATURE, 1)
         loss = loss + weight * functional.kl_div(found, wanted, reduction="batchmean", log_target=True)
     return loss
 
 
-def contrast(left: Tensor, right: Tensor, *, temperature: float) -> Tensor:
-    """InfoNCE in both directions over the batch's pairs: (B, 256) twice."""
+@dataclass(frozen=True, slots=True)
+class Negatives:
+    """Target vectors (N, 256) that stand for the passages of others, and where they may not count (B, N).
+
+    A text's vector is trained to be its target, so these need no forward pass.
+    """
+
+    vectors: Tensor
+    masked: Tensor
+
+
+def contrast(left: Tensor, right: Tensor, *, temperature: float, negatives: Negatives | None = None) -> Tensor:
+    """InfoNCE in both directions over the batch's pairs, (B, 256) twice; left to right against negatives too."""
     loss = left.new_zeros(())
     for dims, weight in PAIR_DIMS.items():
-        loss = loss + weight * _both_ways(unit(left, dims) @ unit(right, dims).T / temperature)
+        scores = unit(left, dims) @ unit(right, dims).T / temperature
+        loss = loss + weight * _both_ways(scores)
+        if negatives is not None and dims in RANKING_DIMS:
+            hard = unit(left, dims) @ unit(negatives.vectors, dims).T / temperature
+            hard = hard.masked_fill(negatives.masked, -torch.inf)
+            labels = torch.arange(len(scores))
+            loss = loss + 0.5 * weight * functional.cross_entropy(torch.cat((scores, hard), 1), labels)
     return loss
 
 

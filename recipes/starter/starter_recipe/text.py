@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 _OTHER = re.compile(r"[\W_]+")
 # anchors are truncated here: longer ones cost the teacher time and add little
 ANCHOR_CHARS = 320
+# passages of pairs are longer: about what a benchmark document holds
+PASSAGE_CHARS = 700
 _RATIOS = (0.5, 2.2)
 _SPACE = re.compile(r"\s+")
 _CJK = re.compile(r"[぀-ヿ㐀-鿿가-힯]")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 PADDING = "<|endoftext|>"
 PREFIXES = {"query": "Query:", "passage": "Passage:"}
-ROW_TOKENS = 110
+ROW_TOKENS = 180
 QUERY_TOKENS = 60
 PASSAGE_TOKENS = 180
 _CHUNK = 50_000
@@ -105,17 +105,19 @@ def write_pairs(work: Path, tokenizer: Tokenizer) -> None:
     pairs = [json.loads(line) for line in (work / "pairs.jsonl").read_text("utf-8").splitlines()]
     for kind in PairKind:
         chosen = [pair for pair in pairs if pair[2] == kind]
-        queries = tokenize(tokenizer, [query for query, *_ in chosen], longest=QUERY_TOKENS)
-        passages = tokenize(tokenizer, [passage for _, passage, *_ in chosen], longest=PASSAGE_TOKENS)
-        families, group = np.unique([source.split("/")[0] for *_, source in chosen], return_inverse=True)
+        queries = tokenize(tokenizer, [pair[0] for pair in chosen], longest=QUERY_TOKENS)
+        passages = tokenize(tokenizer, [pair[1] for pair in chosen], longest=PASSAGE_TOKENS)
+        sources, group = np.unique([pair[3] for pair in chosen], return_inverse=True)
         np.savez(
             work / f"pairs-{kind}.npz",
             query_flat=queries.flat,
             query_offsets=queries.offsets,
             passage_flat=passages.flat,
             passage_offsets=passages.offsets,
+            query_anchor=np.array([query for *_, query, _ in chosen], np.int64),
+            passage_anchor=np.array([passage for *_, passage in chosen], np.int64),
             group=group,
-            groups=families,
+            groups=sources,
         )
         print(f"{kind}: {len(chosen)} pairs, {len(queries.flat) + len(passages.flat)} tokens", flush=True)
 

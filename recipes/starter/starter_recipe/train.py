@@ -1,7 +1,8 @@
 """Step 7: train the base, then the adapters on the frozen base, then the multi-vector projector.
 
-Reads  WORK/base.safetensors (from the step before), WORK/rows.npz, WORK/pairs-*.npz and WORK/targets.npz.
-Writes WORK/base.safetensors, WORK/adapter-TASK.safetensors; `projector` rewrites its own weights in all of them.
+Reads  --start, or WORK/base.safetensors from the step before; WORK/rows.npz, WORK/pairs-*.npz and WORK/targets.npz.
+Writes WORK/base.safetensors, WORK/state.pt (a rerun of `base` resumes it: delete it to start anew),
+       WORK/adapter-TASK.safetensors; `projector` rewrites its own weights in all of them.
 Every stage runs for a number of minutes, so a rerun gives a similar model, not the same bits.
 """
 
@@ -11,7 +12,6 @@ import argparse
 import math
 import time
 from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,14 +22,12 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from starter_recipe.batch_losses import BatchLosses, Step
-from starter_recipe.checkpoint import read_adapters
+from starter_recipe.checkpoint import load_model, read_adapters, read_base
 from starter_recipe.model import PROJECTOR, TASKS, Embedder
 from starter_recipe.records import PairKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-    from numpy.typing import NDArray
 
 BASE_RATE = 6e-4
 ADAPTER_RATE = 1.5e-3
@@ -39,7 +37,7 @@ FLOOR = 0.03
 REPORT_S = 60
 SAVE_S = 300
 # share of the batches of each kind
-BASE_MIX = {"distil": 0.62, "retrieval": 0.17, "code": 0.13, "translate": 0.08}
+BASE_MIX = {"distil": 0.5, "retrieval": 0.22, "code": 0.16, "translate": 0.06, "keep": 0.06}
 ADAPTER_MIX = {
     "retrieval": {"distil": 0.35, "retrieval": 0.65},
     "text-matching": {"distil": 0.6, "translate": 0.4},
@@ -48,28 +46,21 @@ ADAPTER_MIX = {
 PROJECTOR_MIX = {"retrieval": "retrieval", "text-matching": "translate", "code": "code"}
 
 
-@dataclass(frozen=True, slots=True)
-class Length:
-    """How long a stage runs, and which part of the learning-rate schedule that is."""
-
-    minutes: float
-    span: tuple[float, float] = (0.0, 1.0)
-
-
 class Schedule:
-    """Learning rate: linear warm-up by steps, then a half cosine over the time, or a part of one."""
+    """Learning rate: linear warm-up by steps, then a half cosine over the time, which counts on after a resume."""
 
-    def __init__(self, optimiser: torch.optim.Optimizer, length: Length) -> None:
-        self._optimiser = optimiser
-        self._rates = [group["lr"] for group in optimiser.param_groups]
-        self._started = time.monotonic()
-        self._seconds = 60 * length.minutes
-        self._first, self._last = length.span
-        self.step = 0
+    def __init__(
+        self, optimiser: torch.optim.Optimizer, minutes: float, *, step: int = 0, elapsed_s: float = 0
+    ) -> None:
+        self.optimiser = optimiser
+        self._rates = [group.setdefault("peak", group["lr"]) for group in optimiser.param_groups]
+        self._started = time.monotonic() - elapsed_s
+        self._seconds = 60 * minutes
+        self.step = step
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds since the start."""
+        """Seconds of training so far."""
         return time.monotonic() - self._started
 
     def advance(self) -> bool:
@@ -78,9 +69,8 @@ class Schedule:
         if done >= 1:
             return False
         self.step += 1
-        cosine = math.cos(math.pi * (self._first + (self._last - self._first) * done))
-        factor = min(1.0, self.step / WARM_UP_STEPS) * (FLOOR + (1 - FLOOR) * 0.5 * (1 + cosine))
-        for group, rate in zip(self._optimiser.param_groups, self._rates, strict=True):
+        factor = min(1.0, self.step / WARM_UP_STEPS) * (FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * done)))
+        for group, rate in zip(self.optimiser.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
         return True
 
@@ -107,12 +97,11 @@ def fit(
     label: str,
     steps: dict[str, Step],
     mix: dict[str, float],
-    optimiser: torch.optim.Optimizer,
-    length: Length,
+    schedule: Schedule,
 ) -> Iterable[int]:
     """Train for some minutes on a random mix of steps; yields the step number after each."""
-    schedule, progress = Schedule(optimiser, length), Progress(label)
-    generator = np.random.default_rng(3)
+    optimiser, progress = schedule.optimiser, Progress(label)
+    generator = np.random.default_rng([3, schedule.step])
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     while schedule.advance():
         kind = str(generator.choice(list(mix), p=list(mix.values())))
@@ -126,32 +115,40 @@ def fit(
     print(f"{label}: {schedule.step} steps in {schedule.elapsed_s:.0f} s", flush=True)
 
 
-def make_steps(
-    losses: BatchLosses, targets: Tensor, usable: NDArray[np.bool_], roles: tuple[str, ...]
-) -> dict[str, Step]:
-    """Return the four kinds of step."""
+def make_steps(losses: BatchLosses, roles: tuple[str, ...]) -> dict[str, Step]:
+    """Return the four kinds of step that base and adapters share."""
     return {
-        "distil": losses.distil(targets, usable, roles),
+        "distil": losses.distil(roles),
         "retrieval": losses.answer(PairKind.RETRIEVAL),
         "code": losses.answer(PairKind.CODE),
         "translate": losses.translate(),
     }
 
 
-def read_targets(work: Path) -> tuple[Tensor, NDArray[np.bool_]]:
-    """Read WORK/targets.npz: (targets (anchors, 256), which anchors have one)."""
-    with np.load(work / "targets.npz") as archive:
-        return torch.from_numpy(archive["targets"]), archive["usable"]
+def train_base(work: Path, losses: BatchLosses, minutes: float, first: Embedder | None) -> None:
+    """Train all weights but the projector's; the state in WORK/state.pt is resumed if it is there."""
+    model, mix = losses.model, dict(BASE_MIX)
+    steps = make_steps(losses, ("query", "passage"))
+    if first is None:
+        mix["distil"] += mix.pop("keep")
+    else:
+        steps["keep"] = losses.keep(first)
+    optimiser = base_optimiser(model)
+    schedule = resume(work, model, optimiser, minutes)
+    saved = time.monotonic()
+    for _ in fit("base", steps, mix, schedule):
+        if time.monotonic() - saved > SAVE_S:
+            save_state(work, model, schedule)
+            saved = time.monotonic()
+    save_state(work, model, schedule)
 
 
-def train_base(work: Path, losses: BatchLosses, length: Length) -> None:
-    """Train all weights but the projector's."""
-    model = losses.model
-    steps = make_steps(losses, *read_targets(work), ("query", "passage"))
+def base_optimiser(model: Embedder) -> torch.optim.Optimizer:
+    """Return AdamW over three groups: embeddings, matrices, and vectors."""
     groups: dict[str, list[Tensor]] = defaultdict(list)
     for name, parameter in model.model.named_parameters():
         groups["embedding" if "embed" in name else "matrix" if parameter.dim() > 1 else "vector"].append(parameter)
-    optimiser = torch.optim.AdamW(
+    return torch.optim.AdamW(
         [
             {"params": groups["embedding"], "lr": BASE_RATE / 2, "weight_decay": 0.0},
             {"params": groups["vector"], "lr": BASE_RATE, "weight_decay": 0.0},
@@ -160,11 +157,24 @@ def train_base(work: Path, losses: BatchLosses, length: Length) -> None:
         betas=(0.9, 0.98),
         fused=True,
     )
-    saved = time.monotonic()
-    for _ in fit("base", steps, BASE_MIX, optimiser, length):
-        if time.monotonic() - saved > SAVE_S:
-            save_base(work, model)
-            saved = time.monotonic()
+
+
+def resume(work: Path, model: Embedder, optimiser: torch.optim.Optimizer, minutes: float) -> Schedule:
+    """Load WORK/state.pt into the model and the optimiser, if it is there."""
+    if not (work / "state.pt").exists():
+        return Schedule(optimiser, minutes)
+    state = torch.load(work / "state.pt", weights_only=True)
+    model.load_state_dict(state["model"])
+    optimiser.load_state_dict(state["optimiser"])
+    print(f"base resumes at step {state['step']}, {state['elapsed_s']:.0f} s", flush=True)
+    return Schedule(optimiser, minutes, step=state["step"], elapsed_s=state["elapsed_s"])
+
+
+def save_state(work: Path, model: Embedder, schedule: Schedule) -> None:
+    """Write WORK/state.pt, to resume from, and WORK/base.safetensors."""
+    state = {"model": model.state_dict(), "optimiser": schedule.optimiser.state_dict()}
+    torch.save(state | {"step": schedule.step, "elapsed_s": schedule.elapsed_s}, work / "state.new")
+    (work / "state.new").replace(work / "state.pt")
     save_base(work, model)
 
 
@@ -173,10 +183,10 @@ def train_adapter(work: Path, losses: BatchLosses, task: str, start: dict[str, T
     roles = ("query",) if task == "text-matching" else ("query", "passage")
     adapter = {name: tensor.clone().requires_grad_(not name.startswith(PROJECTOR)) for name, tensor in start.items()}
     losses.model.set_adapter(adapter)
-    steps = make_steps(losses, *read_targets(work), roles)
+    steps = make_steps(losses, roles)
     trained = [tensor for tensor in adapter.values() if tensor.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=ADAPTER_RATE, betas=(0.9, 0.98), weight_decay=0.0)
-    for _ in fit(task, steps, ADAPTER_MIX[task], optimiser, Length(minutes)):
+    for _ in fit(task, steps, ADAPTER_MIX[task], Schedule(optimiser, minutes)):
         pass
     save_adapter(work, task, adapter)
 
@@ -199,7 +209,7 @@ def train_projector(work: Path, losses: BatchLosses, minutes: float) -> None:
 
     optimiser = torch.optim.Adam(trained, lr=PROJECTOR_RATE, betas=(0.9, 0.98))
     mix = {"retrieval": 0.5, "text-matching": 0.25, "code": 0.25}
-    for _ in fit("projector", {task: for_task(task) for task in TASKS}, mix, optimiser, Length(minutes)):
+    for _ in fit("projector", {task: for_task(task) for task in TASKS}, mix, Schedule(optimiser, minutes)):
         pass
     save_base(work, model)
     for task, adapter in adapters.items():
@@ -222,12 +232,12 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("stage", choices=("base", "adapters", "projector"))
     parser.add_argument("--work", type=Path, default=Path("work"))
-    parser.add_argument("--start", type=Path, help="for adapters: the checkpoint whose adapters are trained further")
-    parser.add_argument("--tokenizer", type=Path, required=True, help="tokenizer.json that the tokens came from")
+    parser.add_argument("--start", type=Path, help="the checkpoint whose base or adapters are trained further")
+    parser.add_argument("--keep", type=Path, help="for base: a checkpoint whose vectors of translations are kept near")
+    parser.add_argument("--tokenizer", type=Path, help="tokenizer.json that the tokens came from, without --start")
     parser.add_argument("--minutes", type=float, required=True, help="a stage's length; for adapters, each one's")
-    parser.add_argument(
-        "--span", type=float, nargs=2, default=(0.0, 1.0), help="for base: this run's part of the schedule"
-    )
+    parser.add_argument("--bf16", action="store_true", help="compute the tower in bfloat16, where the processor can")
+    parser.add_argument("--compile", action="store_true", help="for base: compile the tower: a third faster")
     parser.add_argument("--threads", type=int, default=2)
     return parser.parse_args()
 
@@ -236,14 +246,19 @@ def main() -> None:
     """Run one stage."""
     options = parse_options()
     torch.set_num_threads(options.threads)
-    tokenizer = Tokenizer.from_file(str(options.tokenizer))
+    tokenizer = Tokenizer.from_file(str(options.tokenizer or options.start / "tokenizer.json"))
     model = Embedder()
-    model.load_state_dict(load_file(options.work / "base.safetensors"))
+    fresh = options.stage == "base" and options.start is not None
+    model.load_state_dict(read_base(options.start) if fresh else load_file(options.work / "base.safetensors"))
     model.requires_grad_(options.stage == "base")
-    seed = {"base": 0, "adapters": 1, "projector": 2}[options.stage] + round(100 * options.span[0])
+    seed = {"base": 0, "adapters": 1, "projector": 2}[options.stage]
     losses = BatchLosses(options.work, tokenizer, model, seed=seed, late=options.stage == "projector")
+    losses.bf16 = options.bf16
+    if options.compile:
+        losses.hidden = torch.compile(model.hidden, dynamic=True)
     if options.stage == "base":
-        train_base(options.work, losses, Length(options.minutes, tuple(options.span)))
+        first = load_model(options.keep) if options.keep else None
+        train_base(options.work, losses, options.minutes, first)
     elif options.stage == "projector":
         train_projector(options.work, losses, options.minutes)
     else:

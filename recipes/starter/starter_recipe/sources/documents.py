@@ -10,9 +10,10 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from starter_recipe.packages import ENGLISH_MANUALS
 from starter_recipe.records import LANGUAGES, Item, Pair, PairKind, Text
 from starter_recipe.sources.html_blocks import Block, html_blocks, mallard_blocks
-from starter_recipe.text import ANCHOR_CHARS, aligned, is_prose, plausible
+from starter_recipe.text import ANCHOR_CHARS, PASSAGE_CHARS, aligned, is_prose, plausible
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 _NUMBER = re.compile(r"^(?:Chapter |第|\W|\d|[A-D]\.)[\d.]*(?:章|장)?[.:]?\s*")
 _SHORT_BODY = 60
+_SHORT_PARAGRAPH = 40
+MOST_PAGES = 700
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,19 +73,33 @@ MANUALS = (
         {**_PLAIN, "zh": "zh-cn"},
         english="debian-faq/usr/share/doc/debian/FAQ",
     ),
+    Manual(
+        "gimp-help",
+        "gimp-help-{lower}/usr/share/gimp/2.0/help/{code}",
+        {**_PLAIN, "zh": "zh_CN"},
+        english="gimp-help-en/usr/share/gimp/2.0/help/en",
+    ),
+    Manual("debian-edu", "debian-edu-doc-{code}/usr/share/doc/debian-edu-doc-{code}", _PLAIN),
+    Manual(
+        "maint-guide",
+        "maint-guide-{lower}/usr/share/doc/maint-guide-{lower}/html",
+        {**_PLAIN, "zh": "zh-cn"},
+        english="maint-guide/usr/share/doc/maint-guide/html",
+    ),
+    Manual("debmake", "debmake-doc/usr/share/doc/debmake-doc/html", {**_PLAIN, "zh": "zh-cn"}, ".{code}.html"),
+    Manual("live-manual", "live-manual-html/usr/share/doc/live-manual/html", _PLAIN, ".{code}.html"),
     Manual("aptitude", "aptitude-doc-{lower}/usr/share/doc/aptitude/html/{code}", _PLAIN),
 )
-ENGLISH_ONLY = ("python3.11-doc", "r-doc-html", "git-doc", "postgresql-doc-15", "debian-policy", "sqlite3-doc")
 
 
 def document_items(root: Path) -> Iterator[Item]:
     """Yield the records of every manual below `root`."""
     for manual in MANUALS:
         yield from _manual_items(root, manual)
-    for package in ENGLISH_ONLY:
-        for path in sorted((root / package).rglob("*.html")):
-            if path.is_file() and not path.is_symlink():
-                yield from _english_items(html_blocks(path), f"document/{package}")
+    for package in ENGLISH_MANUALS:
+        paths = [path for path in sorted((root / package).rglob("*.html")) if path.is_file() and not path.is_symlink()]
+        for path in paths[:: 1 + len(paths) // MOST_PAGES]:
+            yield from _english_items(html_blocks(path), f"document/{package}")
 
 
 def _manual_items(root: Path, manual: Manual) -> Iterator[Item]:
@@ -107,25 +124,34 @@ def _pages(root: Path, manual: Manual, language: str) -> dict[str, Path]:
     pages: dict[str, Path] = {}
     pattern = manual.english if language == "en" and manual.english else manual.pattern
     for folder in sorted(root.glob(pattern.format(code=code, lower=code.lower()))):
-        for path in sorted(folder.rglob(f"*{manual.suffix}")):
+        for path in sorted(folder.rglob(f"*{manual.suffix.format(code=code)}")):
             key = str(path.relative_to(folder)).replace(f".{code}.", ".")
             if path.is_file() and not path.is_symlink():
                 pages.setdefault(key, path)
     return pages
 
 
-def _english_items(blocks: list[Block], source: str) -> Iterator[Item]:
-    """Yield paragraphs as anchored texts and heading -> first paragraphs as retrieval pairs."""
-    heading = ""
+def _sections(blocks: list[Block]) -> Iterator[tuple[str, list[str]]]:
+    """Split a page into (heading, paragraphs)."""
+    heading, paragraphs = "", list[str]()
     for block in blocks:
         if block.heading:
-            heading = _NUMBER.sub("", block.text)
-        elif is_prose(block.text, shortest=40, longest=900):
-            passage = block.text[:600]
-            yield Text(passage[:ANCHOR_CHARS], passage[:ANCHOR_CHARS], source)
-            if heading and len(block.text) >= _SHORT_BODY:
-                yield Pair(heading, passage, PairKind.RETRIEVAL, source)
-                heading = ""
+            yield heading, paragraphs
+            heading, paragraphs = _NUMBER.sub("", block.text), []
+        elif is_prose(block.text, shortest=25, longest=1500):
+            paragraphs.append(block.text)
+    yield heading, paragraphs
+
+
+def _english_items(blocks: list[Block], source: str) -> Iterator[Item]:
+    """Yield paragraphs as anchored texts and heading -> the section's beginning as retrieval pairs."""
+    for heading, paragraphs in _sections(blocks):
+        for paragraph in paragraphs:
+            if len(paragraph) >= _SHORT_PARAGRAPH:
+                yield Text(paragraph[:ANCHOR_CHARS], paragraph[:ANCHOR_CHARS], source)
+        passage = " ".join(paragraphs)[:PASSAGE_CHARS]
+        if heading and len(passage) >= _SHORT_BODY:
+            yield Pair(heading, passage, PairKind.RETRIEVAL, source)
 
 
 def _aligned_items(english: list[Block], other: list[Block], language: str, source: str) -> Iterator[Item]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from starter_recipe.records import LANGUAGES, Item, Pair, PairKind, Text
-from starter_recipe.text import ANCHOR_CHARS, aligned, is_prose, normalise, squeeze
+from starter_recipe.text import ANCHOR_CHARS, PASSAGE_CHARS, aligned, is_prose, normalise, squeeze
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -133,7 +133,7 @@ def _english_items(page: Page) -> Iterator[Item]:
     for block in prose[:12]:
         yield Text(block[:ANCHOR_CHARS], block[:ANCHOR_CHARS], "manpage")
     if prose:
-        yield Pair(page.summary, prose[0][:600], PairKind.RETRIEVAL, "manpage")
+        yield Pair(page.summary, " ".join(prose)[:PASSAGE_CHARS], PairKind.RETRIEVAL, "manpage")
 
 
 def _translated_items(english: Page, other: Page, language: str) -> Iterator[Item]:

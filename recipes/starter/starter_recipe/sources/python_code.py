@@ -10,7 +10,7 @@ import zipfile
 from typing import TYPE_CHECKING
 
 from starter_recipe.records import Item, Pair, PairKind, Text
-from starter_recipe.text import squeeze
+from starter_recipe.text import PASSAGE_CHARS, squeeze
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,7 +34,7 @@ def code_items(wheels: Path, banned_modules: set[str]) -> Iterator[Item]:
                 continue
             for query, code in functions(source):
                 count += 1
-                yield Pair(query, code[:900], PairKind.CODE, f"code/{package}")
+                yield Pair(query, code[:PASSAGE_CHARS], PairKind.CODE, f"code/{package}")
                 yield Text(query, query, f"docstring/{package}")
                 yield Text(code[:500], query, f"code/{package}", "python")
 

@@ -1,7 +1,8 @@
 """Attention over packed rows: the tokens of several items one after another, without padding.
 
 torch's own variable-length attention on CUDA in bfloat16; elsewhere scaled_dot_product_attention, for all items of
-equal length at once. An item's rows never depend on another item. Keys that query heads share are not repeated.
+equal length at once, or over all rows with a mask. An item's rows never depend on another item. Keys that query heads
+share are not repeated.
 """
 
 import inspect
@@ -32,11 +33,14 @@ class Runs:
         return cls(tuple(lengths), bounds.to(device))
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, runs: Runs, *, causal: bool) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, runs: Runs | Tensor, *, causal: bool) -> Tensor:
     """Each row sees its own item's rows (none later if `causal`): (N, H, d) and two of (N, K, d) -> (N, H, d).
 
-    H query heads share K heads of keys and values, H / K each.
+    H query heads share K heads of keys and values, H / K each. A tensor in place of runs is a mask (N, N), which says
+    all.
     """
+    if not isinstance(runs, Runs):
+        return _rectangle(q, k, v, 1, mask=runs)
     fused = varlen()
     if fused is not None and q.is_cuda and q.dtype is torch.bfloat16:
         longest = max(runs.lengths)
@@ -49,7 +53,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, runs: Runs, *, causal: bool) -> Tens
     return mixed
 
 
-def _rectangle(q: Tensor, k: Tensor, v: Tensor, count: int, *, causal: bool) -> Tensor:
+def _rectangle(
+    q: Tensor, k: Tensor, v: Tensor, count: int, *, causal: bool = False, mask: Tensor | None = None
+) -> Tensor:
     """`count` items of equal length. Each head of keys is an entry of the batch; its heads are those that share it."""
     (rows, heads, width), shared = q.shape, k.shape[1]
     group, length = heads // shared, rows // count
@@ -58,7 +64,7 @@ def _rectangle(q: Tensor, k: Tensor, v: Tensor, count: int, *, causal: bool) -> 
         part.reshape(count, length, shared, 1, width).permute(0, 2, 3, 1, 4).flatten(0, 1).expand(-1, group, -1, -1)
         for part in (k, v)
     )
-    mixed = functional.scaled_dot_product_attention(queries, keys, values, is_causal=causal)
+    mixed = functional.scaled_dot_product_attention(queries, keys, values, mask, is_causal=causal)
     return mixed.view(count, shared, group, length, width).permute(0, 3, 1, 2, 4).reshape(rows, heads, width)
 
 

@@ -23,10 +23,12 @@ from nestling.engine.batching import TOKEN_BUDGET
 from nestling.engine.hyperparameters import Hyperparameters
 from nestling.engine.lora import Adapter
 from nestling.engine.protocol import Item, plain
+from nestling.engine.torch import graphs
 from nestling.engine.torch.attention import Runs
 from nestling.engine.torch.choice import choose, forced
 from nestling.engine.torch.devices import Placement
 from nestling.engine.torch.failures import in_one_line
+from nestling.engine.torch.graphs import SIZES, Graphs, tried
 from nestling.engine.torch.loading import Loader
 from nestling.engine.torch.pooling import pooled
 from nestling.engine.torch.text import Batch, Squares, TextModel
@@ -50,7 +52,10 @@ class _Asked:
 
 
 class TorchEngine:
-    """A GGUF file on a device. `arithmetic`: that of its products; `reason`: where it runs and why."""
+    """A GGUF file on a device. `arithmetic`: that of its products; `reason`: where it runs and why.
+
+    `graphs`: those that small batches take, None for none.
+    """
 
     name = "torch"
 
@@ -76,8 +81,22 @@ class TorchEngine:
             loader = Loader(file, on, chosen.arithmetic, adapters)
             self._model: TextModel | None = loader.text_model(self._stage)
             self._gates = loader.gates()
+            self.graphs = self._recorded(self._model)
         self.arithmetic = chosen.arithmetic.name
         self.reason = f"on {on.device} in {self.arithmetic}: {chosen.reason}"
+        if self.graphs:
+            self.reason += f"; {self.graphs.reason}"
+
+    def _recorded(self, model: TextModel) -> Graphs | None:
+        """Graphs for small batches, where there can be some; not with a profile, which waits between kernels."""
+        if self._profiled or self._on.device.type != "cuda":
+            return None
+        with torch.cuda.device(self._on.device):
+            return tried(model, self._on, self.example(), capture=graphs.cuda)
+
+    def example(self) -> Batch:
+        """A batch of one item of as many tokens as the largest graph takes."""
+        return self._batch(_Asked(plain([np.zeros(SIZES[-1], np.int32)]), [0], lambda states: states))
 
     def pool(self, items: Sequence[Item], *, adapters: Sequence[int] = ()) -> Floats:
         """Pooled hidden states of a batch: B items -> (B, D)."""
@@ -107,19 +126,20 @@ class TorchEngine:
     def close(self) -> None:
         """Free the weights."""
         with self._lock:
-            self._model = self._gates = None
+            self._model = self._gates = self.graphs = None
             self._on.free_unused()
 
     def steps(self, item: Item, *, adapters: Sequence[int] = ()) -> Generator[float, None, Floats]:
         """One item, a layer at a time: T tokens -> (T, D). The generator holds its rows; see `Resumable`."""
-        asked = _Asked([item], adapters, lambda states: states)
+        asked, shape = _Asked([item], adapters, lambda states: states), self._shape
+        work = len(item) * (1 + len(item) * shape.hidden / shape.layer_weights)  # attention counts too
         with self._working() as model:
             x, batch = self._entering(model, asked.items), self._batch(asked)
         for layer in model.layers:
             with self._working() as model:
                 model.run(x, layer, batch, self.token_budget)
                 self._on.wait()
-            yield len(item) / len(model.layers)
+            yield work / len(model.layers)
         with self._working() as model:
             found: Floats = model.finished(model.normed(x)).cpu().numpy()
         return found
@@ -140,11 +160,17 @@ class TorchEngine:
         with self._stage("embedding rows"):
             x = self._entering(model, asked.items)
         batch = self._batch(asked)
+        states = self.graphs.states(x, batch) if self.graphs else None
+        if states is None:
+            states = self._through(model, x, batch)
+        with self._stage("pool"):
+            found: Floats = model.finished(asked.last(model.normed(states))).cpu().numpy()
+        return found
+
+    def _through(self, model: TextModel, x: Tensor, batch: Batch) -> Tensor:
         for layer in model.layers:
             model.run(x, layer, batch, self.token_budget)
-        with self._stage("pool"):
-            found: Floats = model.finished(asked.last(model.normed(x))).cpu().numpy()
-        return found
+        return x
 
     def _entering(self, model: TextModel, items: Sequence[Item]) -> Tensor:
         """Embedding rows, or the rows that replace them: (N, D) float32."""

@@ -51,11 +51,13 @@ class Layer:
 class Batch:
     """A packed batch, N rows of B items: cosines and sines (N, 1, d / 2), gates of the adapters' lanes.
 
+    `runs`: the items, or a mask (N, N) of which rows attend to which.
+
     `gates`: for one matrix (N, lanes), a row's adapter's scaling in its lanes, else zero; None without adapters.
     `squares`, if given, collects the sum of squares of each matrix's input over the rows.
     """
 
-    runs: Runs
+    runs: Runs | Tensor
     cos: Tensor
     sin: Tensor
     gates: Tensor | None

@@ -22,6 +22,8 @@ from nestling.engine.openvino import engine as openvino_engine
 from nestling.engine.openvino import packing
 from nestling.engine.openvino.engine import OpenVINOEngine
 from nestling.engine.protocol import Item
+from nestling.engine.torch.devices import place
+from nestling.engine.torch.engine import TorchEngine
 from nestling.errors import EngineError
 from nestling.formats.gguf import GGUFFile
 from nestling.server.core.fair_queue import QUANTUM, WINDOW, Job, Limits, Queue
@@ -327,6 +329,68 @@ def job(one: Model, *lengths: int) -> Job:
 
 
 # The engine itself.
+
+
+@dataclass
+class Logged:
+    """A real engine, whose pieces and batches are logged; `after` as in `InPieces`."""
+
+    inner: Any
+    token_budget: int = 64
+    log: list[str] = field(default_factory=list)
+    after: dict[str, Hook] = field(default_factory=dict)
+    name: str = "logged"
+    reason: str = ""
+
+    def pool(self, items: Sequence[Item], *, adapters: Sequence[int] = ()) -> Floats:
+        self.log.append("+".join(str(len(item)) for item in items))
+        found: Floats = self.inner.pool(items, adapters=adapters)
+        return found
+
+    def steps(self, item: Item, *, adapters: Sequence[int] = ()) -> Generator[float, None, Floats]:
+        inner, piece = self.inner.steps(item, adapters=adapters), 0
+        while True:
+            try:
+                work = next(inner)
+            except StopIteration as done:
+                found: Floats = done.value
+                return found
+            name = f"{len(item)}.{piece}"
+            self.log.append(name)
+            if hook := self.after.pop(name, None):
+                hook()
+            yield work
+            piece += 1
+
+
+def real_engine(name: str, path: Path) -> Any:
+    file = GGUFFile.open(path)
+    engine: Any = TorchEngine(file, on=place("cpu", threads=1)) if name == "torch" else OpenVINOEngine(file, threads=1)
+    engine.token_budget = 64
+    return Logged(engine)
+
+
+@pytest.mark.parametrize("name", ["openvino", "torch"])
+def test_a_real_engine_runs_a_query_between_two_pieces_and_drops_a_text_whose_client_left(
+    tiny_models: dict[str, Path], name: str
+) -> None:
+    engine = real_engine(name, tiny_models["F32"])
+
+    async def work(scheduler: Scheduler) -> None:
+        one, tasks = Model("m", fake_embedder(engine=engine)), list[asyncio.Task[Any]]()
+        ask = meanwhile(lambda: tasks.append(asyncio.create_task(scheduler.pool(one, [random_item(7)]))))
+        engine.after = {"300.0": ask}
+        await scheduler.pool(one, [random_item(300)])
+        await asyncio.gather(*tasks)
+        asked = asyncio.create_task(scheduler.pool(one, [random_item(301)]))
+        engine.after = {"301.0": meanwhile(lambda: asked.cancel())}
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+        await scheduler.pool(one, [random_item(5)])
+
+    serve(work)
+    assert engine.log[:3] == ["300.0", "7", "300.1"]
+    assert engine.log[-2:] == ["301.0", "5"]
 
 
 def random_item(length: int) -> Item:

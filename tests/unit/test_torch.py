@@ -10,6 +10,7 @@ opening it, loading onto it, computing on it.
 
 import platform
 import sys
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,9 +33,10 @@ from nestling.engine.registry import load_engine
 from nestling.engine.rotation import Rotation, misfit
 from nestling.engine.torch import attention, choice, devices
 from nestling.engine.torch.attention import Runs
-from nestling.engine.torch.devices import Placement, place
+from nestling.engine.torch.devices import place
 from nestling.engine.torch.engine import Observer, TorchEngine
 from nestling.engine.torch.products import INNER, lift
+from nestling.engine.weights import tensor
 from nestling.errors import EngineError, UsageError
 from nestling.formats.gguf import GGUFFile
 from nestling.inputs.tokenizer import Tokenizer
@@ -43,7 +45,7 @@ from nestling.models.embedder import Embedder
 from nestling.spec import Pooling
 from nestling.vectors import Floats, paired_cosine
 
-CPU = Placement(torch.device("cpu"), 1)
+CPU = place("cpu", threads=1)  # one thread: two would wait for each other on a busy machine
 BOUNDS = {ArithmeticName.FLOAT32: 1e-7, ArithmeticName.BF16: 2e-5, ArithmeticName.INT8_ROWS: 1.4e-4}
 TEXTS = (
     "Query: a", "Query: A beautiful sunset over the beach", "Passage: 海滩上美丽的日落", "Query: def add(a, b)",
@@ -131,7 +133,7 @@ def test_a_long_text_goes_in_pieces(engine: TorchEngine, tiny_models: dict[str, 
         assert loss(engine.pool(items), expected) <= BOUNDS[ArithmeticName.FLOAT32]
 
 
-def test_a_long_text_can_pause_after_every_layer(engine: TorchEngine) -> None:
+def test_a_long_text_can_pause_after_every_layer(engine: TorchEngine, tiny_models: dict[str, Path]) -> None:
     """And others run meanwhile; a close is met at the next layer."""
     assert isinstance(engine, Resumable)
     item, other = Item(random_ids(90)), Item(random_ids(7))
@@ -144,7 +146,8 @@ def test_a_long_text_can_pause_after_every_layer(engine: TorchEngine) -> None:
             np.testing.assert_allclose(done.value, expected, atol=1e-5)
             break
         np.testing.assert_array_equal(engine.pool([other]), alone)
-    assert works == [45, 45]
+    shape = Hyperparameters.of(GGUFFile.open(tiny_models["F32"]))
+    assert works == [45 * (1 + 90 * shape.hidden / shape.layer_weights)] * 2, "attention counts: half of all pairs"
     steps = engine.steps(item)
     next(steps)
     engine.close()
@@ -159,6 +162,27 @@ def test_a_vector_of_some_tokens(engine: TorchEngine, tiny_models: dict[str, Pat
     last = TorchEngine(file, on=CPU, pooling=Pooling.LAST)
     expected = ReferenceEngine(file, pooling=Pooling.LAST).pool(items)
     assert loss(last.pool(items), expected) <= BOUNDS[ArithmeticName.FLOAT32]
+
+
+@pytest.mark.parametrize("arithmetic", [ArithmeticName.BF16, ArithmeticName.INT8_ROWS])
+def test_one_product_at_a_time_is_held_in_float32(
+    tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, arithmetic: ArithmeticName
+) -> None:
+    """While a file is loaded: a card that holds the packed weights need not hold them in float32 too."""
+    whole: list[tuple[str, weakref.ref[Floats]]] = []
+
+    def watched(file: GGUFFile, name: str, *, threads: int) -> Floats:
+        found = tensor(file, name, threads=threads).copy()
+        if found.ndim > 1:
+            alive = {other.rpartition(".")[0].rpartition(".")[0] for other, one in whole if one() is not None}
+            assert len(alive) <= 1, alive
+            assert sum(one() is not None for _, one in whole) <= 2, "of query, key and value"
+            whole.append((name, weakref.ref(found)))
+        return found
+
+    monkeypatch.setattr("nestling.engine.torch.loading.tensor", watched)
+    TorchEngine(GGUFFile.open(tiny_models["Q4_K_M"]), on=CPU, arithmetic=arithmetic)
+    assert len(whole) == 1 + 7 * tiny_gguf.LAYERS
 
 
 def test_every_tokens_state(engine: TorchEngine, tiny_models: dict[str, Path]) -> None:

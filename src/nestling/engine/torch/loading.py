@@ -32,17 +32,19 @@ class Loader:
     def text_model(self, stage: Stage) -> TextModel:
         """Dequantize, rotate and pack all weights."""
         shape = Hyperparameters.of(self.file)
-        table = self._read("token_embd.weight")
-        if self.arithmetic.rotation is not None:
-            table = self.arithmetic.rotation.enter(table)
         return TextModel(
             shape=shape,
             arithmetic=self.arithmetic,
-            table=table.to(self.arithmetic.dtype),
+            table=self._table(),
             layers=[self._layer(f"blk.{place}.") for place in range(shape.layers)],
             output_norm=self._read("output_norm.weight"),
             stage=stage,
         )
+
+    def _table(self) -> Tensor:
+        """Embedding rows, (V, D); in float32 no longer than it takes to convert them."""
+        table, rotation = self._read("token_embd.weight"), self.arithmetic.rotation
+        return (table if rotation is None else rotation.enter(table)).to(self.arithmetic.dtype)
 
     def gates(self) -> Tensor | None:
         """Row i is the gate of an item that takes adapter i: (adapters, lanes) float32; None without adapters."""

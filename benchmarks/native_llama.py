@@ -27,6 +27,7 @@ def main(path: str, threads: int, *, extra: bool) -> None:
     lc.llama_backend_init()
     wanted = lc.llama_model_default_params()
     wanted.use_extra_bufts = extra
+    wanted.n_gpu_layers = 999  # all, in a build that has a GPU
     model = lc.llama_model_load_from_file(path.encode(), wanted)
     context = lc.llama_init_from_model(model, _params(threads))
     width = lc.llama_model_n_embd(model)

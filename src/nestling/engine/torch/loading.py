@@ -44,7 +44,9 @@ class Loader:
     def _table(self) -> Tensor:
         """Embedding rows, (V, D); in float32 no longer than it takes to convert them."""
         table, rotation = self._read("token_embd.weight"), self.arithmetic.rotation
-        return (table if rotation is None else rotation.enter(table)).to(self.arithmetic.dtype)
+        if rotation is not None:
+            table = rotation.enter(table)
+        return table.to(self.arithmetic.dtype)
 
     def gates(self) -> Tensor | None:
         """Row i is the gate of an item that takes adapter i: (adapters, lanes) float32; None without adapters."""

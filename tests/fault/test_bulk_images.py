@@ -427,6 +427,19 @@ def test_a_model_without_a_tower_is_refused(make: Make, source: Path, model: Pat
     assert not (tmp_path / "out").exists()
 
 
+def test_the_torch_engine_takes_pictures_too(
+    make: Make, source: Path, tmp_path: Path, model: Path, embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both in float32; sums in another order."""
+    pictures(source)
+    monkeypatch.undo()
+    own = Embedder.load(model, engine="torch", device="cpu", threads=1)
+    monkeypatch.setattr(Embedder, "load", lambda *_, **__: own)
+    assert make(backend="torch").rows == len(NAMES)
+    found = result(tmp_path / "out")
+    np.testing.assert_allclose(np.stack([found[name] for name in NAMES]), embedder.encode_image(FILES), atol=1e-5)
+
+
 def test_an_engine_without_vision_is_refused(make: Make, source: Path) -> None:
     pictures(source)
     with pytest.raises(NestlingError, match="expected one of auto, openvino, torch, reference"):

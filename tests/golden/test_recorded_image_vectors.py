@@ -19,6 +19,9 @@ from nestling.engine.numpy_reference import ReferenceEngine
 from nestling.engine.openvino.engine import OpenVINOEngine
 from nestling.engine.openvino.vision import OpenVINOTower
 from nestling.engine.protocol import Engine, Item, Rows, plain
+from nestling.engine.torch.devices import place
+from nestling.engine.torch.engine import TorchEngine
+from nestling.engine.torch.vision import TorchTower
 from nestling.engine.towers import load_tower
 from nestling.engine.vision import VisionEngine
 from nestling.formats.gguf import GGUFFile
@@ -130,6 +133,17 @@ def test_every_token_has_the_originals_multi_vector(
     assert len(small) >= 4
     for name in small:
         assert paired_cosine(found[name], recorded[f"{name}/{kind}/tokens"]).min() >= EVERY_TOKEN, name
+
+
+def test_torch(folder: Path, recorded: Recorded) -> None:
+    """Tower and text engine, in float32 as on every CPU."""
+    on = place("cpu", threads=1)
+    tower = TorchTower(VisionFile.open(tower_path(folder, "tiny")), on=on)
+    file = GGUFFile.open(model_path(folder, family="tiny", task=Task.RETRIEVAL, file_type="F32"))
+    engine = TorchEngine(file, on=on)
+    cosines = paired_cosine(engine.pool(items(folder, tower)), wanted(recorded, Task.RETRIEVAL))
+    engine.close()
+    assert cosines.min() >= EXACT, dict(zip(NAMES, cosines.tolist(), strict=True))
 
 
 def test_the_oracle(folder: Path, exact: VisionEngine, recorded: Recorded) -> None:

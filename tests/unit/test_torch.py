@@ -12,6 +12,7 @@ import platform
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,8 +34,9 @@ from nestling.engine.registry import load_engine
 from nestling.engine.rotation import Rotation, misfit
 from nestling.engine.torch import attention, choice, devices
 from nestling.engine.torch.attention import Runs
-from nestling.engine.torch.devices import place
+from nestling.engine.torch.devices import Placement, place
 from nestling.engine.torch.engine import Observer, TorchEngine
+from nestling.engine.torch.failures import working
 from nestling.engine.torch.products import INNER, lift
 from nestling.engine.weights import tensor
 from nestling.errors import EngineError, UsageError
@@ -439,6 +441,26 @@ def test_without_the_package_it_is_said_what_to_install(
     with pytest.raises(UsageError, match=r"engine='torch' needs torch .* pip install 'nestling\[gpu\]'") as caught:
         load_engine(GGUFFile.open(tiny_models["F32"]), name=EngineName.TORCH, device="cpu")
     assert caught.value.param == "engine"
+
+
+def test_work_is_done_on_the_engines_own_card(engine: TorchEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton launches on the thread's current device: on the second card of two its kernels could not see the data."""
+    entered: list[torch.device] = []
+
+    @contextmanager
+    def current(device: torch.device) -> Iterator[None]:
+        entered.append(device)
+        yield
+
+    monkeypatch.setattr(torch.cuda, "device", current)
+    second = Placement(torch.device("cuda:1"), 1)
+    with working(Path("x.gguf"), second, "computing"):
+        assert entered == [torch.device("cuda:1")]
+    with working(Path("x.gguf"), CPU, "computing"):
+        assert len(entered) == 1
+    monkeypatch.setattr(engine, "_on", second)
+    monkeypatch.setattr(engine, "_run", lambda *_: len(entered))
+    assert engine.pool(plain([random_ids(3)])) == 2
 
 
 # No card is replaced by the processor without a word.

@@ -1,5 +1,6 @@
 """Open an engine's device by name; a device that cannot be used is an error of one line."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -24,6 +25,10 @@ class Placement:
     def is_cpu(self) -> bool:
         """Whether this is the CPU."""
         return bool(self.device.type == "cpu")
+
+    def current(self) -> AbstractContextManager[object]:
+        """Make this the thread's device inside the block: Triton launches kernels on that one, whatever the tensors."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
     def memory(self) -> tuple[int, int]:
         """Bytes on the device that this process has allocated now, and the most so far; zeros where unknown."""

@@ -27,7 +27,7 @@ from nestling.engine.torch import graphs
 from nestling.engine.torch.attention import Runs
 from nestling.engine.torch.choice import choose, forced
 from nestling.engine.torch.devices import Placement
-from nestling.engine.torch.failures import in_one_line
+from nestling.engine.torch.failures import working
 from nestling.engine.torch.graphs import SIZES, Graphs, tried
 from nestling.engine.torch.loading import Loader
 from nestling.engine.torch.pooling import pooled
@@ -76,7 +76,7 @@ class TorchEngine:
         self._seconds: dict[str, float] = defaultdict(float)
         self._halved = False
         self.token_budget = TOKEN_BUDGET if on.is_cpu else CARD_BUDGET
-        with torch.inference_mode(), in_one_line(file.path, on, "loading"):
+        with torch.inference_mode(), working(file.path, on, "loading"):
             chosen = choose(file, on) if arithmetic is ArithmeticName.AUTO else forced(arithmetic, self._shape, on)
             loader = Loader(file, on, chosen.arithmetic, adapters)
             self._model: TextModel | None = loader.text_model(self._stage)
@@ -91,8 +91,7 @@ class TorchEngine:
         """Graphs for small batches, where there can be some; not with a profile, which waits between kernels."""
         if self._profiled or self._on.device.type != "cuda":
             return None
-        with torch.cuda.device(self._on.device):
-            return tried(model, self._on, self.example(), capture=graphs.cuda)
+        return tried(model, self._on, self.example(), capture=graphs.cuda)
 
     def example(self) -> Batch:
         """A batch of one item of as many tokens as the largest graph takes."""
@@ -216,7 +215,7 @@ class TorchEngine:
     @contextmanager
     def _working(self) -> Iterator[TextModel]:
         """The model, for one thread at a time; EngineError if it is closed or the device fails."""
-        with self._lock, torch.inference_mode(), in_one_line(self._path, self._on, "computing"):
+        with self._lock, torch.inference_mode(), working(self._path, self._on, "computing"):
             if self._model is None:
                 raise EngineError("the engine is closed")
             yield self._model

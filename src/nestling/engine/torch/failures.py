@@ -1,4 +1,4 @@
-"""A device's failure as an EngineError of one line: the file, the device, what was being done, the driver's words."""
+"""Work on a device; its failure is an EngineError of one line: the file, the device, what was being done, why."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,10 +13,11 @@ MIB = 1 << 20
 
 
 @contextmanager
-def in_one_line(path: Path, on: Placement, doing: str) -> Iterator[None]:
-    """Raise EngineError for torch's errors inside the block; `doing` is loading or computing."""
+def working(path: Path, on: Placement, doing: str) -> Iterator[None]:
+    """Work on a device: EngineError for torch's errors inside the block; `doing` is loading or computing."""
     try:
-        yield
+        with on.current():
+            yield
     except torch.OutOfMemoryError as error:
         used = on.memory()[0] // MIB
         raise EngineError(f"{path}: {on.device}: out of memory {doing} ({used} MiB in use)") from error

@@ -21,7 +21,7 @@ from nestling.engine.arithmetic import ArithmeticName
 from nestling.engine.torch.arithmetic import FloatArithmetic, Rows
 from nestling.engine.torch.attention import Runs, attend
 from nestling.engine.torch.devices import Placement
-from nestling.engine.torch.failures import in_one_line
+from nestling.engine.torch.failures import working
 from nestling.engine.torch.text import pieces, rope
 from nestling.engine.vision import Grid, check_patches, refuse_not_finite, tokens_of
 from nestling.engine.weights import tensor
@@ -75,7 +75,7 @@ class TorchTower:
         self._piece = PIECE
         name = ArithmeticName.FLOAT32 if exact or on.is_cpu else ArithmeticName.BF16
         self.arithmetic = FloatArithmetic(name, torch.float32 if name is ArithmeticName.FLOAT32 else torch.bfloat16)
-        with torch.inference_mode(), in_one_line(self._path, on, "loading"):
+        with torch.inference_mode(), working(self._path, on, "loading"):
             self._load(vision)
 
     def rows(self, patches: Sequence[Floats], grids: Sequence[Grid]) -> list[Floats]:
@@ -84,7 +84,7 @@ class TorchTower:
         if not grids:
             return []
         layout = Layout.of(grids, self._shape)
-        with self._lock, torch.inference_mode(), in_one_line(self._path, self._on, "computing"):
+        with self._lock, torch.inference_mode(), working(self._path, self._on, "computing"):
             states = self._retried(np.concatenate(patches)[layout.patches], layout)
         found = np.split(states[layout.merged], np.cumsum([tokens_of(grid) for grid in grids])[:-1])
         for image, one in enumerate(found):

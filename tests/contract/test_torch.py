@@ -1,23 +1,26 @@
 """`nestling serve --engine torch --device cpu` gives the vectors of OpenVINO and of the numpy reference.
 
-Doors: the server, the command line, and a GPU that is not there, which is one line and never the processor.
+Doors: the server, the command line, and a GPU that is not there, which is one line and never the processor. With two
+devices, both give the same bytes.
 """
 
 import base64
 import json
 import os
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 from tests.contract.conftest import NESTLING, serving
-from tests.contract.serving import running
+from tests.contract.serving import running, settings
 from tests.picture_files import png
 from tests.pictures import gradient
 
 from nestling import Embedder
+from nestling.server.core.loading import loads
 from nestling.vectors import Floats, paired_cosine
 
 TEXTS = [
@@ -57,6 +60,44 @@ def test_the_server_embeds_images_between_texts(vision_path: Path, vision_model:
     found = np.array([item["embedding"] for item in answer.json()["data"]], np.float32)
     assert paired_cosine(found[::2], vision_model.encode_document(texts)).min() >= EXACT
     assert paired_cosine(found[1:2], vision_model.encode_image([picture])).min() >= 0.9998
+
+
+def test_two_devices_share_the_work_and_give_the_same_bytes() -> None:
+    wanted = settings(engine="torch", device="cpu,cpu", threads=1)
+    first, second = (load("starter-retrieval:Q4_K_M") for load in loads(wanted).values())
+    assert first.engine is not second.engine
+    assert first.encode_document(TEXTS).tobytes() == second.encode_document(TEXTS).tobytes()
+    both = ("--engine", "torch", "--device", "cpu,cpu", "--threads", "1")
+    with serving("--model", "starter-retrieval:F16", *both) as server, ThreadPoolExecutor(16) as clients:
+
+        def ask(text: str) -> Floats:
+            body = {"model": "starter-retrieval", "prompt_name": "passage", "input": text}
+            answer = httpx.post(f"{server.url}/v1/embeddings", json=body, timeout=60)
+            return np.array(answer.json()["data"][0]["embedding"], np.float32)
+
+        found = np.stack(list(clients.map(ask, TEXTS * 8)))
+        engines = httpx.get(f"{server.url}/v1/models", timeout=60).json()["engines"]
+        metrics = httpx.get(f"{server.url}/metrics", timeout=60).text
+    expected = np.tile(embedded("F16", "reference"), (8, 1))
+    assert paired_cosine(found, expected).min() >= EXACT
+    assert [(one["engine"], one["device"]) for one in engines] == [("torch", "cpu:0"), ("torch", "cpu:1")]
+    for device in ("cpu:0", "cpu:1"):
+        assert f'nestling_batch_tokens_count{{device="{device}"}}' in metrics
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--engine", "torch", "--device", "cuda:0,cuda:1"), "device='cuda:0': "),
+        (("--engine", "openvino", "--device", "cuda:0,cuda:1"), "the openvino engine runs on the cpu"),
+    ],
+)
+def test_a_server_on_gpus_that_are_not_there_ends_with_one_line(options: tuple[str, ...], said: str) -> None:
+    done = run("serve", "--port", "0", *options)
+    assert done.returncode != 0
+    assert done.stdout == ""
+    assert said in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -214,7 +214,7 @@ def test_a_served_file_that_was_overwritten_is_loaded_again_or_refused(given: Pa
         assert ask(server.url).status_code == 200
         os.utime(path)
         assert ask(server.url).status_code == 200, "the same bytes, loaded again"
-        assert server.service.metrics.value("nestling_engine_resets_total") == 1
+        assert server.service.metrics.value("nestling_engine_resets_total", device="default") == 1
         change(path)
         os.utime(path)
         assert ask(server.url).status_code == 500

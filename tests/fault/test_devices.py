@@ -2,6 +2,7 @@
 
     Embedder.load, JinaEmbeddingsV4            test_a_wrong_device_from_python
     embed, similarity, rerank                  test_a_wrong_device_for_a_command
+    serve, by flag and by variable             test_wrong_devices_for_a_server
     eval quality, eval speed, imatrix          the same; what results say of it: test_results_name_the_device
     one device where several are expected, and several where one is        test_lists_of_devices, test_several_...
 
@@ -126,6 +127,14 @@ def test_lists_of_devices(text: str) -> None:
         parse_devices(text)
     assert str(caught.value) == f"device={text!r}: {LISTS[text]}"
     assert caught.value.param == "device"
+
+
+@pytest.mark.parametrize("text", LISTS)
+def test_wrong_devices_for_a_server(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    done = nestling("serve", "--device", text)
+    assert (done.code, done.raw, done.err) == (2, b"", f"nestling: --device={text}: {LISTS[text]}\n")
+    monkeypatch.setenv("NESTLING_DEVICE", text)
+    assert nestling("serve").err == f"nestling: NESTLING_DEVICE={text}: {LISTS[text]}\n"
 
 
 def test_several_devices() -> None:

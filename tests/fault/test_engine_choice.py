@@ -31,7 +31,8 @@ from nestling.engine.openvino import engine as openvino_engine
 from nestling.errors import EngineError, UsageError
 from nestling.models.embedder import Embedder
 from nestling.server.core.loading import loader as real_loader
-from nestling.server.core.model_pool import Model, ModelPool
+from nestling.server.core.model_pool import ModelPool
+from nestling.server.core.replicas import ONE_DEVICE, Model
 
 TOOK = (
     "nestling: engine openvino (auto: the fastest engine on this processor; in int8-groups: groups of 32, the finest)\n"
@@ -121,7 +122,7 @@ def test_a_server_says_that_it_has_another_and_by_name_it_does_not_start(starter
     assert engine["engine"] == "llamacpp"
     assert "openvino cannot be loaded: " in engine["reason"]
     assert "nestling_models_in_another_engine 1.0" in metrics
-    assert 'nestling_model_engine{engine="llamacpp"' in metrics
+    assert 'nestling_model_engine{device="cpu",engine="llamacpp"' in metrics
     with pytest.raises(EngineError, match="openvino failed: no processor"):
         real_loader(settings(engine="openvino"))(str(starter_q8))
 
@@ -130,8 +131,8 @@ def test_a_server_says_which_engine_it_has() -> None:
     with running() as server:
         [engine] = httpx.get(f"{server.url}/v1/models", timeout=20).json()["engines"]
         metrics = httpx.get(f"{server.url}/metrics", timeout=20).text
-    assert engine == {"model": "fake-retrieval:Q8_0", "engine": "fake", "reason": "a test's"}
-    expected = 'nestling_model_engine{engine="fake",model="fake-retrieval:Q8_0",reason="a test\'s"} 1.0'
+    assert engine == {"model": "fake-retrieval:Q8_0", "engine": "fake", "device": "cpu", "reason": "a test's"}
+    expected = 'nestling_model_engine{device="cpu",engine="fake",model="fake-retrieval:Q8_0",reason="a test\'s"} 1.0'
     assert expected in metrics.splitlines()
 
 
@@ -143,12 +144,12 @@ def test_a_reset_stays_in_the_same_engine() -> None:
         made.append(next(engines))
         return fake_embedder(engine=made[-1])
 
-    pool = ModelPool(load, budget_bytes=1)
-    model = Model("m", load("m"))
+    pool = ModelPool({ONE_DEVICE: load}, budget_bytes=1)
+    model = Model("m", {ONE_DEVICE: load("m")})
     with pytest.raises(EngineError, match="m: first cannot load it again, and it is not replaced by another"):
-        pool.reset(model)
+        pool.reset(model, ONE_DEVICE)
     assert made[1].closed
-    pool.reset(model)
+    pool.reset(model, ONE_DEVICE)
     assert model.embedder.engine is made[2]
 
 

@@ -28,12 +28,15 @@ from nestling.models.embedder import Embedder
 from nestling.server.core.loading import ENGINE_BYTES, model_cost
 from nestling.server.core.model_pool import ModelPool
 from nestling.server.core.refusals import UnavailableError
+from nestling.server.core.replicas import ONE_DEVICE
 from nestling.server.core.service import Service
 from nestling.server.settings import MIB
 
 
 def pool(budget_mb: int, load: Any = None, cost_mb: int = 10) -> ModelPool:
-    return ModelPool(load or loader(), budget_bytes=budget_mb * MIB, cost_of=lambda _reference: cost_mb * MIB)
+    return ModelPool(
+        {ONE_DEVICE: load or loader()}, budget_bytes=budget_mb * MIB, cost_of=lambda _reference: cost_mb * MIB
+    )
 
 
 async def use(models: ModelPool, name: str) -> None:
@@ -68,7 +71,7 @@ def test_a_model_that_computes_for_a_client_that_left_counts_as_in_use() -> None
         models = pool(10)
         async with models.use("first") as first:
             pass
-        with first.computing(), pytest.raises(UnavailableError):
+        with first.computing(ONE_DEVICE), pytest.raises(UnavailableError):
             await use(models, "second")
         await use(models, "second")
         assert await models.close(within_s=5)

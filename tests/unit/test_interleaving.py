@@ -28,8 +28,8 @@ from nestling.errors import EngineError
 from nestling.formats.gguf import GGUFFile
 from nestling.server.core.fair_queue import QUANTUM, WINDOW, Job, Limits, Queue
 from nestling.server.core.metrics import Metrics
-from nestling.server.core.model_pool import Model
 from nestling.server.core.refusals import BusyError
+from nestling.server.core.replicas import ONE_DEVICE, Model
 from nestling.server.core.scheduler import Scheduler
 from nestling.vectors import Floats
 
@@ -77,15 +77,15 @@ def text(length: int) -> Item:
 
 
 def model(engine: InPieces, name: str = "m") -> Model:
-    return Model(name, fake_embedder(engine=engine))
+    return Model(name, {ONE_DEVICE: fake_embedder(engine=engine)})
 
 
-def no_reset(_model: Model) -> None:
+def no_reset(_model: Model, _device: str) -> None:
     """The engine that failed goes on."""
 
 
 def serve(
-    work: Callable[[Scheduler], Any], *, reset: Callable[[Model], None] = no_reset, max_tokens: int = 10_000
+    work: Callable[[Scheduler], Any], *, reset: Callable[[Model, str], None] = no_reset, max_tokens: int = 10_000
 ) -> Any:
     """Run `work` beside a scheduler, which is stopped in the end."""
 
@@ -174,7 +174,7 @@ def test_abandoning_ends_the_thread_after_the_piece_and_tells_everyone() -> None
 
         engine.after = {"400.1": meanwhile(leave)}
         tasks.append(asyncio.create_task(scheduler.pool(one, [text(400)])))
-        await asyncio.to_thread(scheduler._thread.join, 10)
+        await asyncio.to_thread(scheduler._threads[0].join, 10)
         found = await asyncio.gather(*tasks, return_exceptions=True)
         assert [str(error) for error in found] == ["the server is stopping"] * 2
         assert all(isinstance(error, EngineError) for error in found)
@@ -209,7 +209,7 @@ def test_a_long_text_whose_engine_fails_begins_again_once() -> None:
             await scheduler.pool(one, [text(150)])
         assert (await scheduler.pool(one, [text(5)])).shape == (1, WIDTH)
 
-    serve(work, reset=resets.append)
+    serve(work, reset=lambda model, _device: resets.append(model))
     assert len(resets) == 3
 
 

@@ -12,7 +12,8 @@ from tests.contract.serving import FakeEngine, fake_embedder, loader
 from nestling.errors import EngineError, ModelNotFoundError
 from nestling.models.embedder import Embedder
 from nestling.server.core.loading import ENGINE_BYTES, model_cost
-from nestling.server.core.model_pool import ModelPool, self_test
+from nestling.server.core.model_pool import ModelPool
+from nestling.server.core.replicas import ONE_DEVICE, self_test
 
 
 def run(work: Any) -> Any:
@@ -23,7 +24,7 @@ def test_a_model_is_loaded_once_however_many_ask_for_it() -> None:
     loads: list[str] = []
 
     async def work() -> None:
-        pool = ModelPool(loader(loads=loads), budget_bytes=1 << 30)
+        pool = ModelPool({ONE_DEVICE: loader(loads=loads)}, budget_bytes=1 << 30)
 
         async def use() -> Any:
             async with pool.use("fake-retrieval") as model:
@@ -45,7 +46,7 @@ def test_room_is_made_before_a_model_is_loaded_unless_others_are_in_use() -> Non
         return fake_embedder(engine=engines.setdefault(reference, FakeEngine()))
 
     async def work() -> list[str]:
-        pool = ModelPool(load, budget_bytes=25, cost_of=lambda _reference: 10)
+        pool = ModelPool({ONE_DEVICE: load}, budget_bytes=25, cost_of=lambda _reference: 10)
         async with pool.use("in use"):
             for name in ("first", "second"):
                 async with pool.use(name):
@@ -60,10 +61,10 @@ def test_room_is_made_before_a_model_is_loaded_unless_others_are_in_use() -> Non
 
 def test_a_model_that_computes_for_a_client_that_left_is_in_use() -> None:
     async def work() -> None:
-        pool = ModelPool(loader(), budget_bytes=1, idle_s=0)
+        pool = ModelPool({ONE_DEVICE: loader()}, budget_bytes=1, idle_s=0)
         async with pool.use("fake-code") as model:
             pass
-        with model.computing():
+        with model.computing(ONE_DEVICE):
             pool.unload_idle()
             assert pool.loaded == [model]
         pool.unload_idle()
@@ -84,7 +85,7 @@ def test_closing_a_model_does_not_hold_up_the_event_loop() -> None:
             super().close()
 
     async def work() -> None:
-        pool = ModelPool(loader(Slow), budget_bytes=1, idle_s=0)
+        pool = ModelPool({ONE_DEVICE: loader(Slow)}, budget_bytes=1, idle_s=0)
         async with pool.use("fake-code"):
             pass
         pool.unload_idle()
@@ -107,7 +108,7 @@ def test_a_self_test_that_raises_anything_closes_the_model_and_is_an_engine_erro
             engine.closed = True
 
     async def work() -> None:
-        pool = ModelPool(loader(Broken), budget_bytes=1)
+        pool = ModelPool({ONE_DEVICE: loader(Broken)}, budget_bytes=1)
         with pytest.raises(EngineError, match=str(error)):
             async with pool.use("fake-code"):
                 pass
@@ -121,7 +122,7 @@ def test_idle_models_are_given_back_and_loaded_again_when_asked_for() -> None:
     loads: list[str] = []
 
     async def work() -> None:
-        pool = ModelPool(loader(loads=loads), budget_bytes=1 << 30, idle_s=0)
+        pool = ModelPool({ONE_DEVICE: loader(loads=loads)}, budget_bytes=1 << 30, idle_s=0)
         async with pool.use("fake-code") as model:
             pool.unload_idle()
             assert pool.loaded == [model]
@@ -150,7 +151,7 @@ def test_a_load_that_failed_is_tried_again_after_a_pause_that_grows() -> None:
 
     async def work() -> None:
         now = [0.0]
-        pool = ModelPool(load, budget_bytes=1, clock=lambda: now[0])
+        pool = ModelPool({ONE_DEVICE: load}, budget_bytes=1, clock=lambda: now[0])
         for error, pause in ((ModelNotFoundError, 1.0), (EngineError, 2.0)):
             left = len(answers)
             for _ in range(3):

@@ -17,8 +17,8 @@ from nestling.errors import EngineError
 from nestling.models.embedder import Embedder
 from nestling.server.core.fair_queue import Batch, Job, Limits, Queue
 from nestling.server.core.metrics import Metrics
-from nestling.server.core.model_pool import Model
 from nestling.server.core.refusals import BusyError
+from nestling.server.core.replicas import ONE_DEVICE, Model
 from nestling.server.core.scheduler import Scheduler
 from nestling.spec import Task
 
@@ -35,7 +35,7 @@ def job(model: Model, *lengths: int) -> Job:
 
 
 def model(name: str = "m", engine: FakeEngine | None = None) -> Model:
-    return Model(name, fake_embedder(engine=engine))
+    return Model(name, {ONE_DEVICE: fake_embedder(engine=engine)})
 
 
 def take(queue: Queue, budget: int) -> Batch:
@@ -122,9 +122,7 @@ def test_every_text_is_taken_once_within_the_budget(requests: list[list[int]], b
 
 
 def scheduler(reset: Any = None, *, max_tokens: int = 10_000, largest: int = 512) -> Scheduler:
-    return Scheduler(
-        reset=reset or (lambda _model: None), metrics=Metrics(), max_tokens=max_tokens, largest_batch=largest
-    )
+    return Scheduler(reset=reset or (lambda *_: None), metrics=Metrics(), max_tokens=max_tokens, largest_batch=largest)
 
 
 def run(work: Any) -> Any:
@@ -148,7 +146,7 @@ def test_a_failure_of_one_request_is_not_another_ones() -> None:
     one = model(engine=engine)
 
     async def work() -> list[Any]:
-        running = scheduler(resets.append)
+        running = scheduler(lambda model, _device: resets.append(model))
         wait = [asyncio.ensure_future(running.pool(one, [ids(4)])) for _ in range(3)]
         bad = asyncio.ensure_future(running.pool(one, [ids(4), ids(4, ord("x"))]))
         await asyncio.sleep(0)
@@ -170,7 +168,7 @@ class Broken(FakeEngine):
 
 
 def test_an_engine_that_raises_is_an_engine_error_even_when_the_reset_fails() -> None:
-    def reset(_model: Model) -> None:
+    def reset(*_: object) -> None:
         raise OSError("gone")
 
     async def work() -> None:
@@ -235,7 +233,7 @@ def test_vectors_of_tokens_of_chunks_and_of_texts_share_a_batch() -> None:
         queue.add(replace(job(one, 4), make=make))
     batch = take(queue, 100)
     assert len(batch.parts) == 3
-    text, tokens, chunks = one.embedder.compute.batch(batch.works())
+    text, tokens, chunks = one.embedder.compute.batch(batch.works(ONE_DEVICE))
     row = ROWS[97]
     assert (text.shape, tokens.shape, chunks.shape) == ((WIDTH,), (4, WIDTH), (2, WIDTH))
     for found, expected in ((text, row), (tokens, np.tile(2 * row, (4, 1))), (chunks, np.tile(row, (2, 1)))):
@@ -257,10 +255,11 @@ def test_bulk_requests_take_turns() -> None:
 def test_each_text_of_a_mixed_batch_takes_its_own_adapter() -> None:
     shared = FakeAdapted()
     specs = [fake_spec(task) for task in Task]
-    adapted = Model("m", Embedder(specs[0], ByteTokenizer(), shared, adapters=specs))  # type: ignore[arg-type]
+    whole = Embedder(specs[0], ByteTokenizer(), shared, adapters=specs)  # type: ignore[arg-type]
+    adapted = Model("m", {ONE_DEVICE: whole})
 
     async def ask() -> list[Any]:
-        scheduler = Scheduler(reset=lambda _model: None, metrics=Metrics(), max_tokens=1000, largest_batch=1000)
+        scheduler = Scheduler(reset=lambda *_: None, metrics=Metrics(), max_tokens=1000, largest_batch=1000)
         asks = [scheduler.pool(adapted, [ids(5)], task=task) for task in Task]
         answers = await asyncio.gather(*asks)
         await asyncio.to_thread(scheduler.stop)

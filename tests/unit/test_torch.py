@@ -307,10 +307,28 @@ def test_what_a_card_computes_in(
     tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, file_type: str, arithmetic: str, reason: str
 ) -> None:
     trial = choice.Choice(choice.int8(shape_of(), CPU), "by trial")
+    monkeypatch.setattr(choice, "_OUTCOMES", {})
     monkeypatch.setattr(choice, "_faster", lambda *_: trial)
     found = choice.choose(GGUFFile.open(tiny_models[file_type]), CARD)  # type: ignore[arg-type]
     assert found.arithmetic.name == arithmetic
     assert reason in found.reason
+
+
+def test_one_trial_decides_for_all_cards_of_a_kind(
+    tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two trials may end differently: replicas of a model would give different vectors, as would a reloaded engine."""
+    file, trials = GGUFFile.open(tiny_models["Q4_K_M"]), iter([ArithmeticName.BF16, ArithmeticName.INT8_ROWS])
+    monkeypatch.setattr(choice, "_OUTCOMES", {})
+    monkeypatch.setattr(choice, "card_name", lambda device: "B" if device.index == 2 else "A")
+    monkeypatch.setattr(choice, "int8", lambda *_, made=choice.int8: made(shape_of(), CPU))
+    monkeypatch.setattr(
+        choice, "_faster", lambda shape, on: choice.Choice(choice.forced(next(trials), shape, on).arithmetic, "trial")
+    )
+    cards = [SimpleNamespace(device=torch.device("cuda", index), is_cpu=False) for index in range(3)]
+    found = [choice.choose(file, card) for card in (*cards, cards[0])]  # type: ignore[arg-type]
+    assert [one.arithmetic.name for one in found] == ["bf16", "bf16", "int8-rows", "bf16"]
+    assert {one.reason for one in found} == {"trial"}
 
 
 @pytest.mark.parametrize(("int8_s", "bf16_s", "wins"), [(1.0, 2.0, "int8-rows"), (2.0, 1.0, "bf16")])

@@ -135,3 +135,15 @@ class Profiled(Protocol):
     def profile(self) -> dict[str, float]:
         """Seconds by stage since loading. EngineError unless it was loaded with `profile`."""
         ...
+
+
+@runtime_checkable
+class Placed(Protocol):
+    """An engine that may run on other devices than the CPU."""
+
+    device: str
+
+
+def device_of(engine: Engine) -> str:
+    """The device that an engine runs on."""
+    return engine.device if isinstance(engine, Placed) else "cpu"

@@ -152,9 +152,11 @@ def _spoken(dialects: Sequence[Dialect], service: Service) -> list[NamedRoute]:
 
 def _watching(service: Service, dialects: Sequence[Dialect]) -> list[NamedRoute]:
     async def health(_request: Request) -> Response:
-        if service.scheduler.is_alive:
-            return Response(b'{"status":"ok"}', media_type=_JSON)
-        raise UnavailableError("the engine thread has died")
+        if not service.scheduler.is_alive:
+            raise UnavailableError("an engine thread has died")
+        if lost := service.models.lost:
+            return Response(to_json({"status": "degraded", "lost": lost}), media_type=_JSON)
+        return Response(b'{"status":"ok"}', media_type=_JSON)
 
     async def ready(_request: Request) -> Response:
         if service.is_ready:
@@ -165,7 +167,7 @@ def _watching(service: Service, dialects: Sequence[Dialect]) -> list[NamedRoute]
         return Response(service.metrics.render(), media_type=service.metrics.content_type)
 
     watching = {
-        "/health": (health, "200 while the process and its engine thread live."),
+        "/health": (health, "200 while the process and its engine threads live; names devices that were lost."),
         "/ready": (ready, "200 once the models are loaded and tested, 503 before that and while the server drains."),
         "/metrics": (metrics, "Counters for Prometheus."),
     }

@@ -4,7 +4,7 @@
 
 Arguments are the settings of `nestling serve` by name. Those of the socket have no effect, except `host`: where Ray's
 proxies listen, which decides whether names in Host are checked. A replica counts as started once its models are
-loaded and tested, and as healthy while its engine's thread lives; its threads are the CPUs that Ray gives it. Every
+loaded and tested, and as healthy while its engines' threads live; its threads are the CPUs that Ray gives it. Every
 node needs nestling installed, and the model under the same name. Ray's usage reports are off.
 """
 
@@ -48,9 +48,9 @@ class Nestling:
         return built
 
     def check_health(self) -> None:
-        """Called by Ray, which replaces a replica that raises; EngineError if the engine's thread is dead."""
+        """Called by Ray, which replaces a replica that raises; EngineError if an engine's thread is dead."""
         if not self._service.scheduler.is_alive:
-            raise EngineError("the engine thread has died")
+            raise EngineError("an engine thread has died")
 
 
 NESTLING: Any = serve.deployment(Nestling, name="nestling", max_ongoing_requests=512)
@@ -67,4 +67,5 @@ def app(flags: Mapping[str, Any]) -> serve.Application:
 def _with_assigned_threads(settings: ServeSettings) -> ServeSettings:
     context: Any = ray.get_runtime_context()
     cpus = int(context.get_assigned_resources().get("CPU", 0))
-    return replace(settings, threads=cpus) if cpus and settings.threads is None else settings
+    each = max(1, cpus // max(1, settings.devices.count("cpu")))
+    return replace(settings, threads=each) if cpus and settings.threads is None else settings

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from nestling._util.spelling import one_of
 from nestling.engine.arithmetic import ArithmeticName
-from nestling.engine.names import EngineName, parse_device
+from nestling.engine.names import EngineName, parse_devices
 from nestling.errors import UsageError
 
 
@@ -75,9 +75,9 @@ def arithmetic(value: Any) -> str:  # noqa: ANN401 - a text
 
 
 def device(value: Any) -> str:  # noqa: ANN401 - a text
-    """A device of the torch engine."""
+    """Devices of the torch engine, separated by commas."""
     try:
-        return parse_device(str(value))
+        return ",".join(parse_devices(str(value)))
     except UsageError as error:
         raise ValueError(str(error).partition(": ")[2]) from None
 

@@ -14,7 +14,7 @@ from nestling._util.cpu import usable_memory
 from nestling._util.spelling import nearest
 from nestling._util.text import read_text
 from nestling.engine.arithmetic import DEFAULT_ARITHMETIC, ArithmeticName
-from nestling.engine.names import DEFAULT_ENGINE, DEVICES, EngineName
+from nestling.engine.names import DEFAULT_ENGINE, DEVICES, EngineName, parse_devices
 from nestling.errors import UsageError
 from nestling.server.setting_values import (
     TokenInput,
@@ -103,7 +103,7 @@ class ServeSettings:
     )
     device: str | None = field(
         default=None,
-        metadata={"setting": Setting(device, f"For torch: {DEVICES}.", "NAME", unset="the first GPU")},
+        metadata={"setting": Setting(device, f"For torch: {DEVICES}; or several: A,B.", "NAME", unset="the first GPU")},
     )
     arithmetic: str = field(
         default=DEFAULT_ARITHMETIC,
@@ -172,6 +172,11 @@ class ServeSettings:
     )
     cache_mb: int = field(default=0, metadata=_number("MiB of cached vectors; 0 for no cache.", low=0))
     drain_s: int = field(default=30, metadata=_number("Seconds that SIGTERM leaves to requests in progress.", low=0))
+
+    @property
+    def devices(self) -> tuple[str | None, ...]:
+        """Each device; None for the engine's own."""
+        return parse_devices(self.device) if self.device else (None,)
 
     @property
     def aliases(self) -> dict[str, str]:

@@ -14,7 +14,7 @@ from nestling.engine.arithmetic import ArithmeticName
 from nestling.engine.hyperparameters import LAYER_MATRICES, Hyperparameters
 from nestling.engine.rotation import Rotation, misfit
 from nestling.engine.torch.arithmetic import Arithmetic, FloatArithmetic, Int8Arithmetic
-from nestling.engine.torch.devices import Placement, first_line
+from nestling.engine.torch.devices import Placement, card_name, first_line
 from nestling.engine.torch.products import INNER, Int8Products, PlainProducts, lift
 from nestling.errors import EngineError, UsageError
 from nestling.formats.gguf import GGUFFile
@@ -42,7 +42,21 @@ def choose(file: GGUFFile, on: Placement) -> Choice:
     shape = Hyperparameters.of(file)
     if why := misfit(shape, inner=INNER) or _no_kernels(on):
         return Choice(floats(ArithmeticName.BF16), f"no int8: {why}")
-    return _faster(shape, on)
+    return _tried(shape, on)
+
+
+def _tried(shape: Hyperparameters, on: Placement) -> Choice:
+    """The outcome of the trial, of one for all cards of a kind: replicas and a reloaded engine must compute alike."""
+    key = shape, card_name(on.device)
+    if key not in _OUTCOMES:
+        found = _faster(shape, on)
+        _OUTCOMES[key] = found.arithmetic.name, found.reason
+        return found
+    name, reason = _OUTCOMES[key]
+    return Choice(forced(name, shape, on).arithmetic, reason)
+
+
+_OUTCOMES: dict[tuple[Hyperparameters, str], tuple[ArithmeticName, str]] = {}
 
 
 def forced(name: ArithmeticName, shape: Hyperparameters, on: Placement) -> Choice:

@@ -62,6 +62,12 @@ def place(name: str | None, *, threads: int) -> Placement:
     return Placement(found, threads)
 
 
+def card_name(device: torch.device) -> str:
+    """What kind of card a device is, as its driver says; its kind of device where there is no such name."""
+    known = device.type == "cuda" and torch.cuda.is_available()
+    return str(torch.cuda.get_device_name(device)) if known else str(device.type)
+
+
 def has_card() -> bool:
     """Whether any accelerator can be used."""
     return any(_module(kind).is_available() for kind in CARDS)

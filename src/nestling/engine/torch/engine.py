@@ -82,7 +82,7 @@ class TorchEngine:
             self._model: TextModel | None = loader.text_model(self._stage)
             self._gates = loader.gates()
             self.graphs = self._recorded(self._model)
-        self.arithmetic = chosen.arithmetic.name
+        self.arithmetic, self.device = chosen.arithmetic.name, str(on.device)
         self.reason = f"on {on.device} in {self.arithmetic}: {chosen.reason}"
         if self.graphs:
             self.reason += f"; {self.graphs.reason}"

@@ -14,9 +14,9 @@ from nestling.vectors import Floats
 LOG = logging.getLogger("nestling.server")
 
 
-def computed(batch: Batch, parts: Sequence[Part]) -> Sequence[Floats] | Floats:
-    """The rows of some of a batch's items; EngineError when they are invalid."""
-    found = batch.model.embedder.compute.batch(batch.works(parts))
+def computed(batch: Batch, parts: Sequence[Part], device: str) -> Sequence[Floats] | Floats:
+    """The rows of some of a batch's items, computed on a device; EngineError when they are invalid."""
+    found = batch.model.replicas[device].compute.batch(batch.works(device, parts))
     check(found)
     return found
 

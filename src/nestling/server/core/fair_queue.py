@@ -3,19 +3,19 @@
 Weighted fair queueing (Demers, Keshav and Shenker 1989) in quanta of `QUANTUM` tokens: the next batch starts with the
 request whose next quantum has the lowest virtual finish time. So a short query overtakes a bulk request, and neither
 starves the other. The request's longest text is batched with texts of similar length, also from requests with a similar
-virtual finish time. For use from one thread.
+virtual finish time. For use from one thread at a time.
 """
 
 import asyncio
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from nestling.engine import batching
 from nestling.engine.protocol import Item
 from nestling.models.compute import Make, Work
-from nestling.server.core.model_pool import Model
+from nestling.server.core.replicas import Model
 from nestling.spec import Task
 from nestling.vectors import Floats
 
@@ -105,10 +105,10 @@ class Batch:
         """Its jobs whose clients still wait."""
         return list(dict.fromkeys(job for job, _ in self.parts if not job.cancelled))
 
-    def works(self, parts: Sequence[Part] | None = None) -> list[Work]:
-        """The model's work for some of its parts, or for all."""
-        own = self.model.embedder.spec.task
-        chosen = self.parts if parts is None else parts
+    def works(self, device: str, parts: Sequence[Part] | None = None) -> list[Work]:
+        """The work of the model's replica on a device for some of its parts, or for all."""
+        replica, chosen = self.model.replicas[device], self.parts if parts is None else parts
+        own = replica.spec.task
         return [Work(job.items[index], job.task or own, job.make) for job, index in chosen]
 
 
@@ -136,11 +136,21 @@ class Queue:
         jobs, self._jobs = self._jobs, []
         return jobs
 
-    def take(self, limits_of: Callable[[Model], Limits], *, running: Job | None = None) -> Batch | None:
+    def put_back(self, job: Job, index: int) -> None:
+        """Undo that an item was taken."""
+        work = job.items[index].work
+        job.waiting = sorted([*job.waiting, index], key=lambda one: -len(job.items[one]))
+        job.left, job.share = job.left + work, job.share - work
+        if job not in self._jobs:
+            self._jobs.append(job)
+
+    def take(
+        self, limits_of: Callable[[Model], Limits], *, running: Job | None = None, long: Collection[Job] = ()
+    ) -> Batch | None:
         """The next batch, or None when nobody waits.
 
-        `running`: the job whose long text is being prefilled in chunks. Then None also means that it is that job's
-        turn, and no second long text is taken.
+        `running`: the job whose long text is being prefilled in chunks on this device. Then None also means that it is
+        that job's turn, and no second long text is taken. `long`: the jobs with a long text in progress on any device.
         """
         found = [(job, limits_of(job.model)) for job in self._jobs]
         open_to = {job: math.inf if running is None else limits.whole for job, limits in found}
@@ -158,18 +168,19 @@ class Queue:
             if not batch.in_pieces:
                 job.share += job.items[index].work
         if not batch.in_pieces:
-            self._pass(sum(job.items[index].work for job, index in batch.parts), running)
+            active = {*long, *([running] if running else [])}
+            self._pass(sum(job.items[index].work for job, index in batch.parts), active)
         self._jobs = [job for job in self._jobs if job.waiting]
         return batch
 
-    def charge(self, job: Job, work: float) -> None:
-        """Charge a job for a chunk of its long text: `work` tokens."""
+    def charge(self, job: Job, work: float, *, long: Collection[Job] = ()) -> None:
+        """Charge a job for a chunk of its long text: `work` tokens. `long`: as in `take`."""
         job.share += work
-        self._pass(work, job)
+        self._pass(work, {job, *long})
 
-    def _pass(self, work: float, running: Job | None) -> None:
+    def _pass(self, work: float, long: Collection[Job]) -> None:
         """Advance virtual time by each active job's share of the work."""
-        active = len(self._jobs) + (running is not None and running not in self._jobs)
+        active = len(self._jobs) + sum(one not in self._jobs for one in long)
         self._clock += work / max(active, 1)
 
     def _alike(self, first: Job, able: Sequence[Job], limits: Limits, most: float) -> list[Part]:

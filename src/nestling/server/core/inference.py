@@ -22,8 +22,8 @@ from nestling.models.reranking import Scoring
 from nestling.server.core import token_vectors as of_tokens
 from nestling.server.core.inputs import Reader
 from nestling.server.core.metrics import Metrics
-from nestling.server.core.model_pool import Use
 from nestling.server.core.pictures import PictureReader, pictures_of, texts_of
+from nestling.server.core.replicas import Use
 from nestling.server.core.requests import Embedding, Inputs, Output, Picture, Ranking, are_texts
 from nestling.server.core.result_cache import ResultCache
 from nestling.server.core.scheduler import Scheduler

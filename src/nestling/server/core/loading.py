@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 
+from nestling._util.cpu import usable_threads
 from nestling.engine.arithmetic import ArithmeticName
 from nestling.engine.lora import load_adapters
 from nestling.engine.names import EngineName
@@ -13,7 +14,8 @@ from nestling.models.embedder import Embedder
 from nestling.models.families import read_spec
 from nestling.models.local import resolve
 from nestling.pipeline import self_test
-from nestling.server.core.model_pool import Load, closed_on_failure
+from nestling.server.core.model_pool import Load
+from nestling.server.core.replicas import ONE_DEVICE, closed_on_failure
 from nestling.server.settings import MIB, ServeSettings
 from nestling.spec import BASE_FIELD, Role
 
@@ -26,16 +28,25 @@ _BYTES = {ArithmeticName.FLOAT32: FLOAT32, ArithmeticName.BF16: 2.0} | dict.from
 )
 
 
-def loader(settings: ServeSettings) -> Load:
-    """The function that loads a model; it must reproduce the vectors in its card."""
+def named_devices(settings: ServeSettings) -> dict[str, str | None]:
+    """The devices by names that differ: `cpu,cpu` are cpu:0 and cpu:1."""
+    devices = settings.devices
+    names = [f"{one}:{place}" if devices.count(one) > 1 else one for place, one in enumerate(devices)]
+    return {name or ONE_DEVICE: one for name, one in zip(names, devices, strict=True)}
+
+
+def loader(settings: ServeSettings, *, device: str | None = None) -> Load:
+    """The function that loads a model, by default on the first device; it must reproduce the vectors in its card."""
     spec = read_spec(settings.spec) if settings.spec else None
+    sharing = settings.devices.count("cpu")
+    threads = max(1, usable_threads() // sharing) if sharing > 1 and settings.threads is None else settings.threads
 
     def load(reference: str) -> Embedder:
         embedder = Embedder.load(
             reference,
             engine=settings.engine,
-            device=settings.device,
-            threads=settings.threads,
+            device=device or settings.devices[0],
+            threads=threads,
             spec=spec,
             arithmetic=settings.arithmetic,
         )
@@ -84,6 +95,12 @@ _WEIGHT_BYTES: dict[EngineName, Callable[[TensorInfo, ArithmeticName], float]] =
     EngineName.TORCH: _float32,
     EngineName.REFERENCE: _float32,
 }
+
+
+def loads(settings: ServeSettings, load: Load | None = None) -> dict[str, Load]:
+    """How a model is loaded on each device, by the devices' names; by `load` on all of them, if it is given."""
+    limit = settings.max_text_tokens
+    return {name: limited(load or loader(settings, device=one), limit) for name, one in named_devices(settings).items()}
 
 
 def limited(load: Load, max_tokens: int | None) -> Load:

@@ -5,6 +5,7 @@ Each server has a registry of its own, instead of the process's, so that two ser
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -27,17 +28,25 @@ class Metrics:
         self.tokens = self._counter("tokens", "Tokens embedded, prefixes included", "model")
         self.rejected = self._counter("rejected", "Requests refused because of a limit", "reason")
         self.dropped = self._counter("dropped_texts", "Texts dropped because their client left")
-        self.resets = self._counter("engine_resets", "Engines reloaded after a failure")
+        self.resets = self._counter("engine_resets", "Engines reloaded after a failure", "device")
         self.cache_hits = self._counter("cache_hits", "Texts answered from the result cache")
         self.duration = self._histogram("request_seconds", "Time to answer a request, until its last byte", "path")
         self.stage = self._histogram("stage_seconds", "Time a request spends in each stage", "stage")
         tokens, tenths = [2**n for n in range(4, 15)], [n / 10 for n in range(1, 11)]
-        self.batch_tokens = self._histogram("batch_tokens", "Tokens in a batch", buckets=tokens)
-        self.batch_fill = self._histogram("batch_fill", "Share of its token budget that a batch used", buckets=tenths)
+        self.batch_tokens = self._histogram("batch_tokens", "Tokens in a batch", "device", buckets=tokens)
+        fill = "Share of its token budget that a batch used"
+        self.batch_fill = self._histogram("batch_fill", fill, "device", buckets=tenths)
 
     def gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
         """Add a gauge whose value `read` returns at each scrape."""
         Gauge(name, text, registry=self._registry).set_function(read)
+
+    def device_gauge(self, name: str, text: str, devices: Iterable[str], read: Callable[[str], float]) -> None:
+        """Add a gauge for each device, whose value `read` returns at each scrape."""
+        made = Gauge(name, text, ("device",), registry=self._registry)
+        for device in devices:
+            made.labels(device).set_function(partial(read, device))
+            self.resets.labels(device)  # so that it is there before the first one
 
     def facts(self, name: str, text: str, labels: Sequence[str], read: Callable[[], Iterable[Sequence[str]]]) -> None:
         """Add an info gauge: always 1, with facts as labels, whose values `read` returns at each scrape."""

@@ -2,73 +2,29 @@
 
 A model's size is estimated from its weights, so that room is made before it is loaded. Models in use are never
 unloaded; a model that does not fit next to them (and to those being loaded) is refused. A failed load is retried with
-back-off, from one second to a minute.
+back-off, from one second to a minute. With several devices a model has a replica on each, of equal arithmetic; a device
+that cannot be used any more is lost until the server is restarted.
 Knows neither HTTP nor names: a model is identified by its reference and loaded by the `load` function.
 """
 
 import asyncio
 import logging
+import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
-
-import numpy as np
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
 
 from nestling.errors import EngineError, NestlingError
 from nestling.models.embedder import Embedder
 from nestling.server.core.refusals import UnavailableError
+from nestling.server.core.replicas import Model, check_alike, closed_on_failure, is_the_devices, self_test
 from nestling.server.settings import MIB
-from nestling.spec import Task
-from nestling.vectors import paired_cosine
 
 Load = Callable[[str], Embedder]
 LOG = logging.getLogger("nestling.server")
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
-SELF_TEST = ("The quick brown fox jumps over the lazy dog.", "A beautiful sunset over the beach", "海滩上美丽的日落")
-SELF_TEST_COSINE = 0.999
-"""Least cosine of a text's vectors, embedded alone and in a batch; int8 engines reach 0.9999, broken ones far less."""
-
-
-@dataclass(eq=False)
-class Model:
-    """One loaded model and its users."""
-
-    reference: str
-    embedder: Embedder
-    size_bytes: int = 0
-    users: int = 0
-    used_at: float = field(default_factory=time.monotonic)
-    is_computing: bool = False
-    """True while the engine's thread works with it, even if the client has left."""
-
-    @property
-    def is_in_use(self) -> bool:
-        """True while it must not be unloaded."""
-        return self.users > 0 or self.is_computing
-
-    @contextmanager
-    def computing(self) -> Iterator[None]:
-        """For the engine's thread: marks the model as computing during the block."""
-        self.is_computing = True
-        try:
-            yield
-        finally:
-            self.is_computing = False
-
-
-@dataclass(frozen=True, slots=True)
-class Use:
-    """A loaded model in use for one of its tasks."""
-
-    model: Model
-    task: Task | None
-
-    @property
-    def embedder(self) -> Embedder:
-        """The model for that task; a new object after a reset."""
-        return self.model.embedder.for_task(self.task) if self.task else self.model.embedder
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,22 +37,29 @@ class Failure:
 
 
 class ModelPool:
-    """Models by reference. All methods run on the event loop, except `reset`, which the engine's thread calls.
+    """Models by reference. All methods run on the event loop, except `reset` and `lose`, which devices' threads call.
 
     Loading and closing run in order in one thread of the pool, so that room is made before a model is loaded.
     """
 
     def __init__(
         self,
-        load: Load,
+        loads: Mapping[str, Load],
         *,
         budget_bytes: int,
         idle_s: float | None = None,
         cost_of: Callable[[str], int] = lambda _reference: 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`cost_of`: a model's bytes of memory, estimated before it is loaded."""
-        self._load, self._budget, self._idle_s, self._cost_of, self._clock = load, budget_bytes, idle_s, cost_of, clock
+        """`loads`: how a model is loaded on each device. `cost_of`: a replica's bytes of memory, as estimated."""
+        self._loads, self._budget, self._idle_s, self._cost_of, self._clock = (
+            loads,
+            budget_bytes,
+            idle_s,
+            cost_of,
+            clock,
+        )
+        self._lost, self._replacing = list[str](), threading.Lock()
         self._models: dict[str, asyncio.Task[Model]] = {}
         self._failures: dict[str, Failure] = {}
         self._coming: dict[str, int] = {}  # bytes of the models that are being loaded
@@ -128,18 +91,57 @@ class ModelPool:
         unused_s = 0.0 if model.is_in_use else self._clock() - model.used_at
         return max(self._idle_s - unused_s, 0.0)
 
-    def reset(self, model: Model) -> None:
-        """Reload a model in place, in the same engine, after the engine failed."""
-        LOG.warning("engine reset", extra={"fields": {"model": model.reference}})
-        before = model.embedder.engine.name
-        model.embedder.close()
-        fresh = self._load(model.reference)
+    @property
+    def lost(self) -> Sequence[str]:
+        """The devices that were lost."""
+        return self._lost
+
+    @property
+    def serving(self) -> list[str]:
+        """The other devices; at least one."""
+        return [one for one in self._loads if one not in self._lost]
+
+    def reset(self, model: Model, device: str) -> None:
+        """Reload a model on a device in place, in the same engine, after the engine failed."""
+        LOG.warning("engine reset", extra={"fields": {"model": model.reference, "device": device}})
+        before = model.replicas[device].engine.name
+        model.replicas[device].close()
+        fresh = self._loads[device](model.reference)
         with closed_on_failure(fresh):
             if fresh.engine.name != before:
                 raise EngineError(
                     f"{model.reference}: {before} cannot load it again, and it is not replaced by another"
                 )
-        model.embedder = fresh
+            with self._replacing:
+                replicas = {**model.replicas, device: fresh}
+                check_alike(model.reference, replicas)
+                model.replicas = replicas
+
+    def lose(self, device: str, error: Exception) -> bool:
+        """Give up a device on which a model cannot be reloaded.
+
+        False, so that the next request tries again, if it is the last device, or if the model's file is at fault.
+        """
+        with self._replacing:
+            if self.serving == [device] or not is_the_devices(error):
+                return False
+            self._lost.append(device)
+        facts = {"device": device, "error": f"{type(error).__name__}: {error!s:.300}", "serving": self.serving}
+        LOG.error("device lost until the server is restarted", extra={"fields": facts})
+        for model in self.loaded:
+            self._drop(model, device)
+        return True
+
+    def _drop(self, model: Model, device: str) -> None:
+        """Close a model's replica on a lost device."""
+        with self._replacing:
+            if device not in model.replicas:
+                return
+            gone, size_bytes = model.replicas[device], model.size_bytes
+            model.size_bytes -= size_bytes // len(model.replicas)
+            model.replicas = {name: one for name, one in model.replicas.items() if name != device}
+        with suppress(Exception):  # a device that is gone cannot free anything
+            gone.close()
 
     def unload_idle(self) -> None:
         """Unload models that have been idle for `idle_s`."""
@@ -178,9 +180,9 @@ class ModelPool:
     async def _loaded(self, reference: str) -> Model:
         start, run = self._clock(), asyncio.get_running_loop().run_in_executor
         try:
-            size_bytes = await run(self._thread, self._cost_of, reference)
+            size_bytes = await run(self._thread, self._cost_of, reference) * len(self.serving)
             with self._reserved(reference, size_bytes):
-                embedder = await run(self._thread, self._tested, reference)
+                replicas = await run(self._thread, self._tested, reference)
         except UnavailableError:
             raise  # it may fit once other models are idle
         except NestlingError as error:
@@ -188,9 +190,13 @@ class ModelPool:
             raise
         self._failures.pop(reference, None)
         facts = {"model": reference, "seconds": round(self._clock() - start, 2), "mib": size_bytes // MIB}
-        facts |= {"engine": embedder.engine.name, "reason": embedder.engine.reason}
+        model = Model(reference, replicas, size_bytes, used_at=self._clock())
+        facts |= {"engine": model.embedder.engine.name, "reason": model.embedder.engine.reason}
+        facts |= {"devices": list(replicas)} if len(replicas) > 1 else {}
         LOG.info("model loaded", extra={"fields": facts})
-        return Model(reference, embedder, size_bytes, used_at=self._clock())
+        for device in replicas.keys() & self._lost:  # meanwhile
+            self._drop(model, device)
+        return model
 
     def _note_failure(self, reference: str, error: NestlingError) -> None:
         before = self._failures.get(reference)
@@ -198,18 +204,21 @@ class ModelPool:
         self._failures[reference] = Failure(error, pause_s, self._clock() + pause_s)
         LOG.warning("model not loaded", extra={"fields": {"model": reference, "error": f"{error!s:.300}"}})
 
-    def _tested(self, reference: str) -> Embedder:
-        """Load a model and run the self-test; an engine's unexpected exceptions become an EngineError."""
+    def _tested(self, reference: str) -> dict[str, Embedder]:
+        """Load a model on every device and run the self-test; an engine's exceptions become an EngineError."""
+        found = dict[str, Embedder]()
         try:
-            embedder = self._load(reference)
-            with closed_on_failure(embedder):
-                for task in embedder.tasks:
-                    self_test(embedder.for_task(task))
+            with ExitStack() as stack:
+                for device in self.serving:
+                    found[device] = stack.enter_context(closed_on_failure(self._loads[device](reference)))
+                    for task in found[device].tasks:
+                        self_test(found[device].for_task(task))
+                check_alike(reference, found)
         except NestlingError:
             raise
         except Exception as error:
             raise EngineError(f"{reference}: cannot be loaded: {type(error).__name__}: {error}") from error
-        return embedder
+        return found
 
     @contextmanager
     def _reserved(self, reference: str, size_bytes: int) -> Iterator[None]:
@@ -241,17 +250,7 @@ class ModelPool:
         """Remove it, and close it in the pool's thread, since closing waits for a running batch."""
         del self._models[model.reference]
         LOG.info("model unloaded", extra={"fields": {"model": model.reference}})
-        return asyncio.get_running_loop().run_in_executor(self._thread, model.embedder.close)
-
-
-@contextmanager
-def closed_on_failure(embedder: Embedder) -> Iterator[None]:
-    """Close it if the block raises anything."""
-    try:
-        yield
-    except BaseException:
-        embedder.close()
-        raise
+        return asyncio.get_running_loop().run_in_executor(self._thread, model.close)
 
 
 def _mib(size_bytes: int) -> str:
@@ -264,14 +263,3 @@ def _nothing() -> None:
 
 def _is_ready(task: asyncio.Task[Model]) -> bool:
     return task.done() and not task.cancelled() and task.exception() is None
-
-
-def self_test(embedder: Embedder) -> None:
-    """Embed texts together and one alone; EngineError unless all vectors are valid and the two ways agree."""
-    together = embedder.encode(SELF_TEST)
-    alone = embedder.encode(SELF_TEST[:1])
-    cosine = float(paired_cosine(together[:1], alone)[0])
-    if not cosine >= SELF_TEST_COSINE:
-        raise EngineError(f"self-test: a text alone and in a batch has cosine {cosine:.6f}, not {SELF_TEST_COSINE}")
-    if len(np.unique(together.round(3), axis=0)) != len(SELF_TEST):
-        raise EngineError("self-test: different texts have the same vector")

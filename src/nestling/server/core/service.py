@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from nestling.engine.protocol import device_of
 from nestling.formats.gguf import GGUFFile
 from nestling.models.embedder import Embedder
 from nestling.models.families import read_spec
@@ -25,10 +26,11 @@ from nestling.server.core.catalog import Catalog, Served, Target
 from nestling.server.core.inference import COMPUTE, SHORT_CHARACTERS, SHORT_NUMBERS, Inference, Span, is_short
 from nestling.server.core.inputs import tokens_of, warnings_of
 from nestling.server.core.listing import Listing
-from nestling.server.core.loading import limited, loader, model_cost
+from nestling.server.core.loading import loads, model_cost
 from nestling.server.core.metrics import Metrics
-from nestling.server.core.model_pool import Load, ModelPool, Use
+from nestling.server.core.model_pool import Load, ModelPool
 from nestling.server.core.pictures import use_of
+from nestling.server.core.replicas import ONE_DEVICE, Use
 from nestling.server.core.requests import (
     PER_TOKEN,
     Embedded,
@@ -66,7 +68,7 @@ class Service:
         )
         budget, idle_s = settings.memory_budget_mb * MIB, settings.idle_unload_s
         self.models = ModelPool(
-            limited(load or loader(settings), settings.max_text_tokens),
+            loads(settings, load),
             budget_bytes=budget,
             idle_s=idle_s,
             cost_of=cost_of or _cost_of(settings, load),
@@ -91,6 +93,8 @@ class Service:
         """Load and self-test the models that must be ready: each served reference's default, or with `preload` all."""
         self.scheduler = Scheduler(
             reset=self.models.reset,
+            lose=self.models.lose,
+            devices=self.models.serving,
             metrics=self.metrics,
             max_tokens=self.settings.max_queue_tokens,
             largest_batch=self.settings.batch_tokens,
@@ -197,9 +201,17 @@ class Service:
         return self._listing.served()
 
     def engines(self) -> list[dict[str, str]]:
-        """Which engine each model in memory runs on, and why."""
-        found = ((one.reference, one.embedder.engine) for one in self.models.loaded)
-        return [{"model": name, "engine": engine.name, "reason": engine.reason} for name, engine in found]
+        """Which engine each model in memory runs in, on each device, and why."""
+        return [
+            {
+                "model": model.reference,
+                "engine": one.engine.name,
+                "device": device_of(one.engine) if name == ONE_DEVICE else name,
+                "reason": one.engine.reason,
+            }
+            for model in self.models.loaded
+            for name, one in model.replicas.items()
+        ]
 
     async def served_as(self, name: str) -> Served:
         """The model that a client's name means; NotServedError or UsageError as for a request with that name."""
@@ -267,9 +279,15 @@ class Service:
         )
         self.metrics.facts(
             "nestling_model_engine",
-            "1 for each model in memory: its engine, and why that one",
-            ("model", "engine", "reason"),
+            "1 for each model in memory and device: its engine, and why that one",
+            ("model", "engine", "device", "reason"),
             lambda: [tuple(one.values()) for one in self.engines()],
+        )
+        self.metrics.device_gauge(
+            "nestling_device_up",
+            "0 for a device that was lost",
+            self.models.serving,
+            lambda device: device not in self.models.lost,
         )
         add("nestling_answer_bytes", "Vectors that are being computed or sent", lambda: self.answers.held_bytes)
         add("nestling_cache_bytes", "Size of the result cache", lambda: self._inference.cache.size_bytes)
@@ -279,4 +297,4 @@ def _cost_of(settings: ServeSettings, load: Load | None) -> Callable[[str], int]
     """Estimates models' memory in the settings' engine; 0 if the caller loads models by other means."""
     if load is not None:
         return lambda _reference: 0
-    return partial(model_cost, engine=settings.engine, device=settings.device, arithmetic=settings.arithmetic)
+    return partial(model_cost, engine=settings.engine, device=settings.devices[0], arithmetic=settings.arithmetic)

@@ -377,7 +377,7 @@ def test_a_real_engine_runs_a_query_between_two_pieces_and_drops_a_text_whose_cl
     engine = real_engine(name, tiny_models["F32"])
 
     async def work(scheduler: Scheduler) -> None:
-        one, tasks = Model("m", fake_embedder(engine=engine)), list[asyncio.Task[Any]]()
+        one, tasks = Model("m", {ONE_DEVICE: fake_embedder(engine=engine)}), list[asyncio.Task[Any]]()
         ask = meanwhile(lambda: tasks.append(asyncio.create_task(scheduler.pool(one, [random_item(7)]))))
         engine.after = {"300.0": ask}
         await scheduler.pool(one, [random_item(300)])

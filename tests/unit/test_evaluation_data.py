@@ -167,10 +167,19 @@ def test_pairs_that_are_not_sound(tmp_path: Path, content: str, message: str) ->
         data.load(str(tmp_path / "sts.tsv"))
 
 
-@pytest.mark.parametrize(("name", "queries"), [("perlfaq-en", 50), ("code-docstring", 50), ("xling-manpages", 80)])
-def test_the_sets_in_the_package(name: str, queries: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "documents", "queries"),
+    [
+        ("perlfaq-en", 500, 50),
+        ("code-docstring", 500, 50),
+        ("xling-manpages", 500, 80),
+        ("pages-en", 134, 134),
+        ("emoji-names", 400, 800),
+    ],
+)
+def test_the_sets_in_the_package(name: str, documents: int, queries: int) -> None:
     found = retrieval(name)
-    assert (len(found.documents), len(found.queries), found.name) == (500, queries, name)
+    assert (len(found.documents), len(found.queries), found.name) == (documents, queries, name)
     assert all(sum(grades.values()) == 1 for grades in found.relevant.values()), "one known item a query"
     folder = data_folder("sets", wanted_for="this test") / name
     notice = (folder / "LICENCE.md").read_text("utf-8")
@@ -233,5 +242,5 @@ def test_what_is_not_installed_is_said_with_the_way_out(folder: Path, monkeypatc
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ModelNotFoundError, match="perlfaq-en, code-docstring, xling-manpages or a NanoBEIR set"):
+    with pytest.raises(ModelNotFoundError, match="xling-manpages, pages-en, emoji-names or a NanoBEIR set"):
         data.load("nope")

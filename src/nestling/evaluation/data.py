@@ -26,7 +26,12 @@ SHIPPED: Mapping[str, tuple[Task, ...]] = {
     "code-docstring": (Task.CODE,),
     "xling-manpages": (Task.TEXT_MATCHING, Task.RETRIEVAL),
 }
-"""The sets of nestling-data, and the tasks that each is for."""
+"""The sets of texts in nestling-data, and the tasks that each is for."""
+IMAGE_SETS: Mapping[str, tuple[Task, ...]] = {
+    "pages-en": (Task.RETRIEVAL,),
+    "emoji-names": (Task.RETRIEVAL, Task.TEXT_MATCHING),
+}
+"""The same for its sets of images, which only a model with a vision tower can be measured on."""
 
 
 class Form(StrEnum):
@@ -113,22 +118,24 @@ def load(name: str) -> Benchmark:
     FileFormatError with file and line for invalid contents.
     """
     path = Path(name)
-    if name in SHIPPED:
-        return read_folder(data_folder("sets", wanted_for=f"benchmark={name!r}") / name, name=name, tasks=SHIPPED[name])
+    packaged = {**SHIPPED, **IMAGE_SETS}
+    if name in packaged:
+        folder = data_folder("sets", wanted_for=f"benchmark={name!r}") / name
+        return read_folder(folder, name=name, tasks=packaged[name])
     if path.is_dir():
         return read_folder(path, name=path.resolve().name)
     if path.is_file():
         return read_pairs(path)
     if repository := datasets.repository(name):
         return read_folder(datasets.fetch(repository), name=name, tasks=(Task.RETRIEVAL,))
-    near = nearest(name, [*SHIPPED, *(f"Nano{one}" for one in datasets.NANOBEIR)])
+    near = nearest(name, [*packaged, *(f"Nano{one}" for one in datasets.NANOBEIR)])
     raise ModelNotFoundError(
-        f"benchmark={name!r}: expected a folder, a file, one of {', '.join(SHIPPED)} or a NanoBEIR set{near}"
+        f"benchmark={name!r}: expected a folder, a file, one of {', '.join(packaged)} or a NanoBEIR set{near}"
     )
 
 
 def for_task(task: Task | None) -> list[str]:
-    """The shipped sets for a task; all sets for None."""
+    """The shipped sets of texts for a task; all of them for None."""
     return [name for name, tasks in SHIPPED.items() if task is None or task in tasks]
 
 

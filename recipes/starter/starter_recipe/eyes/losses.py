@@ -1,0 +1,105 @@
+"""The losses of the eyes: pictures against names, merged tokens against text tokens, images of texts against texts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from starter_recipe.eyes.samples import Pictures, Texts, as_colour
+from starter_recipe.eyes.tower import CELL
+from starter_recipe.model import TASKS
+
+if TYPE_CHECKING:
+    from starter_recipe.eyes.seeing import Eyes
+    from starter_recipe.eyes.typeset import Drawn
+
+PREFIXES = {"name": "Query: ", "text": "Passage: "}
+TEMPERATURE = 0.05
+TOKEN_SCALE = 16.0
+"""By which the cosine of a merged token and a text token's embedding is multiplied before the softmax."""
+OTHER_TOKENS = 1024
+PICTURES = 64
+STRIPS = ((16, (112, 448)), (10, (224, 336)), (12, (112, 560)), (21, (112, 336)))
+PAGES = ((2, (784, 560)), (3, (560, 560)), (4, (560, 448)))
+"""How many images of which (height, width) are a batch."""
+
+
+class Losses:
+    """Batches and their losses for one pair of towers."""
+
+    def __init__(self, eyes: Eyes, pictures: Pictures, texts: Texts) -> None:
+        self.eyes, self.pictures, self.texts = eyes, pictures, texts
+        self._names = {task: self._names_of(task) for task in TASKS}
+
+    def _names_of(self, task: str) -> dict[str, Tensor]:
+        """Vectors of all names by language: English ones of all concepts, the others of the emoji, in their order."""
+        found: dict[str, Tensor] = {}
+        for language in self.pictures.names[0]:
+            names = [one[language] for one in self.pictures.names if language in one]
+            found[language] = self.eyes.readers[task].texts([PREFIXES["name"] + name for name in names])
+        return found
+
+    def picture(self, random: np.random.Generator) -> Tensor:
+        """Cross-entropy of each picture's name among all names of a language, averaged over the languages."""
+        task = str(random.choice(TASKS))
+        batch = self.pictures.batch(PICTURES, random)
+        vectors = self.eyes.vectors(batch.pixels, task)
+        emoji = batch.concepts < self.pictures.emoji
+        losses = []
+        for language, names in self._names[task].items():
+            chosen = slice(None) if language == "en" else emoji
+            scores = vectors[chosen] @ names.T / TEMPERATURE
+            losses.append(functional.cross_entropy(scores, batch.concepts[chosen]))
+        return torch.stack(losses).mean()
+
+    def cells(self, random: np.random.Generator) -> Tensor:
+        """Merged tokens of strips of text against the embeddings of the text tokens drawn there."""
+        images = self._drawn(STRIPS, random)
+        with torch.autocast("cpu", torch.bfloat16):
+            rows = self.eyes.tower(as_colour(images))
+        return self._spelled(rows.float(), images, random)
+
+    def strip(self, random: np.random.Generator) -> Tensor:
+        """The same, and the strips' vectors against their texts' vectors."""
+        return self._read(self._drawn(STRIPS, random), random)
+
+    def page(self, random: np.random.Generator) -> Tensor:
+        """The same on pages."""
+        return self._read(self._drawn(PAGES, random), random)
+
+    def _drawn(self, sizes: tuple[tuple[int, tuple[int, int]], ...], random: np.random.Generator) -> list[Drawn]:
+        count, size = sizes[random.integers(len(sizes))]
+        return self.texts.batch(count, size, random)
+
+    def _read(self, images: list[Drawn], random: np.random.Generator) -> Tensor:
+        task = str(random.choice(TASKS))
+        reader, (height, width) = self.eyes.readers[task], images[0].pixels.shape
+        with torch.autocast("cpu", torch.bfloat16):
+            rows = self.eyes.tower(as_colour(images))
+            vectors = reader(rows, (height // CELL, width // CELL))
+        wanted = reader.texts([PREFIXES["text"] + one.text for one in images])
+        cosines = vectors @ wanted.T
+        contrast = functional.cross_entropy(cosines / TEMPERATURE, torch.arange(len(images)))
+        return (1 - cosines.diagonal()).mean() + contrast + 0.3 * self._spelled(rows.float(), images, random)
+
+    def _spelled(self, rows: Tensor, images: list[Drawn], random: np.random.Generator) -> Tensor:
+        """Each cell's row against the sum of the embeddings drawn in it, and by softmax over embeddings."""
+        table = next(iter(self.eyes.readers.values())).embeddings
+        count, flat = rows.shape[1], rows.flatten(0, 1)
+        parts = [
+            (cell + place * count, ids, shares)
+            for place, one in enumerate(images)
+            for cell, ids, shares in [one.shares()]
+        ]
+        cells, ids, shares = (torch.from_numpy(np.concatenate(column)) for column in zip(*parts, strict=True))
+        wanted = torch.zeros_like(flat).index_add_(0, cells, shares[:, None] * table[ids])
+        squares = (flat - wanted).square().mean()
+        others = torch.from_numpy(random.integers(0, len(table), OTHER_TOKENS))
+        known, place = torch.unique(torch.cat((ids, others)), return_inverse=True)
+        scores = TOKEN_SCALE * functional.normalize(flat, dim=-1) @ functional.normalize(table[known], dim=-1).T
+        likely = scores.log_softmax(-1)[cells, place[: len(ids)]]
+        return squares - (shares * likely).sum() / shares.sum()

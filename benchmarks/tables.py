@@ -180,6 +180,18 @@ def server() -> str:
     return "\n".join(lines) + "\n"
 
 
+def instant() -> str:
+    """What the server itself can do, by encoding and request size."""
+    found = _read("server-instant")
+    wide = [row for row in found["rows"] if row["width"] == found["rows"][0]["width"]]
+    lines = ["| vectors as | texts a request | tokens/s | tokens per processor second |", "|---|---|---|---|"]
+    lines += [
+        f"| {row['encoding']} | {row['texts']} | {row['tokens_per_s']:,.0f} | {1e6 / row['server_ms_per_1000']:,.0f} |"
+        for row in wide
+    ]
+    return "\n".join(lines) + "\n"
+
+
 SPOKEN = {
     "OpenAI": "`/v1/embeddings`, `/v1/models`",
     "Ollama": "`/api/embed`, `/api/embeddings`, `/api/tags`, `/api/show`, `/api/ps`, names with `:latest`",
@@ -236,7 +248,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "long texts": long_texts,
     },
     "docs/moving.md": {"clients": tried},
-    "docs/server.md": {"load": server},
+    "docs/server.md": {"load": server, "instant": instant},
 }
 
 

@@ -118,11 +118,10 @@ def _noise(noise: NDArray[np.float32], name: str, size: tuple[int, ...]) -> Iter
         yield noise[: size[0]] * np.float32(0.02) + np.float32("ln" in name)
         return
     left, at = prod(size), sum(name.encode()) * 1009 % PERIOD
-    scaled = noise * np.float32(0.6 / prod(size[1:]) ** 0.5)
-    upper = (scaled.view(np.uint32) >> 16).astype(np.uint16)
+    factor = np.float32(0.6 / prod(size[1:]) ** 0.5)
     while left:
-        piece = upper[at : at + left]
-        yield piece
+        piece = noise[at : at + left] * factor
+        yield (piece.view(np.uint32) >> 16).astype(np.uint16)
         left, at = left - piece.size, 0
 
 

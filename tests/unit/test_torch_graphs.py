@@ -6,6 +6,7 @@ other, an input left over from the batch before, a batch that is too large, sums
 something else, one that fails while recording or later.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,13 @@ def test_a_driver_that_records_nothing_is_said(tiny_models: dict[str, Path]) -> 
     assert (found.by_size, found.reason) == (
         {}, "no graphs: CUDA error: operation not permitted when stream is capturing"
     )  # fmt: skip
+
+
+def test_this_torch_records_as_we_ask_it_to() -> None:
+    """What only a card runs: the names and the option exist."""
+    assert "capture_error_mode" in inspect.signature(torch.cuda.graph.__init__).parameters
+    assert callable(torch.cuda.CUDAGraph.replay)
+    assert callable(torch.cuda.Stream.wait_stream)
 
 
 def test_a_cpu_has_no_graphs(tiny_models: dict[str, Path]) -> None:

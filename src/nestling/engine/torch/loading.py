@@ -17,7 +17,10 @@ from nestling.engine.torch.products import INNER
 from nestling.engine.torch.text import Layer, Linear, Stage, TextModel
 from nestling.engine.weights import tensor
 from nestling.formats.gguf import GGUFFile
+from nestling.formats.quant_types import QuantType
 from nestling.vectors import Floats
+
+_HALVES = {QuantType.BF16: torch.bfloat16, QuantType.F16: torch.float16}
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,12 @@ class Loader:
         return torch.cat([rotation.outputs(kind, part) for kind, part in parts]).view(w.shape)
 
     def _read(self, name: str) -> Tensor:
-        return self._up(tensor(self.file, name, threads=self.on.threads))
+        """A tensor in float32; half-precision ones are converted on the device, which halves what is transferred."""
+        info = self.file.tensors[name]
+        if info.kind not in _HALVES:
+            return self._up(tensor(self.file, name, threads=self.on.threads))
+        stored = torch.from_numpy(np.array(self.file.raw(name)).view(np.int16)).view(_HALVES[info.kind])
+        return stored.reshape(info.shape).to(self.on.device).float()
 
     def _up(self, array: Floats) -> Tensor:
         """Copy to the device: arrays of float32 files are read-only views of the file."""

@@ -22,6 +22,7 @@ from nestling._util.files import sha256_file
 from nestling.bulk import manifest, model_files
 from nestling.bulk.manifest import Job, Log
 from nestling.bulk.settings import FOUND_ROWS, VectorType
+from nestling.engine.names import EngineName, check_device, parse_device
 from nestling.errors import BuildError, FileFormatError, InputError, UsageError
 from nestling.inputs.image import ImageLike
 from nestling.models import local
@@ -62,17 +63,26 @@ class Found:
 
 
 def search(
-    dest: Path, query: str | ImageLike, *, top: int = FOUND_ROWS, model: str | None = None, threads: int | None = None
+    dest: Path,
+    query: str | ImageLike,
+    *,
+    top: int = FOUND_ROWS,
+    model: str | None = None,
+    threads: int | None = None,
+    device: str | None = None,
 ) -> Found:
     """The `top` rows nearest to a text (a str) or an image (a Path, bytes and so on).
 
-    `model` says where the job's model file is now, if it has moved. A folder without a job, an empty query and one
-    that is no image are a UsageError; another model file is a BuildError.
+    `model` says where the job's model file is now, if it has moved. `device`: where torch embeds the query; by default
+    the job's kind of device. A folder without a job, an empty query and one that is no image are a UsageError; another
+    model file is a BuildError.
     """
     if top < 1:
         raise UsageError(f"top={top}: expected at least 1", param="top")
     job = Job.read(dest)
-    vector, family = _query(job, query, model, threads)
+    if device is not None:
+        check_device(EngineName.parse(job.what.backend), parse_device(device))
+    vector, family = _query(job, query, model, (device or job.what.device, threads))
     untrained = is_untrained(family) and bool(job.model.tower or not isinstance(query, str))
     if (dest / manifest.TABLE_DONE).exists() and job.what.embedding_type != VectorType.INT8:
         hits = need("nestling.bulk.lance", wanted_for="searching a LanceDB table", extra="lance").search(
@@ -84,16 +94,19 @@ def search(
     return Found(hits, log.rows, job.plan.rows - log.rejected, untrained)
 
 
-def _query(job: Job, query: str | ImageLike, model: str | None, threads: int | None) -> tuple[Floats, str]:
-    """The query's vector, and the family of the model that made it."""
+def _query(
+    job: Job, query: str | ImageLike, model: str | None, where: tuple[str | None, int | None]
+) -> tuple[Floats, str]:
+    """The query's vector, and the family of the model that made it. `where`: the device and its threads."""
     path = local.resolve(model or job.model.reference)
     if sha256_file(path) != job.model.sha256:
         raise BuildError(f"{path}: not the model file that {job.folder} was made with; give that one's path as `model`")
     if not isinstance(query, str):
         model_files.check(job.model, path)  # the vision tower's too
     prompt = Role.RAW if Role.parse(job.what.prompt) is Role.RAW else Role.QUERY
+    (device, threads), what = where, job.what
     with closing(
-        Embedder.load(path, threads=threads, engine=job.what.backend, arithmetic=job.what.products)
+        Embedder.load(path, threads=threads, engine=what.backend, device=device, arithmetic=what.products)
     ) as embedder:
         try:
             items = embedder.items([query], prompt_name=prompt)

@@ -25,6 +25,7 @@ from nestling.bulk.settings import (
 )
 from nestling.bulk.sources import Found
 from nestling.bulk.worker import Setup
+from nestling.engine.names import EngineName, check_device, kind_of
 from nestling.errors import BuildError, UsageError
 
 
@@ -43,6 +44,7 @@ def run(
     """
     how, began = how or RunOptions(), time.monotonic()
     _check_index(what, how)
+    _check_devices(what, how)
     found = sources.find(source)
     files = sources.apart(found.files, out)
     what = plan.settled(what, files)
@@ -96,6 +98,13 @@ def _check_index(what: JobSpec, how: RunOptions, rows: int = INDEX_ROWS) -> None
         raise UsageError(f"index: LanceDB needs at least {INDEX_ROWS} rows to build one, found {rows}", param="index")
 
 
+def _check_devices(what: JobSpec, how: RunOptions) -> None:
+    check_device(EngineName.parse(what.backend), how.device)
+    for one in how.devices:
+        if one is not None and kind_of(one) != (what.device or "cpu"):
+            raise UsageError(f"device={how.device!r}: the job's is {what.device or 'cpu'}", param="device")
+
+
 def _job(out: Path, files: Sequence[Found], what: JobSpec, context: tuple[Model, RunOptions]) -> Job:
     """The folder's job, if it is the same one; a new job in an empty folder."""
     model, how = context
@@ -129,15 +138,17 @@ def _check_source(job: Job, files: Sequence[Found]) -> None:
 
 
 def _setup(job: Job, files: Sequence[Found], how: RunOptions) -> Setup:
-    threads = how.threads or max(1, usable_threads() // how.workers)
-    return Setup(job.folder.resolve(), tuple(_taken(job, files)), job.what.model, threads, how.skip_bad_files)
+    threads, files = how.threads or max(1, usable_threads() // how.worker_count), _taken(job, files)
+    device = how.devices[0] or job.what.device
+    return Setup(job.folder.resolve(), tuple(files), job.what.model, threads, how.skip_bad_files, device)
 
 
 def _runner(setup: Setup, left: Sequence[Shard], how: RunOptions, ticked: Ticked) -> Iterator[Finished]:
     if how.runner is Runner.LOCAL:
-        return local.run(setup, left, workers=how.workers, ticked=ticked)
+        devices = how.devices if len(how.devices) > 1 else (setup.device,) * how.worker_count
+        return local.run(setup, left, devices=devices, ticked=ticked)
     ray = need("nestling.bulk.ray", wanted_for="engine=ray", extra="ray")
-    found: Iterator[Finished] = ray.run(setup, left, workers=how.workers, address=how.ray_address, ticked=ticked)
+    found: Iterator[Finished] = ray.run(setup, left, workers=how.worker_count, address=how.ray_address, ticked=ticked)
     return found
 
 

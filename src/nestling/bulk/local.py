@@ -11,10 +11,11 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
+from dataclasses import replace
 from itertools import islice
 from multiprocessing.connection import wait as wait_for
 from multiprocessing.context import SpawnContext, SpawnProcess
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nestling.bulk.embedding import Ticked
 from nestling.bulk.manifest import Finished
@@ -22,22 +23,33 @@ from nestling.bulk.plan import Shard
 from nestling.bulk.worker import Setup, Worker, open_worker
 from nestling.errors import EngineError
 
+if TYPE_CHECKING:
+    from multiprocessing.queues import SimpleQueue
+
 INTERRUPTED = 130
 
 
-def run(setup: Setup, shards: Sequence[Shard], *, workers: int, ticked: Ticked) -> Iterator[Finished]:
-    """Make the shards; yields each when it is finished. `ticked`: called for each batch, or each shard."""
-    if workers > 1:
-        yield from _in_processes(setup, shards, workers=workers, ticked=ticked)
+def run(setup: Setup, shards: Sequence[Shard], *, devices: Sequence[str | None], ticked: Ticked) -> Iterator[Finished]:
+    """Make the shards with a worker on each device; yields each when it is finished.
+
+    `ticked`: called for each batch, or each shard.
+    """
+    if len(devices) > 1:
+        yield from _in_processes(setup, shards, devices=devices, ticked=ticked)
         return
     with closing(open_worker(setup)) as worker:
         for shard in shards:
             yield worker.make(shard, ticked)
 
 
-def _in_processes(setup: Setup, shards: Sequence[Shard], *, workers: int, ticked: Ticked) -> Iterator[Finished]:
-    context = _Spawn()
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(setup,))
+def _in_processes(
+    setup: Setup, shards: Sequence[Shard], *, devices: Sequence[str | None], ticked: Ticked
+) -> Iterator[Finished]:
+    context, workers = _Spawn(), len(devices)
+    free: SimpleQueue[str | None] = context.SimpleQueue()
+    for device in devices:
+        free.put(device)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(setup, free))
     try:
         left = iter(shards)
         waiting = {_submit(pool, shard) for shard in islice(left, 2 * workers)}
@@ -85,9 +97,9 @@ _setup: list[Setup] = []
 _worker: list[Worker] = []
 
 
-def _begin(setup: Setup) -> None:
-    """In a worker process: store the setup, exit silently at Ctrl-C and with the parent."""
-    _setup.append(setup)
+def _begin(setup: Setup, free: "SimpleQueue[str | None]") -> None:
+    """In a worker process: take a free device, store the setup, exit silently at Ctrl-C and with the parent."""
+    _setup.append(replace(setup, device=free.get()))
     signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     threading.Thread(target=_end_with_parent, daemon=True).start()

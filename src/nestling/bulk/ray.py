@@ -1,5 +1,7 @@
 """Shards on Ray Data: one stateful actor per engine, with Ray's streaming execution and retries.
 
+An engine on a card asks Ray for one GPU, and sees no other.
+
 The only module that imports ray. Every node needs nestling installed, and sees the source, the model and the job's
 folder under the same names. Ray's usage reports are off. A shard that Ray retries gives
 the same file.
@@ -9,7 +11,7 @@ import json
 import logging
 import os
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -22,6 +24,7 @@ from nestling.bulk.embedding import Ticked
 from nestling.bulk.manifest import Finished
 from nestling.bulk.plan import Shard
 from nestling.bulk.worker import Setup, Worker, open_worker
+from nestling.engine.names import kind_of
 from nestling.errors import EngineError, NestlingError, UsageError
 
 MOST_BLOCKS = 10_000
@@ -33,7 +36,7 @@ def run(
     setup: Setup, shards: Sequence[Shard], *, workers: int, address: str | None, ticked: Ticked
 ) -> Iterator[Finished]:
     """Make the shards on a cluster, or on a local Ray; yields each when it is finished."""
-    _start(address, workers * setup.threads)
+    _start(address, {"CPU": workers * setup.threads, "GPU": workers * _gpus(setup)})
     try:
         for row in _dataset(setup, shards, workers).iter_rows():
             one = _answer(row)
@@ -46,21 +49,34 @@ def run(
         ray.shutdown()
 
 
-def _start(address: str | None, processors: int) -> None:
+def _gpus(setup: Setup) -> int:
+    """GPUs that a worker needs, in Ray's sense of cards of any maker."""
+    return int(setup.device is not None and kind_of(setup.device) != "cpu")
+
+
+def _start(address: str | None, needed: Mapping[str, int]) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     try:
         if address is None:
             ray.init(
-                "local", num_cpus=processors, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet
+                "local",
+                num_cpus=needed["CPU"],
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                **quiet,
             )
         else:
             ray.init(address, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UsageError(f"ray_address={address!r}: {str(error).splitlines()[0]}", param="ray_address") from None
-    have = int(ray.cluster_resources().get("CPU", 0))  # type: ignore[no-untyped-call]
-    if have < processors:
-        ray.shutdown()
-        raise UsageError(f"workers: {processors} processors needed, the cluster has {have}", param="workers")
+    there = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    for name, count in needed.items():
+        if (have := int(there.get(name, 0))) < count:
+            ray.shutdown()
+            raise UsageError(f"workers: {count} {_RESOURCES[name]} needed, the cluster has {have}", param="workers")
+
+
+_RESOURCES = {"CPU": "processors", "GPU": "GPUs"}
 
 
 def _dataset(setup: Setup, shards: Sequence[Shard], workers: int) -> Any:  # noqa: ANN401 - ray's Dataset
@@ -74,6 +90,7 @@ def _dataset(setup: Setup, shards: Sequence[Shard], workers: int) -> Any:  # noq
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=workers),
         num_cpus=setup.threads,
+        num_gpus=_gpus(setup) or None,
     )
 
 

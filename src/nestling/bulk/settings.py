@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from nestling._util.spelling import member
 from nestling.engine.arithmetic import ArithmeticName
-from nestling.engine.names import EngineName
+from nestling.engine.names import DEVICES, EngineName, check_device, kind_of, parse_device, parse_devices
 from nestling.errors import UsageError
 from nestling.spec import Role
 
@@ -24,6 +24,13 @@ SHARD_ROWS, IMAGE_SHARD_ROWS = 1000, 64
 """Rows of a shard, without and with images: what is held in memory, and at most lost when a run dies. The largest
 images take about fifteen times the work of a text of 100 tokens."""
 DEFAULT_TEXT = "text"
+
+
+_ARITHMETICS: dict[str, tuple[ArithmeticName, ...]] = {
+    EngineName.OPENVINO: tuple(one for one in ArithmeticName if one is not ArithmeticName.AUTO),
+    EngineName.TORCH: (ArithmeticName.FLOAT32, ArithmeticName.BF16, ArithmeticName.INT8_ROWS),
+}
+"""Those of the engines that have several."""
 
 
 class VectorType(StrEnum):
@@ -66,9 +73,10 @@ class JobSpec:
     `text_column` is `text` by default where tables have no `image_column`; with both, each row has one of the two.
     `id_column` is `id` by default where the source has it; `none`, or a source without one, makes ids `file#row`.
     `shard_rows` is 1,000 by default, 64 where there are images. `keep` names columns that go into the result. `prompt`
-    is the role of texts: passage, query or raw. `backend` is the engine: openvino, llamacpp or reference; there is no
-    `auto`, since engines differ in the last bits. `arithmetic` is that of openvino's products (float files are exact in
-    int8-groups, too); there is no `auto` either.
+    is the role of texts: passage, query or raw. `backend` is the engine: openvino, llamacpp, torch or reference; there
+    is no `auto`, since engines differ in the last bits. `arithmetic` is that of the products: by default int8-groups
+    for openvino (float files are exact in it, too), float32 for torch on a CPU, bf16 on a card; no `auto` either.
+    `device` is the kind of device, which torch needs: cuda, xpu, mps or cpu. Which card computes is a `RunOptions`.
     """
 
     model: str
@@ -81,8 +89,9 @@ class JobSpec:
     embedding_type: str = VectorType.FLOAT
     truncate: bool = False
     backend: str = EngineName.OPENVINO
-    arithmetic: str = ArithmeticName.INT8_GROUPS
+    arithmetic: str | None = None
     shard_rows: int | None = None
+    device: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what can never be done."""
@@ -93,6 +102,7 @@ class JobSpec:
                 "backend='auto': expected the name of one engine for all workers",
                 param="backend",
             )
+        self._check_device()
         self._check_arithmetic()
         if self.shard_rows is not None and self.shard_rows < 1:
             raise UsageError(f"shard_rows={self.shard_rows}: expected at least 1", param="shard_rows")
@@ -105,18 +115,40 @@ class JobSpec:
         if len(set(self.keep)) < len(self.keep):
             raise UsageError(f"keep={', '.join(self.keep)}: a column is named twice", param="keep")
 
+    def _check_device(self) -> None:
+        engine = EngineName.parse(self.backend)
+        if self.device is None and engine is EngineName.TORCH:
+            raise UsageError(f"device: expected {DEVICES} with the engine torch", param="device")
+        if self.device is not None:
+            check_device(engine, parse_device(self.device))
+            if ":" in self.device:
+                said = f"device={self.device!r}: expected {kind_of(self.device)}; RunOptions.device numbers the cards"
+                raise UsageError(said, param="device")
+
     def _check_arithmetic(self) -> None:
-        if ArithmeticName.parse(self.arithmetic) is ArithmeticName.AUTO:
+        if self.arithmetic is None:
+            return
+        name, known = ArithmeticName.parse(self.arithmetic), _ARITHMETICS.get(self.backend)
+        if name is ArithmeticName.AUTO:
             said = "arithmetic='auto': expected the name of one arithmetic for all workers"
             raise UsageError(said, param="arithmetic")
-        if self.backend != EngineName.OPENVINO and self.arithmetic != ArithmeticName.INT8_GROUPS:
+        if known is None and name is not ArithmeticName.INT8_GROUPS:
             said = f"arithmetic={self.arithmetic!r}: the engine {self.backend} takes no arithmetic"
+            raise UsageError(said, param="arithmetic")
+        if known is not None and name not in known:
+            said = f"arithmetic={self.arithmetic!r}: expected one of {', '.join(known)} with the engine {self.backend}"
             raise UsageError(said, param="arithmetic")
 
     @property
     def products(self) -> str:
         """The arithmetic as `Embedder.load` takes it: `auto` for engines with only one."""
-        return str(self.arithmetic) if self.backend == EngineName.OPENVINO else ArithmeticName.AUTO
+        return self._own_arithmetic if self.backend in _ARITHMETICS else ArithmeticName.AUTO
+
+    @property
+    def _own_arithmetic(self) -> str:
+        if self.backend != EngineName.TORCH:
+            return self.arithmetic or ArithmeticName.INT8_GROUPS
+        return self.arithmetic or (ArithmeticName.FLOAT32 if self.device == "cpu" else ArithmeticName.BF16)
 
     def settled(self, *, tables: bool, images: bool) -> Self:
         """The same, with source-dependent defaults filled in; UsageError for column names if there are no tables."""
@@ -127,6 +159,8 @@ class JobSpec:
             self,
             text_column=self.text_column or (DEFAULT_TEXT if tables and not self.image_column else None),
             shard_rows=self.shard_rows or (IMAGE_SHARD_ROWS if images else SHARD_ROWS),
+            arithmetic=str(self._own_arithmetic),
+            device=self.device if self.backend == EngineName.TORCH else None,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -143,13 +177,15 @@ class JobSpec:
 class RunOptions:
     """How a job is run.
 
-    `threads`: of each worker; by default the usable processors are divided among them. More than `max_rejects`
-    rejected rows end the job; None is no limit. `skip_bad_files` skips files that cannot be read.
-    `index` builds LanceDB's index.
+    `workers`: by default one for each device. `device`: torch's, several separated by commas; by default the first of
+    the job's kind. On Ray, cards have no numbers, since Ray assigns them. `threads`: of each worker; by default the
+    usable processors are divided among them. More than `max_rejects` rejected rows end the job; None is no limit.
+    `skip_bad_files` skips files that cannot be read. `index` builds LanceDB's index.
     """
 
     runner: Runner = Runner.LOCAL
-    workers: int = 1
+    workers: int | None = None
+    device: str | None = None
     threads: int | None = None
     ray_address: str | None = None
     max_rejects: int | None = None
@@ -159,12 +195,35 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         """Refuse what can never be done."""
-        if self.workers < 1:
+        if self.workers is not None and self.workers < 1:
             raise UsageError(f"workers={self.workers}: expected at least 1", param="workers")
+        if problem := self._why_not_these_devices():
+            raise UsageError(problem, param="device")
         if self.ray_address and self.runner is not Runner.RAY:
             raise UsageError("ray_address is for engine=ray", param="ray_address")
         if self.index and self.sink is not Sink.LANCE:
             raise UsageError("index is for sink=lance", param="index")
+
+    @property
+    def devices(self) -> tuple[str | None, ...]:
+        """The devices, in the order of the workers if there are several; None for the engine's own."""
+        return parse_devices(self.device) if self.device is not None else (None,)
+
+    @property
+    def worker_count(self) -> int:
+        """The number of workers."""
+        return self.workers or len(self.devices)
+
+    def _why_not_these_devices(self) -> str | None:
+        devices = self.devices
+        on_cards = devices[0] is not None and kind_of(devices[0]) != "cpu"
+        if on_cards and self.runner is Runner.RAY:
+            numbered = next((one for one in devices if one and ":" in one), None)
+            kind = kind_of(devices[0] or "")
+            return numbered and f"device={self.device!r}: expected {kind} and workers; Ray assigns the cards"
+        if self.worker_count != len(devices) and (on_cards or len(devices) > 1):
+            return f"workers={self.workers}: expected one for each device, found device={self.device!r}"
+        return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,20 +63,22 @@ def schema_of(job: Job) -> pa.Schema:
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What a worker needs, wherever it runs: the job's folder, the source's files, its engine's threads."""
+    """What a worker needs, wherever it runs: the job's folder, the source's files, its engine's threads and device."""
 
     folder: Path
     files: tuple[Found, ...]
     model: str
     threads: int
     skip_bad_files: bool
+    device: str | None = None
 
 
 def open_worker(setup: Setup) -> "Worker":
     """Load the model and open the job; a model file or a vision tower that is not the job's is a BuildError."""
     job, path = Job.read(setup.folder), local.resolve(setup.model)
     model_files.check(job.model, path)
-    embedder = Embedder.load(path, threads=setup.threads, engine=job.what.backend, arithmetic=job.what.products)
+    what, threads = job.what, setup.threads
+    embedder = Embedder.load(path, threads=threads, engine=what.backend, device=setup.device, arithmetic=what.products)
     return Worker(job, setup.files, embedder, skip_bad_files=setup.skip_bad_files)
 
 

@@ -15,7 +15,8 @@ from nestling._util.extras import need
 from nestling._util.files import check_output_folder
 from nestling.bulk.settings import FOUND_ROWS, JobSpec, RunOptions
 from nestling.cli.console import Bars, show_table
-from nestling.cli.options import DimensionsOption, JsonOption, ModelOption, TaskOption, ThreadsOption
+from nestling.cli.options import DeviceOption, DimensionsOption, JsonOption, ModelOption, TaskOption, ThreadsOption
+from nestling.engine.names import DEVICES, kind_of, parse_devices
 from nestling.errors import UsageError
 from nestling.models import local
 from nestling.models.towers import UNTRAINED
@@ -60,11 +61,25 @@ def bulk(
     embedding_type: Annotated[str, typer.Option(help="float, float16, int8 or binary.")] = _SPEC.embedding_type,
     truncate: Annotated[bool, typer.Option("--truncate", help="Truncate texts that are too long.")] = False,
     engine: Annotated[str, typer.Option("--engine", "-e", help="local, or ray for Ray Data.")] = _OPTIONS.runner,
-    workers: Annotated[int, typer.Option(min=1, help="Worker processes, each with an engine.")] = _OPTIONS.workers,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Worker processes, each with an engine; one for each device by default.", show_default=False
+        ),
+    ] = _OPTIONS.workers,
+    device: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help=f"For torch: {DEVICES}; or several: A,B. On Ray without numbers."),
+    ] = None,
     threads: ThreadsOption = None,
-    backend: Annotated[str, typer.Option(help="openvino, llamacpp or reference.")] = _SPEC.backend,
+    backend: Annotated[str, typer.Option(help="openvino, llamacpp, torch or reference.")] = _SPEC.backend,
     arithmetic: Annotated[
-        str, typer.Option(help="Of openvino: float32, bf16, int8-groups, int8-rows or int8-mixed.")
+        str | None,
+        typer.Option(
+            help="openvino: float32, bf16, int8-groups, int8-rows, int8-mixed; torch: float32, bf16, int8-rows. "
+            "[int8-groups; torch: float32 on a CPU, bf16 on a card]",
+            show_default=False,
+        ),
     ] = _SPEC.arithmetic,
     ray_address: Annotated[str | None, typer.Option(help="An existing Ray cluster.")] = None,
     shard_rows: Annotated[
@@ -96,10 +111,12 @@ def bulk(
         backend=backend,
         arithmetic=arithmetic,
         shard_rows=shard_rows,
+        device=None if device is None else kind_of(parse_devices(device)[0]),
     )
     how = RunOptions(
         runner=library.Runner.parse(engine),
         workers=workers,
+        device=device,
         threads=threads,
         ray_address=ray_address,
         max_rejects=max_rejects,
@@ -181,13 +198,14 @@ def search(
         str | None, typer.Option("--model", "-m", metavar="REF", help="The job's model file, if it was moved.")
     ] = None,
     threads: ThreadsOption = None,
+    device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find the rows of a corpus that are most similar to a text or an image, by exact search."""
     if (query is None) == (image is None):
         raise UsageError("query: give a text or --image FILE, one of them", param="query")
     found = need("nestling.bulk", wanted_for="search", extra="bulk").search(
-        dest, image if query is None else query, top=top, model=model, threads=threads
+        dest, image if query is None else query, top=top, model=model, threads=threads, device=device
     )
     if as_json:
         hits = [{"score": hit.score, "id": hit.id, **hit.kept} for hit in found.hits]

@@ -5,6 +5,7 @@ on the order of its files, a query that is a document of its own, a loss called 
 """
 
 import importlib
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,22 @@ def test_the_battery_is_broad_and_none_of_its_packages_is_trained_on() -> None:
     assert set(names.DEBIAN) & set(trained.DEBIAN) <= {names.TRAINED_TERMS}
     python = [{one.split("==")[0] for one in listed} for listed in (names.PYTHON, trained.PYTHON_SOURCES)]
     assert not python[0] & python[1]
+
+
+def test_the_recorded_counts_are_those_of_the_table() -> None:
+    sets, recorded = (
+        part("sets"),
+        json.loads((RECIPE / "starter_recipe" / "battery" / "counts.json").read_text("utf-8")),
+    )
+    assert set(recorded) == set(sets.tasks()) - set(sets.SHIPPED)
+    assert {name for name, one in recorded.items() if one["withheld"]} == set(sets.withheld())
+
+
+def test_package_names_are_whole() -> None:
+    """A name that is broken at a hyphen cannot be fetched."""
+    names = part("packages")
+    assert all(not name.startswith("-") and not name.endswith("-") for name in names.DEBIAN)
+    assert all(one.count("==") == 1 for one in names.PYTHON)
 
 
 # How a set is split.

@@ -51,8 +51,8 @@ MANUAL_PAGES = """
 netpbm libcurl4-doc libssl-doc ncurses-doc tcllib lvm2 samba-common-bin graphviz
 """.split()  # noqa: SIM905
 GO = """
-golang-golang-x-image-dev golang-golang-x-crypto-dev golang-github-spf13-afero-dev golang-github-emirpasic-gods-
-dev golang-github-go-git-go-git-dev golang-github-miekg-dns-dev
+golang-golang-x-image-dev golang-golang-x-crypto-dev golang-github-spf13-afero-dev golang-github-emirpasic-gods-dev
+golang-github-go-git-go-git-dev golang-github-miekg-dns-dev
 """.split()  # noqa: SIM905
 DEBIAN = sorted(
     {

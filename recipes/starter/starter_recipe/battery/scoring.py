@@ -48,7 +48,7 @@ class Scorer:
 
     def __init__(self, checkpoint: Path, kept: Path) -> None:
         self.checkpoint, self._encoders = checkpoint, dict[str, Encoder]()
-        self._path = kept / f"{checkpoint.resolve().name}-{weights_hash(checkpoint)[:12]}.json"
+        self._path = kept / f"{weights_hash(checkpoint)[:16]}.json"
         self._kept = json.loads(self._path.read_text("utf-8")) if self._path.exists() else {}
 
     def values(self, one: Judged) -> NDArray[np.float64]:

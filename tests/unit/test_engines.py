@@ -29,6 +29,7 @@ from nestling.engine.llamacpp import SMALLEST_BATCH
 from nestling.engine.names import EngineName
 from nestling.engine.numpy_reference import ReferenceEngine
 from nestling.engine.openvino import engine as openvino_engine
+from nestling.engine.openvino.rectangles import Rectangles
 from nestling.engine.protocol import Engine, Item, TokenIds
 from nestling.engine.registry import load_engine
 from nestling.engine.weights import embedding_rows, tensor
@@ -138,7 +139,7 @@ def test_a_text_in_pieces_is_the_text_in_one(
     engine = engine_of(name, file_type)
     for budget, score_bytes in ((16, 1 << 28), (64, 4 * tiny_gguf.HEADS * 64 * 70), (1 << 20, 1)):
         monkeypatch.setattr(engine, "token_budget", budget)
-        monkeypatch.setattr(openvino_engine, "SCORE_BYTES", score_bytes)
+        monkeypatch.setattr(Rectangles, "score_bytes", score_bytes)
         assert paired_cosine(pool(engine, texts), expected).min() >= needed(name, file_type), budget
 
 

@@ -21,6 +21,8 @@ from nestling.engine.hyperparameters import Hyperparameters
 from nestling.engine.openvino import engine as openvino_engine
 from nestling.engine.openvino import packing
 from nestling.engine.openvino.engine import OpenVINOEngine
+from nestling.engine.openvino.paged import Paged
+from nestling.engine.openvino.rectangles import Rectangles
 from nestling.engine.protocol import Item
 from nestling.engine.torch.devices import place
 from nestling.engine.torch.engine import TorchEngine
@@ -432,18 +434,20 @@ def test_the_work_of_the_pieces_is_that_of_the_text_and_of_what_it_sees(
     shape = Hyperparameters.of(GGUFFile.open(tiny_models["F32"]))
     cut = packing.pieces(256, heads=shape.heads, limits=engine._piece_limits(range(shape.layers)))
     multiplied = [(stop - start, 2 * shape.hidden * start) for start, stop in cut]
-    expected = [size * (1 + openvino_engine.ATTENTION * seen / shape.layer_weights) for size, seen in multiplied]
+    expected = [size * (1 + engine._attention.cost * seen / shape.layer_weights) for size, seen in multiplied]
     np.testing.assert_allclose(work, expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("form", [Paged, Rectangles])
 @pytest.mark.parametrize("length", [2048, 8192, 32_768])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_a_piece_is_at_most_six_batches_of_work_whatever_the_models_width(
-    shape: Hyperparameters, length: int, monkeypatch: pytest.MonkeyPatch
+    shape: Hyperparameters, length: int, form: type[Paged] | type[Rectangles], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Attention to a long past is most of a narrow model's work: by memory alone a piece was twelve batches of it."""
     engine = object.__new__(OpenVINOEngine)
     monkeypatch.setattr(engine, "_shape", shape, raising=False)
+    monkeypatch.setattr(engine, "_attention", form(shape), raising=False)
     token_bytes = 2 * shape.kv_heads * shape.head_dim * 4
     groups = packing.layer_groups(
         shape.layers,

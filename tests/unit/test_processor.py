@@ -64,3 +64,12 @@ def test_elsewhere_than_on_linux_with_x86_it_is_not_known(tmp_path: Path) -> Non
 def test_bfloat16_only_where_avx512_is() -> None:
     assert not has_bf16(Processor.AVX2_VNNI)
     assert not has_bf16(Processor.OTHER)
+
+
+@pytest.mark.parametrize("cap", ["AVX2", "AVX512_CORE", "AVX512_CORE_VNNI"])
+def test_bfloat16_only_where_the_cap_allows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap: str) -> None:
+    """Attention in pages under such a cap crashed the process: it needs bfloat16 kernels."""
+    place = cpuinfo(tmp_path, FLAGS[Processor.AVX512_VNNI])
+    assert has_bf16(Processor.AVX512_VNNI, place)
+    monkeypatch.setenv(CAP, cap)
+    assert not has_bf16(Processor.AVX512_VNNI, place)

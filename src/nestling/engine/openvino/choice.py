@@ -19,12 +19,13 @@ from nestling._util import files
 from nestling.engine import rotary
 from nestling.engine.arithmetic import ArithmeticName
 from nestling.engine.hyperparameters import Hyperparameters
-from nestling.engine.openvino import packing, processor, text_graph, weight_files
+from nestling.engine.openvino import processor, text_graph, weight_files
 from nestling.engine.openvino.arithmetic import MAKERS, Arithmetic, misfit
 from nestling.engine.openvino.compiling import compiled
 from nestling.engine.openvino.grouping import FINE, group_of, is_quantized, matrices
 from nestling.engine.openvino.layers import Products
 from nestling.engine.openvino.processor import Processor
+from nestling.engine.openvino.rectangles import Rectangles
 from nestling.engine.openvino.runtime import ov
 from nestling.engine.weights import embedding_rows, tensor
 from nestling.errors import NestlingError, UsageError
@@ -129,13 +130,12 @@ def _layer(file: GGUFFile, arithmetic: Arithmetic, threads: int) -> tuple[float,
     """Seconds of the fastest run of the file's first layer over its own embedding rows, and its final states."""
     shape = replace(Hyperparameters.of(file), layers=1)
     products = Products(file, shape, threads, arithmetic)
-    request = compiled(text_graph.build(products, groups=[range(1)]), arithmetic, threads=threads)
+    form = Rectangles(shape)
+    request = compiled(text_graph.build(products, form.nodes(), groups=[range(1)]), arithmetic, threads=threads)
     ids = np.random.default_rng(0).integers(0, shape.vocabulary, TRIAL_ROWS).astype(np.int32)
     rotation, cos_sin = arithmetic.rotation, rotary.Rotary(shape).cos_sin(np.arange(TRIAL_ROWS))
     states = embedding_rows(file, ids) if rotation is None else rotation.enter(embedding_rows(file, ids))
-    packed = packing.side_by_side([TRIAL_ROWS], heads=shape.kv_heads).padded(TRIAL_ROWS)
-    nothing = np.zeros((0, shape.kv_heads, shape.head_dim), np.float32)
-    inputs, found = [states, cos_sin, *packed.inputs(), nothing, nothing], []
+    inputs, found = [states, cos_sin, *form.batch([TRIAL_ROWS], TRIAL_ROWS)], []
     for _ in range(TRIALS + 1):
         began = time.perf_counter()
         request.infer(inputs)

@@ -17,6 +17,7 @@ def compiled(model: ov.Model, arithmetic: Arithmetic, *, threads: int, profile: 
         "INFERENCE_PRECISION_HINT": arithmetic.precision,
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": arithmetic.group,
         "CPU_RUNTIME_CACHE_CAPACITY": KEPT_SHAPES,
+        **({"KV_CACHE_PRECISION": "bf16"} if arithmetic.precision == "bf16" else {}),  # not rounded to 8 bits
         **({"PERF_COUNT": True} if profile else {}),
     }
     return ov.Core().compile_model(model, "CPU", properties).create_infer_request()

@@ -7,8 +7,9 @@ are not.
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,10 +20,14 @@ from nestling.engine.arithmetic import ArithmeticName
 from nestling.engine.batching import TOKEN_BUDGET
 from nestling.engine.hyperparameters import Hyperparameters
 from nestling.engine.lora import Adapter
-from nestling.engine.openvino import packing, text_graph, weight_cache
+from nestling.engine.openvino import packing, processor, text_graph, weight_cache
+from nestling.engine.openvino.arithmetic import Arithmetic
+from nestling.engine.openvino.attention import Attention, Feed
 from nestling.engine.openvino.choice import Choice, choose, named
 from nestling.engine.openvino.compiling import compiled
 from nestling.engine.openvino.layers import expanded
+from nestling.engine.openvino.paged import PAGE, Paged
+from nestling.engine.openvino.rectangles import Rectangles
 from nestling.engine.openvino.runtime import ov
 from nestling.engine.protocol import Item, Positions, plain, pool_states
 from nestling.engine.weights import input_rows, tensor
@@ -34,14 +39,14 @@ from nestling.vectors import Floats
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from numpy.typing import NDArray
-
 _NODES = {
     "matrix products": ("FullyConnected", "FullyConnectedCompressed", "FullyConnectedQuantized"),
-    "attention": ("Subgraph", "ScaledDotProductAttention", "MatMul", "Softmax", "Gather", "Transpose"),
+    "attention": (
+        "PagedAttentionExtension", "Subgraph", "ScaledDotProductAttention", "MatMul", "Softmax", "Gather", "Transpose",
+    ),
     "rounding rows": ("FakeQuantize", "Reduce"),
     "reorders": ("Reorder", "Convert"),
-}
+}  # fmt: skip
 STAGES = {node: stage for stage, nodes in _NODES.items() for node in nodes} | {
     "FullyConnectedQuantizedLegacy": "matrix products"
 }
@@ -49,28 +54,21 @@ STAGES = {node: stage for stage, nodes in _NODES.items() for node in nodes} | {
 
 Quantizing activations in groups is part of the matrix products, and SwiGLU is fused with them.
 """
-SCORE_BYTES = 136 << 20
-"""Memory for the attention scores of a prefill chunk: with 16 heads, 64 tokens that attend to 32,768."""
 PIECE_BATCHES = 6
-"""Most work of a prefill chunk, in batches: it bounds how long a query waits during a long text. At full width memory
-already limits a chunk to about one. In a narrow model a limit of 6 takes 4 % more time for a long text than one of 12,
-and a limit of 4 takes 11 % more, since every chunk copies the past."""
-ATTENTION = 2.3
-"""Multiplications of int8 matrix products that take as long as one of attention, measured at full width (attending to
-8,192 past tokens takes as long as a token's matrix products)."""
+"""Most work of a prefill chunk, in batches: it bounds how long a query waits during a long text. At full size it is at
+most 1.4, since a chunk has no more tokens than a batch and runs through a quarter of the layers."""
 PAST_BYTES, PAST_TOKENS = 320 << 20, 1 << 15
 """Memory for the KV cache of a text of `PAST_TOKENS` tokens; layers are grouped to stay within it."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """One run of the graph: packing, positions, each row's adapter, the active layer groups and their KV cache."""
+    """One run of the graph: positions, each row's adapter, the active layer groups and attention's inputs."""
 
-    packed: packing.Packed
     positions: Positions
     adapters: packing.Index
     groups: range
-    past: Sequence[ov.Tensor]
+    feed: Feed
 
 
 class OpenVINOEngine:
@@ -102,23 +100,20 @@ class OpenVINOEngine:
         self._arithmetic, self.arithmetic = named(file, choice.name), choice.name
         self.reason = f"in {choice.name}: {choice.reason}"
         self._output_norm = tensor(file, "output_norm.weight")
-        self._kept = ov.Type.bf16 if self._arithmetic.precision == "bf16" else ov.Type.f32
-        self._nothing = [self._past(np.zeros(0, self._kept.to_dtype()))] * (2 * self._shape.layers)
-        token_bytes = 2 * self._shape.kv_heads * self._shape.head_dim * self._kept.size
-        self._groups = packing.layer_groups(
-            self._shape.layers, layer_bytes=PAST_TOKENS * token_bytes, most_bytes=PAST_BYTES
-        )
+        self._attention = _attention(self._shape, self._arithmetic)
+        layer_bytes = PAST_TOKENS * 2 * self._shape.kv_heads * self._shape.head_dim * self._attention.kept.size
+        self._groups = packing.layer_groups(self._shape.layers, layer_bytes=layer_bytes, most_bytes=PAST_BYTES)
         with expanded(file, self._arithmetic, adapters=adapters, threads=threads) as products:
-            model = text_graph.build(products, groups=self._groups, kept=self._kept)
+            model = text_graph.build(products, self._attention.nodes(), groups=self._groups)
         self._request = compiled(model, self._arithmetic, threads=threads, profile=profile)
         del model
+        # Every group runs once: the plugin copies the weights, and skipped attention has the shape of the run before.
+        self.pool(plain([np.zeros(1, np.int32)]), adapters=[0][: len(adapters)])
+        self._seconds.clear()
         self.record: Path | None = None
         if isinstance(products.store, weight_cache.Mapped):
             self.record = products.store.record
-            one = plain([np.zeros(1, np.int32)])
-            self.pool(one, adapters=[0][: len(adapters)])  # the plugin copies the weights on its first run
             products.store.release()
-            self._seconds.clear()
 
     def pool(self, items: Sequence[Item], *, adapters: Sequence[int] = ()) -> Floats:
         """Pooled hidden states of a batch: B items -> (B, D)."""
@@ -155,9 +150,9 @@ class OpenVINOEngine:
         if len(items) == 1 and len(items[0]) > self.token_budget:
             return _drained(self.steps(items[0], adapters=adapters))
         lengths = [len(item) for item in items]
-        packed = packing.side_by_side(lengths, heads=self._shape.kv_heads)
-        rows = np.repeat(np.array(adapters, np.int64), lengths if adapters else 0)
-        work = _Work(packed, rotary.positions(items), rows, range(len(self._groups)), self._nothing)
+        adapter_rows = np.repeat(np.array(adapters, np.int64), lengths if adapters else 0)
+        feed = self._attention.batch(lengths, packing.bucket(sum(lengths)))
+        work = _Work(rotary.positions(items), adapter_rows, range(len(self._groups)), feed)
         return self._final(self._infer(self._embedded(items), work))
 
     def steps(self, item: Item, *, adapters: Sequence[int] = ()) -> Generator[float, None, Floats]:
@@ -177,26 +172,20 @@ class OpenVINOEngine:
         self, states: Floats, positions: Positions, adapters: Sequence[int], place: int
     ) -> Generator[float, None, None]:
         """Run all chunks of a long item through one group of layers, in place."""
-        shape, layers = self._shape, self._groups[place]
-        sides, before = slice(2 * layers.start, 2 * layers.stop), list(self._nothing)
-        kv_shape = packing.padded_past(len(states)), shape.kv_heads, shape.head_dim
-        kept = [np.zeros(kv_shape, self._kept.to_dtype()) for _ in self._nothing[sides]]
-        limits = self._piece_limits(layers)
-        for start, stop in packing.pieces(len(states), heads=shape.heads, limits=limits):
-            if before[sides.start].shape[0] != packing.padded_past(start):
-                give_back_freed()  # the plugin's buffers grow with the past and fragment the heap
-            before[sides] = [self._past(one[: packing.padded_past(start)]) for one in kept]
-            rows = np.repeat(np.array(adapters, np.int64), stop - start)
-            packed, own = packing.piece(start, stop, heads=shape.kv_heads), positions[..., start:stop]
-            work = _Work(packed, own, rows, range(place, place + 1), before)
-            states[start:stop] = self._infer(states[start:stop], work, new=[one[start:stop] for one in kept])
-            yield limits.work_of(stop - start, start) * len(layers) / shape.layers
+        layers = self._groups[place]
+        text, limits = self._attention.text(len(states), layers), self._piece_limits(layers)
+        for start, stop in packing.pieces(len(states), heads=self._shape.heads, limits=limits):
+            rows, own = np.repeat(np.array(adapters, np.int64), stop - start), positions[..., start:stop]
+            feed = text.feed(start, stop, packing.bucket(stop - start))
+            work = _Work(own, rows, range(place, place + 1), feed)
+            states[start:stop] = self._infer(states[start:stop], work, after=partial(text.keep, start, stop))
+            yield limits.work_of(stop - start, start) * len(layers) / self._shape.layers
 
     def _piece_limits(self, layers: range) -> packing.PieceLimits:
         """The limits of a chunk that runs through these layers."""
         work = PIECE_BATCHES * self.token_budget * self._shape.layers / len(layers)
-        past_work = self._shape.layer_weights / (ATTENTION * 2 * self._shape.hidden)
-        return packing.PieceLimits(self.token_budget, SCORE_BYTES, work, past_work)
+        past_work = self._shape.layer_weights / (self._attention.cost * 2 * self._shape.hidden)
+        return packing.PieceLimits(self.token_budget, self._attention.score_bytes, work, past_work)
 
     def _shrink(self) -> None:
         """Free the plugin's scratch memory: every layer keeps buffers of the text's length."""
@@ -205,26 +194,23 @@ class OpenVINOEngine:
                 self._request.get_compiled_model().release_memory()
         give_back_freed()
 
-    def _infer(self, states: Floats, work: _Work, *, new: Sequence[Floats] = ()) -> Floats:
-        """Run the graph once: (N, D) -> (N, D), copied out of the plugin's buffer.
-
-        `new` receives the keys and values of the first active group.
-        """
+    def _infer(
+        self, states: Floats, work: _Work, *, after: Callable[[ov.InferRequest], None] = lambda _: None
+    ) -> Floats:
+        """Run the graph once: (N, D) -> (N, D), copied out of the plugin's buffer; `after` may read other outputs."""
         rows = packing.bucket(len(states))
-        inputs: list[NDArray[Any]] = [np.pad(states, ((0, rows - len(states)), (0, 0)))]
+        inputs: list[Any] = [np.pad(states, ((0, rows - len(states)), (0, 0)))]
         cos_sin = self._rotary.cos_sin(work.positions)
-        inputs += [np.pad(cos_sin, ((0, rows - len(cos_sin)), (0, 0))), *work.packed.padded(rows).inputs()]
+        inputs += [np.pad(cos_sin, ((0, rows - len(cos_sin)), (0, 0)))]
         inputs += [np.pad(work.adapters, (0, rows - len(states)))] if self._adapted else []
         inputs += [np.isin(range(len(self._groups)), work.groups).astype(np.int64)] if len(self._groups) > 1 else []
         with self._lock:
             if self._request is None:
                 raise EngineError("the engine is closed")
             began = time.perf_counter()
-            self._request.infer([*inputs, *work.past])
+            self._request.infer([*inputs, *work.feed])
             self._seconds["graph"] += time.perf_counter() - began
-            first = 1 + 2 * self._groups[work.groups[0]].start
-            for place, one in enumerate(new, first):
-                one[...] = self._request.get_output_tensor(place).data[: len(one)]
+            after(self._request)
             return np.array(self._request.get_output_tensor(0).data[: len(states)])
 
     def _embedded(self, items: Sequence[Item]) -> Floats:
@@ -240,10 +226,13 @@ class OpenVINOEngine:
         rotation = self._arithmetic.rotation
         return states if rotation is None else rotation.leave(states) * self._output_norm
 
-    def _past(self, values: Floats) -> ov.Tensor:
-        """Past keys or values as an input tensor, not copied; an empty array is an empty past."""
-        shape = (len(values), self._shape.kv_heads, self._shape.head_dim)
-        return ov.Tensor(values.reshape(shape), ov.Shape(shape), self._kept)
+
+def _attention(shape: Hyperparameters, arithmetic: Arithmetic) -> Attention:
+    """Paged where products are in bfloat16 and the processor has it; elsewhere the operation may crash the process."""
+    if arithmetic.precision != "bf16":
+        return Rectangles(shape)
+    able = processor.has_bf16(processor.kind()) and shape.head_dim % PAGE == 0
+    return Paged(shape) if able else Rectangles(shape, ov.Type.bf16)
 
 
 def _drained(steps: Generator[float, None, Floats]) -> Floats:

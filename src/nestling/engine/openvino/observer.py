@@ -10,10 +10,11 @@ from nestling.engine import rotary
 from nestling.engine.hyperparameters import Hyperparameters
 from nestling.engine.lora import Adapter
 from nestling.engine.lora_lanes import StackedAdapters
-from nestling.engine.openvino import packing, text_graph
+from nestling.engine.openvino import text_graph
 from nestling.engine.openvino.choice import unrotated
 from nestling.engine.openvino.compiling import compiled
 from nestling.engine.openvino.layers import Products
+from nestling.engine.openvino.rectangles import Rectangles
 from nestling.engine.weights import embedding_rows
 from nestling.formats.gguf import GGUFFile
 
@@ -32,7 +33,8 @@ class Observer:
         squares: dict[tuple[str, ...], Node] = {}
         side, arithmetic = StackedAdapters(adapters) if adapters else None, unrotated(file)
         products = Products(file, self._shape, threads, arithmetic, squares, side)
-        model = text_graph.build(products, groups=[range(self._shape.layers)])
+        self._attention = Rectangles(self._shape)
+        model = text_graph.build(products, self._attention.nodes(), groups=[range(self._shape.layers)])
         model.add_outputs([node.output(0) for node in squares.values()])
         self._names, self._request = list(squares), compiled(model, arithmetic, threads=threads)
 
@@ -42,12 +44,12 @@ class Observer:
         With adapters, text i takes adapter i modulo their number.
         """
         ids = np.concatenate([np.asarray(one, np.int32) for one in sequences])
-        packed = packing.side_by_side([len(one) for one in sequences], heads=self._shape.kv_heads)
-        rows = np.repeat(np.arange(len(sequences)) % max(self._adapters, 1), [len(one) for one in sequences])
-        nothing = np.empty((0, self._shape.kv_heads, self._shape.head_dim), np.float32)
-        positions = np.concatenate([np.arange(len(one)) for one in sequences])
-        inputs = [embedding_rows(self._file, ids), rotary.Rotary(self._shape).cos_sin(positions), *packed.inputs()]
-        self._request.infer([*inputs, *([rows] if self._adapters else []), *[nothing] * (2 * self._shape.layers)])
+        lengths = [len(one) for one in sequences]
+        rows = np.repeat(np.arange(len(sequences)) % max(self._adapters, 1), lengths)
+        positions = np.concatenate([np.arange(length) for length in lengths])
+        inputs = [embedding_rows(self._file, ids), rotary.Rotary(self._shape).cos_sin(positions)]
+        feed = self._attention.batch(lengths, len(ids))
+        self._request.infer([*inputs, *([rows] if self._adapters else []), *feed])
         first = 1 + 2 * self._shape.layers
         sums = [np.array(self._request.get_output_tensor(first + place).data) for place in range(len(self._names))]
         return {name: (row, len(ids)) for names, row in zip(self._names, sums, strict=True) for name in names}

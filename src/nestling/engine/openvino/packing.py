@@ -83,7 +83,7 @@ class PieceLimits:
     """
 
     tokens: int
-    score_bytes: int
+    score_bytes: float
     work: float
     past_work: float
 

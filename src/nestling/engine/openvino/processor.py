@@ -48,13 +48,19 @@ def flags(cpuinfo: Path = CPUINFO) -> frozenset[str]:
 
 def kind(cpuinfo: Path = CPUINFO) -> Processor:
     """The newest kind that the processor has and the cap allows; AVX2 VNNI counts as part of AVX-512 VNNI."""
-    found, cap = flags(cpuinfo), os.environ.get(CAP, "").upper()
-    allowed = _CAPS.index(cap) if cap in _CAPS else -1 if cap in _OLDER else len(_CAPS)
+    found = flags(cpuinfo)
     has = found | ({"avx_vnni"} if "avx512_vnni" in found else set())
-    fitting = (one for one, (flag, first) in _KINDS.items() if flag in has and _CAPS.index(first) <= allowed)
+    fitting = (one for one, (flag, first) in _KINDS.items() if flag in has and _allows(first))
     return next(fitting, Processor.OTHER)
 
 
-def has_bf16(processor: Processor) -> bool:
+def has_bf16(processor: Processor, cpuinfo: Path = CPUINFO) -> bool:
     """Whether bfloat16 between products saves time: only kinds with AVX-512 can have its instructions."""
-    return processor in (Processor.AMX, Processor.AVX512_VNNI) and bool(flags() & {"avx512_bf16", "amx_bf16"})
+    able = bool(flags(cpuinfo) & {"avx512_bf16", "amx_bf16"}) and _allows("AVX512_CORE_BF16")
+    return able and processor in (Processor.AMX, Processor.AVX512_VNNI)
+
+
+def _allows(first: str) -> bool:
+    """Whether the cap allows kernels that need this or an older set of instructions."""
+    cap = os.environ.get(CAP, "").upper()
+    return _CAPS.index(first) <= (_CAPS.index(cap) if cap in _CAPS else -1 if cap in _OLDER else len(_CAPS))

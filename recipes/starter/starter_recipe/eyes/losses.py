@@ -22,7 +22,6 @@ TEMPERATURE = 0.05
 TOKEN_SCALE = 16.0
 """By which the cosine of a merged token and a text token's embedding is multiplied before the softmax."""
 OTHER_TOKENS = 1024
-PICTURES = 64
 STRIPS = ((16, (112, 448)), (10, (224, 336)), (12, (112, 560)), (21, (112, 336)))
 PAGES = ((2, (784, 560)), (3, (560, 560)), (4, (560, 448)))
 """How many images of which (height, width) are a batch."""
@@ -33,24 +32,26 @@ class Losses:
 
     def __init__(self, eyes: Eyes, pictures: Pictures, texts: Texts) -> None:
         self.eyes, self.pictures, self.texts = eyes, pictures, texts
-        self._names = {task: self._names_of(task) for task in TASKS}
+        self._names: dict[str, dict[str, Tensor]] = {}
 
-    def _names_of(self, task: str) -> dict[str, Tensor]:
+    def names(self, task: str) -> dict[str, Tensor]:
         """Vectors of all names by language: English ones of all concepts, the others of the emoji, in their order."""
-        found: dict[str, Tensor] = {}
-        for language in self.pictures.names[0]:
-            names = [one[language] for one in self.pictures.names if language in one]
-            found[language] = self.eyes.readers[task].texts([PREFIXES["name"] + name for name in names])
-        return found
+        if task not in self._names:
+            texts = self.eyes.readers[task].texts
+            self._names[task] = {
+                language: texts([PREFIXES["name"] + one[language] for one in self.pictures.names if language in one])
+                for language in self.pictures.names[0]
+            }
+        return self._names[task]
 
     def picture(self, random: np.random.Generator) -> Tensor:
         """Cross-entropy of each picture's name among all names of a language, averaged over the languages."""
         task = str(random.choice(TASKS))
-        batch = self.pictures.batch(PICTURES, random)
+        batch = self.pictures.batch(random)
         vectors = self.eyes.vectors(batch.pixels, task)
         emoji = batch.concepts < self.pictures.emoji
         losses = []
-        for language, names in self._names[task].items():
+        for language, names in self.names(task).items():
             chosen = slice(None) if language == "en" else emoji
             scores = vectors[chosen] @ names.T / TEMPERATURE
             losses.append(functional.cross_entropy(scores, batch.concepts[chosen]))

@@ -1,4 +1,4 @@
-"""Step 2 of the eyes: draw emoji, flags and icons, with their names in eight languages.
+"""Step 2 of the eyes: draw emoji, flags, icons and plain shapes, with names (emoji and flags: in eight languages).
 
 Reads  WORK/npm (SVG sets), WORK/debian/unicode-cldr-core (names).
 Writes WORK/pictures.npy, (N, 84, 84, 4) uint8 with alpha, and WORK/pictures.json: "names" (one dictionary of language
@@ -21,6 +21,7 @@ import resvg_py
 from PIL import Image
 
 from starter_recipe.eyes.fetch import PICTURES
+from starter_recipe.eyes.shapes import shape_pictures
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -139,18 +140,21 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("work-eyes"))
     work: Path = parser.parse_args().work
     found = list(drawings(work))
-    concepts = {names["en"]: names for _, _, names in reversed(found)}  # an emoji's names win over an icon's
+    shapes = list(shape_pictures())
+    concepts = {name: {"en": name} for name, _ in shapes}
+    concepts |= {names["en"]: names for _, _, names in reversed(found)}  # an emoji's names win over an icon's
     order = {name: number for number, name in enumerate(sorted(concepts))}
-    pixels = np.lib.format.open_memmap(work / "pictures.npy", "w+", np.uint8, (len(found), SIDE, SIDE, 4))
+    pixels = np.lib.format.open_memmap(work / "pictures.npy", "w+", np.uint8, (len(found) + len(shapes), SIDE, SIDE, 4))
     for number, (_, text, _) in enumerate(found):
         pixels[number] = drawn(text)
+    pixels[len(found) :] = [one for _, one in shapes]
     record = {
         "names": [concepts[name] for name in order],
-        "concepts": [order[names["en"]] for _, _, names in found],
-        "fonts": [font for font, _, _ in found],
+        "concepts": [order[name] for name in (*(names["en"] for _, _, names in found), *(name for name, _ in shapes))],
+        "fonts": [*(font for font, _, _ in found), *("shapes" for _ in shapes)],
     }
     (work / "pictures.json").write_text(json.dumps(record, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"{len(found)} pictures of {len(concepts)} concepts")
+    print(f"{len(pixels)} pictures of {len(concepts)} concepts")
 
 
 if __name__ == "__main__":

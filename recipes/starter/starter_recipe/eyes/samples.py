@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from torch import Tensor
 
-SIDES = (84, 112, 112, 112)
-"""Pixels along a picture's side, one of these a batch."""
+SIDES = ((64, 84), (64, 112), (64, 112), (64, 112), (28, 168), (16, 224))
+"""How many pictures are a batch, and the pixels along their side; one of these a batch."""
 ICON_SHARE = 0.25
 SHORTEST = 60
 SHARE_CJK = 0.1
@@ -39,7 +39,7 @@ class PictureBatch:
 
 
 class Pictures:
-    """Emoji, flags and icons. Concepts below `emoji` have a name in every language, the others in English."""
+    """Emoji, flags, icons and shapes. Concepts below `emoji` have a name in every language, the others in English."""
 
     def __init__(self, work: Path) -> None:
         record = json.loads((work / "pictures.json").read_text("utf-8"))
@@ -51,10 +51,10 @@ class Pictures:
         self.emoji = sum(len(names) == len(LANGUAGES) for names in self.names)
         self._groups = [np.flatnonzero(self.concepts < self.emoji), np.flatnonzero(self.concepts >= self.emoji)]
 
-    def batch(self, size: int, random: np.random.Generator) -> PictureBatch:
+    def batch(self, random: np.random.Generator) -> PictureBatch:
         """Draw pictures at random, moved, scaled and recoloured at random."""
-        side = int(random.choice(SIDES))
-        icons = random.random(size) < ICON_SHARE
+        count, side = SIDES[random.integers(len(SIDES))]
+        icons = random.random(count) < ICON_SHARE
         chosen = [int(random.choice(self._groups[int(icon)])) for icon in icons]
         pixels = np.stack([placed(self.pixels[one], side, random) for one in chosen])
         return PictureBatch(torch.from_numpy(pixels), torch.from_numpy(self.concepts[chosen]))

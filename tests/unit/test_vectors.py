@@ -52,6 +52,15 @@ def test_normalise_gives_unit_rows_at_any_scale(scale: float) -> None:
     assert vectors.paired_cosine(unit, rows).min() > 1 - 1e-12
 
 
+@given(st.integers(1, 70), st.sampled_from([32, 128, 576, 2048]), st.integers(0, 99))
+def test_a_normalised_row_is_rounded_once_and_does_not_depend_on_the_others(count: int, width: int, seed: int) -> None:
+    rows = random_rows(count, width, seed)
+    unit = vectors.normalise(rows)
+    exact = rows / np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
+    np.testing.assert_allclose(unit, exact, rtol=2**-24 * 1.001, atol=0)  # half a float32 step, and float64's own
+    assert np.array_equal(unit[-1:], vectors.normalise(rows[-1:]))
+
+
 @pytest.mark.parametrize("bad", [0.0, np.nan, np.inf, -np.inf])
 def test_a_row_without_direction_is_an_error_that_names_it(bad: float) -> None:
     rows = random_rows(4, 6)

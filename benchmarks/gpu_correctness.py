@@ -105,7 +105,8 @@ def _outliers(plan: Plan) -> Iterator[Line]:
 
 
 def graphs_loss(engine: TorchEngine, plan: Plan, items: Sequence[Item]) -> float:
-    """A small batch with graphs and without; all graphs that can be recorded, the slower ones too."""
+    """A small batch with graphs and without; all graphs that can be recorded, the slower ones too, are left on."""
+    engine.graphs = None
     packed = engine.pool(items)
     record(engine, plan, always=True)
     return loss(engine.pool(items), packed)

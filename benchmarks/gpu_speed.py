@@ -26,6 +26,7 @@ from nestling._util.cpu import usable_threads
 from nestling.engine.arithmetic import ArithmeticName
 from nestling.engine.torch.attention import varlen
 from nestling.engine.torch.devices import Placement, place
+from nestling.errors import NestlingError
 
 OUT_OF_TIME = "no time was left"
 PARTS: dict[str, Callable[[Plan], Any]] = {
@@ -46,19 +47,29 @@ def main(arguments: Sequence[str]) -> Path:
     on = place(given.device, threads=usable_threads())
     sizes = quick() if given.quick else full(given.layers)
     result: dict[str, Any] = {"device": about(on), "layers": sizes.shape.layers, "varlen_attention": bool(varlen())}
-    with tempfile.TemporaryDirectory() as folder:
+    name = "gpu-speed-quick" if given.quick else "gpu-speed"
+    with tempfile.TemporaryDirectory() as folder, on.current():
         until = time.monotonic() + 60 * given.minutes
         plan = Plan(on, _cards(on), sizes, Path(folder), given.llama, until)
         result["correctness"] = []
         for one in correctness(plan):
             print(one, flush=True)
             result["correctness"].append(one)
+        path = measuring.write(name, result)
         if bad := [one["what"] for one in result["correctness"] if not one["passed"]]:
             sys.exit(f"wrong: {', '.join(bad)}")
-        for name, part in PARTS.items():
-            result[name] = OUT_OF_TIME if plan.is_over else part(plan)
-            print(name, result[name], flush=True)
-    return measuring.write("gpu-speed-quick" if given.quick else "gpu-speed", result)
+        for part, measure in PARTS.items():
+            result[part] = OUT_OF_TIME if plan.is_over else _measured(measure, plan)
+            print(part, result[part], flush=True)
+            path = measuring.write(name, result)  # after every part: the card may be taken away
+    return path
+
+
+def _measured(measure: Callable[[Plan], Any], plan: Plan) -> Any:  # noqa: ANN401 - what a part has to say
+    try:
+        return measure(plan)
+    except (NestlingError, RuntimeError) as error:
+        return {"failed": str(error)}
 
 
 def _given(arguments: Sequence[str]) -> argparse.Namespace:

@@ -91,14 +91,18 @@ def slug(kind: str) -> str:
 
 
 def commit() -> str:
-    """The commit that is measured, with `+` when the tree differs from it."""
-    head = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
-    ).stdout.strip()
-    dirty = subprocess.run(
-        ["git", "status", "--porcelain", "src"], capture_output=True, text=True, check=True
-    ).stdout.strip()
+    """The commit that is measured, with `+` when the tree differs from it; empty in a copy without its history."""
+    head, dirty = (
+        _git(*arguments) for arguments in (("rev-parse", "--short", "HEAD"), ("status", "--porcelain", "src"))
+    )
     return head + ("+" if dirty else "")
+
+
+def _git(*arguments: str) -> str:
+    try:
+        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
 
 
 def _shown(argument: str) -> str:

@@ -22,6 +22,7 @@ from benchmarks.gpu_plan import Plan, full
 
 from nestling.engine.arithmetic import ArithmeticName
 from nestling.engine.torch.devices import place
+from nestling.errors import EngineError
 
 SCRIPT = (gpu_correctness, gpu_peers, gpu_plan, gpu_rates, gpu_speed)
 BENCH = """#!{python}
@@ -120,6 +121,7 @@ def test_every_line_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     with traced({str(module.__file__) for module in SCRIPT}) as ran:
         monkeypatch.setitem(sys.modules, "transformers", library)
         path = gpu_speed.main(["--quick", "--device", "cpu", "--llama", str(bench)])
+        result = json.loads(path.read_text())
         monkeypatch.setitem(sys.modules, "transformers", None)
         late = Plan(place("cpu", threads=1), [], full(2), tmp_path, until=0)
         assert late.is_over
@@ -127,7 +129,6 @@ def test_every_line_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         assert gpu_peers.llama(late) == {"skipped": "no --llama"}
         peers(tmp_path)
         wrong(monkeypatch)
-    result = json.loads(path.read_text())
     for name in gpu_speed.PARTS:
         assert result[name], name
     assert all(one["passed"] for one in result["correctness"])
@@ -154,8 +155,16 @@ def peers(folder: Path) -> None:
     assert not any(name.startswith("tokens/s at") for name in over)
 
 
+def failing(plan: Plan) -> Any:
+    raise EngineError(f"{plan.on.device}: out of memory")
+
+
 def wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wrong result ends the run before anything is timed."""
+    """A part that fails is named, one without time too; a wrong result ends the run before anything is timed."""
+    monkeypatch.setattr(gpu_speed, "PARTS", {"peaks": failing})
+    monkeypatch.setattr(gpu_speed, "correctness", lambda _plan: iter([]))
+    made = [gpu_speed.main(["--quick", "--device", "cpu", *more]).read_text() for more in ([], ["--minutes", "0"])]
+    assert [json.loads(one)["peaks"] for one in made] == [{"failed": "cpu: out of memory"}, gpu_speed.OUT_OF_TIME]
     bad = gpu_correctness.line("kernel norm", float("nan"), 0.01)
     monkeypatch.setattr(gpu_speed, "correctness", lambda _plan: iter([bad]))
     with pytest.raises(SystemExit, match="wrong: kernel norm"):

@@ -117,6 +117,7 @@ def record(engine: TorchEngine, plan: Plan, *, always: bool = False) -> None:
     capture = (lambda work: work) if plan.on.is_cpu else graphs.cuda
     times = iter((1.0, 2.0) * len(graphs.SIZES))
     clock = (lambda _work: next(times)) if always else None
+    graphs._chosen.clear()  # every size again
     assert engine._model
     with torch.inference_mode():
         engine.graphs = graphs.tried(engine._model, plan.on, engine.example(), capture=capture, clock=clock)

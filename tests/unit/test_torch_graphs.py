@@ -41,6 +41,7 @@ def alternately(*seconds: float) -> Callable[[Work], float]:
 
 def graphed(engine: TorchEngine, capture: graphs.Capture = again, clock: Any = None) -> Graphs:
     assert engine._model
+    graphs._chosen.clear()
     with torch.inference_mode():
         return tried(engine._model, CPU, engine.example(), capture=capture, clock=clock or alternately(1, 2))
 
@@ -133,6 +134,21 @@ def test_only_faster_graphs_are_used(tiny_models: dict[str, Path]) -> None:
     packed = engine.pool(items)
     engine.graphs = found
     assert loss(engine.pool(items), packed) <= 1e-6, "in the next larger one"
+
+
+def test_equal_cards_take_the_same_sizes(tiny_models: dict[str, Path]) -> None:
+    """Whatever the second one's times; a wrong graph is not used there either."""
+    engine = TorchEngine(GGUFFile.open(tiny_models["F32"]), on=CPU)
+    first = graphed(engine, clock=alternately(0.001, 0.002, 0.003, 0.002))
+    assert engine._model
+    with torch.inference_mode():
+        second, third = (
+            tried(engine._model, CPU, engine.example(), capture=capture, clock=alternately(2, 1))
+            for capture in (again, nothing)
+        )
+    assert list(second.by_size) == list(first.by_size) == [16, 64]
+    assert third.by_size == {}
+    graphs._chosen.clear()
 
 
 def test_a_driver_that_records_nothing_is_said(tiny_models: dict[str, Path]) -> None:

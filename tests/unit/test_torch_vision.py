@@ -4,6 +4,7 @@ Doors by which a device's fault could be a traceback or a wrong row: loading a t
 memory. What all towers promise is tested with them (test_towers, test_image_embedding, tests/golden).
 """
 
+import asyncio
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +27,11 @@ from nestling.engine.towers import load_tower
 from nestling.errors import EngineError
 from nestling.formats.mmproj import VisionFile
 from nestling.models.embedder import Embedder
+from nestling.models.vision import ImageItem
 from nestling.pipeline.conversion.checkpoint import Checkpoint
 from nestling.pipeline.pipeline import Pipeline, model_path
+from nestling.server.core.fair_queue import Batch, Job, Limits
+from nestling.server.core.replicas import Model
 from nestling.spec import Task
 from nestling.vectors import paired_cosine
 
@@ -102,6 +106,25 @@ def test_the_tower_is_where_the_text_engine_is(file: VisionFile, monkeypatch: py
     assert isinstance(exact, TorchTower)
     assert exact.arithmetic.name == "float32"
     assert towers.load_tower(file, name=EngineName.TORCH, threads=1, exact=True) is exact
+
+
+def test_a_replica_runs_its_own_tower(vision_checkpoint: Path, tmp_path: Path) -> None:
+    """An image's item is made by one replica, and computed by whichever device is free."""
+    Pipeline(Checkpoint.open(vision_checkpoint), tmp_path, "tiny", 1).build([Task.CODE], ["F32"])
+    path = model_path(tmp_path, family="tiny", task=Task.CODE, file_type="F32")
+    first, second = (Embedder.load(path, engine=name, device="cpu", threads=1) for name in ("reference", "torch"))
+    model = Model("m", {"cuda:0": first, "cuda:1": second})
+    loop = asyncio.new_event_loop()
+    job = Job(model, first.items(["a", PICTURES["noise 20x20"]()]), loop.create_future())
+    loop.close()
+    batch = Batch(model, Limits(64, 64), [(job, 0), (job, 1)])
+    for device, replica in model.replicas.items():
+        text, image = (work.item for work in batch.works(device))
+        assert text is job.items[0]
+        assert isinstance(image, ImageItem)
+        assert image.vision is replica.vision
+    one, other = (model.replicas[device].compute.batch(batch.works(device)) for device in model.replicas)
+    assert paired_cosine(np.stack(one), np.stack(other)).min() >= SAME
 
 
 @pytest.mark.parametrize("task", [Task.RETRIEVAL])

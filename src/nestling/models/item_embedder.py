@@ -27,7 +27,7 @@ from nestling.inputs.tokenizer import Tokenizer
 from nestling.models import content, local
 from nestling.models.compute import Compute, Make, Work
 from nestling.models.towers import tower_of
-from nestling.models.vision import TowerOptions, Vision
+from nestling.models.vision import ImageItem, TowerOptions, Vision
 from nestling.spec import ModelSpec, Task
 from nestling.vectors import Floats
 
@@ -174,6 +174,10 @@ class ItemEmbedder:
         UsageError when there is none, FileFormatError when it is damaged or another checkpoint's.
         """
         return Vision.load(self._own_path, self.spec, self.tokenizer, engine=self.engine.name, options=self._images)
+
+    def own(self, item: Item) -> Item:
+        """Internal. An item whose vision tower, if it needs one, is this model's: on this model's device."""
+        return replace(item, vision=self.vision) if isinstance(item, ImageItem) else item
 
     @property
     def _own_path(self) -> Path:

@@ -26,6 +26,11 @@ class Placement:
         """Whether this is the CPU."""
         return bool(self.device.type == "cpu")
 
+    @property
+    def name(self) -> str:
+        """The kind of card, equal for equal cards; a device's own name where there are none of a kind."""
+        return str(torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device)
+
     def current(self) -> AbstractContextManager[object]:
         """Make this the thread's device inside the block: Triton launches kernels on that one, whatever the tensors."""
         return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()

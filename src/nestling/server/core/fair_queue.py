@@ -109,7 +109,7 @@ class Batch:
         """The work of the model's replica on a device for some of its parts, or for all."""
         replica, chosen = self.model.replicas[device], self.parts if parts is None else parts
         own = replica.spec.task
-        return [Work(job.items[index], job.task or own, job.make) for job, index in chosen]
+        return [Work(replica.own(job.items[index]), job.task or own, job.make) for job, index in chosen]
 
 
 class Queue:

@@ -8,6 +8,7 @@ What goes wrong on a device, each with its test:
     the last one cannot be reloaded                    test_the_last_device_is_never_lost
     it is the file that cannot be reloaded             test_a_damaged_file_is_not_a_lost_device
     the server stops at that moment                    test_stopping_waits_..., test_abandoning_...
+    an image was read for the lost one                 test_an_image_takes_the_tower_...
     one does not start, or computes otherwise          test_a_server_does_not_start_..., test_replicas_of_...
 
 The list of devices itself is in test_devices.
@@ -18,7 +19,7 @@ import logging
 import threading
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import numpy as np
@@ -28,6 +29,8 @@ from tests.contract.serving import ROWS, FakeEngine, fake_embedder, running, set
 from nestling.engine.protocol import Item
 from nestling.errors import EngineError, GGUFError
 from nestling.models.embedder import Embedder
+from nestling.models.vision import ImageItem, Vision
+from nestling.server.core.fair_queue import Batch, Job, Limits
 from nestling.server.core.loading import loads, named_devices
 from nestling.server.core.metrics import Metrics
 from nestling.server.core.model_pool import Load, ModelPool
@@ -329,3 +332,18 @@ def test_devices_share_the_processors_and_have_names_that_differ(monkeypatch: py
     assert named_devices(settings(device="cpu,cpu")) == {"cpu:0": "cpu", "cpu:1": "cpu"}
     assert named_devices(settings(device="cuda:1,cuda:0")) == {"cuda:1": "cuda:1", "cuda:0": "cuda:0"}
     assert named_devices(settings()) == {"default": None}
+
+
+def test_an_image_takes_the_tower_of_the_device_that_computes_it() -> None:
+    """The tower of the replica that read it may be on a device that was lost since."""
+    made_by, computed_by = fake_embedder(engine=Card()), fake_embedder(engine=Card())
+    computed_by.vision = mine = cast("Vision", object())
+    item = ImageItem(text(3).ids, vision=cast("Vision", object()))
+    model = Model("m", {"cpu:0": made_by, "cpu:1": computed_by})
+    loop = asyncio.new_event_loop()
+    job = Job(model, [item, text(5)], loop.create_future())
+    loop.close()
+    image, plain = Batch(model, Limits(9, 9), [(job, 0), (job, 1)]).works("cpu:1")
+    assert isinstance(image.item, ImageItem)
+    assert image.item.vision is mine
+    assert plain.item is job.items[1]

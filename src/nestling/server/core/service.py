@@ -275,7 +275,7 @@ class Service:
         add(
             "nestling_models_in_another_engine",
             "Models in memory that are not in the engine that auto prefers",
-            lambda: sum("cannot be loaded" in one["reason"] for one in self.engines()),
+            lambda: len({one["model"] for one in self.engines() if "cannot be loaded" in one["reason"]}),
         )
         self.metrics.facts(
             "nestling_model_engine",

@@ -108,7 +108,8 @@ SERVER = {
     "Clients that left are in the log and in the metrics with status 499": (
         "test_a_client_that_leaves_before_its_answer_is_recorded_as_left"
     ),
-    "have the engine of each model in memory": "test_a_server_says_which_engine_it_has",
+    "have the engine and device of each model in memory": "test_a_server_says_which_engine_it_has",
+    "one that is lost is left out while the others serve on": "test_a_lost_device_over_http",
     "never replaced by another": "test_a_reset_stays_in_the_same_engine",
     "A file that gives other vectors never becomes ready": "test_the_self_test_finds_engines_that_are_wrong",
     "as for anything else that keeps it from starting": "test_whatever_a_start_meets_ends_it_with_a_message",
@@ -118,6 +119,7 @@ SERVER = {
     "is a JSON object a line": "test_a_servers_log_says_it_in_json",
 }
 BULK = {
+    "a rerun on another card resumes, a rerun on the CPU is refused": "test_what_a_device_is_to_a_job",
     "endings in capitals count too": "test_endings_count_in_any_case",
     "What is left out of it is counted and named at the end": "test_what_is_left_out_is_counted_and_named",
     "results of earlier jobs": "test_an_earlier_result_below_the_source_is_no_source",

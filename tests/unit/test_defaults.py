@@ -24,6 +24,7 @@ from nestling.engine.openvino.weight_files import DEFAULT_LIMIT_GB
 from nestling.evaluation.settings import QualitySettings, SpeedSettings
 from nestling.evaluation.verify import verify
 from nestling.formats.tower_shape import MAX_PIXELS
+from nestling.inputs.image.patches import PATCH
 from nestling.models import hub_models, local, publish
 from nestling.models.embedder import Embedder
 from nestling.models.reranking import DEFAULT_SCORING
@@ -179,6 +180,7 @@ def test_help_says_a_default_once(name: str, option: Any) -> None:
 
 SAID = {
     "602,112": f"{MAX_PIXELS:,}",
+    "3,072": f"{MAX_PIXELS // PATCH**2:,}",
     "1,000": f"{SHARD_ROWS:,}",
     "20": f"{DEFAULT_LIMIT_GB:g}",
     "Q8_0": local.DEFAULT_QUANT,

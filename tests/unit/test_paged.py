@@ -1,9 +1,10 @@
 """Attention in pages: which rows and pages a sequence has, and vectors equal to those of the other form of attention.
 
 Doors by which a page could be lost or mixed up: texts side by side, padding rows, chunks of a long text, groups of
-layers of which some are inactive, two long texts in turns (`test_interleaving`). Under a cap without bfloat16 the
-operation crashes the process: in the arithmetic by rule (`test_choice`), in one that was asked for. Where the processor
-has no bfloat16, both forms are the same and the engines' tests here compare equal things.
+layers of which some are inactive, pages that hold anything at first, two long texts in turns (`test_interleaving`).
+Under a cap without bfloat16 the operation crashes the process: in the arithmetic by rule (`test_choice`), in one that
+was asked for. Where the processor has no bfloat16, both forms are the same and the engines' tests here compare equal
+things.
 """
 
 import itertools
@@ -23,6 +24,7 @@ from nestling.engine.openvino import engine, packing, paged, processor
 from nestling.engine.openvino.attention import Index
 from nestling.engine.openvino.paged import PAGE, Paged, pages_of
 from nestling.engine.openvino.processor import CAP, Processor
+from nestling.engine.openvino.runtime import ov
 from nestling.formats.gguf import GGUFFile
 from nestling.vectors import paired_cosine
 
@@ -101,6 +103,25 @@ def test_a_text_in_chunks_has_the_vector_of_the_whole(
     monkeypatch.setattr(engine.OpenVINOEngine, "token_budget", 64)
     cosines = paired_cosine(whole, pool(engine.OpenVINOEngine(file, threads=2), ids))
     assert cosines.min() >= 0.99999, cosines
+
+
+def test_pages_are_not_initialised_and_what_is_in_them_reaches_no_vector(
+    tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All pages are full of NaN at first: whole texts, and a long one in chunks."""
+    monkeypatch.setattr(engine.OpenVINOEngine, "token_budget", 64)
+    made = engine.OpenVINOEngine(GGUFFile.open(tiny_models["Q8_0"]), threads=2)
+    ids = [np.random.default_rng(length).integers(0, 50, length).astype(np.int32) for length in (5, 40, 33, 1, 300)]
+    expected, room = pool(made, ids), Paged.room
+
+    def full(form: Paged, pages: int) -> ov.Tensor:
+        there = room(form, pages)
+        nan = np.full(there.shape, 0xFFFF, np.uint16)
+        ov.Tensor(nan, ov.Shape(nan.shape), ov.Type.bf16).copy_to(there)
+        return there
+
+    monkeypatch.setattr(Paged, "room", full)
+    np.testing.assert_array_equal(pool(made, ids), expected)
 
 
 def test_under_a_cap_bfloat16_that_was_asked_for_takes_the_other_form(tiny_models: dict[str, Path]) -> None:

@@ -27,7 +27,11 @@ from nestling.engine.openvino.runtime import ov
 from nestling.engine.protocol import plain
 from nestling.formats.gguf import GGUFFile
 
-BATCHES = {"mixed, 14 to 500": (500, 200, 150, 90, 50, 20, 14), "equal, 128": (128,) * 8, "one of 16": (16,)}
+BATCHES = {
+    "a batch of mixed lengths, 14 to 500": (500, 200, 150, 90, 50, 20, 14),
+    "a batch of equal lengths, 128": (128,) * 8,
+    "one text of 16": (16,),
+}
 LENGTH, STARTS = 32_768, (1024, 7168, 15_360, 23_552, 31_744)
 Timed = tuple[Callable[[], object], int]
 
@@ -41,7 +45,9 @@ def main(path: Path, rounds: int) -> None:
     jobs: dict[str, list[Timed]] = {
         name: [batch(engine, lengths) for engine in (paged, rectangles)] for name, lengths in BATCHES.items()
     }
-    jobs |= {f"at {start}": [chunk(engine, start) for engine in (paged, rectangles)] for start in STARTS}
+    jobs |= {
+        f"a piece after {start:,} tokens": [chunk(engine, start) for engine in (paged, rectangles)] for start in STARTS
+    }
     spent: dict[str, list[list[float]]] = {name: [] for name in jobs}
     for _ in range(rounds + 1):
         for name, sides in jobs.items():

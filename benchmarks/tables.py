@@ -134,6 +134,16 @@ def int8_cost() -> str:
     return "\n".join(lines).removesuffix(";") + ".\n"
 
 
+def attention() -> str:
+    """Processor time with attention in pages, relative to rectangles."""
+    lines = ["| run | tokens at once, pages | rectangles | time per token, pages / rectangles |", "|---|---|---|---|"]
+    lines += [
+        f"| {row['run']} | {row['paged']['tokens']:,} | {row['rectangles']['tokens']:,} | {row['ratio']:.2f} |"
+        for row in _read("attention")["rows"]
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def long_texts() -> str:
     """Time and memory of one long text."""
     lines = ["| file | tokens | seconds | tokens/s | additional memory, GiB |", "|---|---|---|---|---|"]
@@ -245,6 +255,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "arithmetics": arithmetics,
         "int8 cost": int8_cost,
         "full size": loading,
+        "attention": attention,
         "long texts": long_texts,
     },
     "docs/moving.md": {"clients": tried},

@@ -236,6 +236,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--keep", type=Path, help="for base: a checkpoint whose vectors of translations are kept near")
     parser.add_argument("--tokenizer", type=Path, help="tokenizer.json that the tokens came from, without --start")
     parser.add_argument("--minutes", type=float, required=True, help="a stage's length; for adapters, each one's")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS, help="for adapters: these alone")
     parser.add_argument("--bf16", action="store_true", help="compute the tower in bfloat16, where the processor can")
     parser.add_argument("--compile", action="store_true", help="for base: compile the tower: a third faster")
     parser.add_argument("--threads", type=int, default=2)
@@ -263,7 +264,7 @@ def main() -> None:
         train_projector(options.work, losses, options.minutes)
     else:
         adapters = read_adapters(options.start) if options.start else {t: model.new_adapter(7) for t in TASKS}
-        for task in TASKS:
+        for task in options.tasks:
             train_adapter(options.work, losses, task, adapters[task], options.minutes)
 
 

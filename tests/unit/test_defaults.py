@@ -42,7 +42,7 @@ EMPTY = (None, False, "", 0, ...)
 DIFFERENT = {
     "format": "the version of each kind of result file", "kind": "the name of each kind of result file",
     "param": "what a helper's error names", "threads": "one, of arithmetic that its caller gives more",
-    "normalized": "of the arithmetic, and of a request that says nothing", 
+    "normalized": "of the arithmetic, and of a request that says nothing",
     "cost": "of each form of attention, measured",
 }  # fmt: skip
 """Parameters of one name that mean different things."""

@@ -3,8 +3,8 @@
 Doors by which a page could be lost or mixed up: texts side by side, padding rows, chunks of a long text, groups of
 layers of which some are inactive, pages that hold anything at first, two long texts in turns (`test_interleaving`).
 Under a cap without bfloat16 the operation crashes the process: in the arithmetic by rule (`test_choice`), in one that
-was asked for. Where the processor has no bfloat16, both forms are the same and the engines' tests here compare equal
-things.
+was asked for. In a release of OpenVINO that was not tried it may do anything. Where the processor has no bfloat16, both
+forms are the same and the engines' tests here compare equal things.
 """
 
 import itertools
@@ -19,11 +19,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.fakes import pool
 
+from nestling.engine.arithmetic import ArithmeticName
 from nestling.engine.hyperparameters import Hyperparameters
-from nestling.engine.openvino import engine, packing, paged, processor
+from nestling.engine.openvino import engine, packing, paged, processor, runtime
 from nestling.engine.openvino.attention import Index
 from nestling.engine.openvino.paged import PAGE, Paged, pages_of
 from nestling.engine.openvino.processor import CAP, Processor
+from nestling.engine.openvino.rectangles import Rectangles
 from nestling.engine.openvino.runtime import ov
 from nestling.formats.gguf import GGUFFile
 from nestling.vectors import paired_cosine
@@ -139,3 +141,17 @@ def test_under_a_cap_bfloat16_that_was_asked_for_takes_the_other_form(tiny_model
         command, env=os.environ | {CAP: "AVX512_CORE_VNNI"}, capture_output=True, text=True, timeout=120, check=False
     )
     assert (done.returncode, done.stdout) == (0, "Rectangles\n"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("version", "known"),
+    [("2026.4.0-1-releases/2026/4", True), ("2026.4.1", True), ("2026.40.0", False), ("2026.5.0", False), ("", False)],
+)
+def test_an_operation_that_is_not_public_is_used_in_the_releases_that_were_tried(version: str, *, known: bool) -> None:
+    assert runtime.has_paged_attention(version) is known
+
+
+def test_another_release_takes_the_other_form(tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "has_paged_attention", lambda: False)
+    made = engine.OpenVINOEngine(GGUFFile.open(tiny_models["Q8_0"]), threads=1, arithmetic=ArithmeticName.BF16)
+    assert isinstance(made._attention, Rectangles)

@@ -28,7 +28,7 @@ from nestling.engine.openvino.compiling import compiled
 from nestling.engine.openvino.layers import expanded
 from nestling.engine.openvino.paged import PAGE, Paged
 from nestling.engine.openvino.rectangles import Rectangles
-from nestling.engine.openvino.runtime import ov
+from nestling.engine.openvino.runtime import has_paged_attention, ov
 from nestling.engine.protocol import Item, Positions, plain, pool_states
 from nestling.engine.weights import input_rows, tensor
 from nestling.errors import EngineError
@@ -231,7 +231,7 @@ def _attention(shape: Hyperparameters, arithmetic: Arithmetic) -> Attention:
     """Paged where products are in bfloat16 and the processor has it; elsewhere the operation may crash the process."""
     if arithmetic.precision != "bf16":
         return Rectangles(shape)
-    able = processor.has_bf16(processor.kind()) and shape.head_dim % PAGE == 0
+    able = has_paged_attention() and processor.has_bf16(processor.kind()) and shape.head_dim % PAGE == 0
     return Paged(shape) if able else Rectangles(shape, ov.Type.bf16)
 
 

@@ -15,14 +15,18 @@ try:
     import openvino as ov
     from openvino import Node
     from openvino import opset15 as op
-    from openvino.op import _PagedAttentionExtension
 finally:
     if _loaded is None:
         del sys.modules[_TELEMETRY]
     else:
         sys.modules[_TELEMETRY] = _loaded
 
-__all__ = ["Node", "op", "ov", "paged_attention"]
+__all__ = ["Node", "has_paged_attention", "op", "ov", "paged_attention"]
+
+
+def has_paged_attention(version: str = ov.__version__) -> bool:
+    """Whether this release's paged attention is the one that is known; the operation is not public and may change."""
+    return version.startswith("2026.4.")
 
 
 def paged_attention(tensors: list[Node], index: list[Node], *, head_dim: int) -> Node:
@@ -31,6 +35,8 @@ def paged_attention(tensors: list[Node], index: list[Node], *, head_dim: int) ->
     `tensors`: queries (N, heads * d), keys and values (N, key heads * d), pages of keys and of values. `index`: past
     lengths, starts of the new rows, pages of each sequence, starts of those, the longest sequence.
     """
+    from openvino.op import _PagedAttentionExtension  # other releases may lack it
+
     floats, whole, zero = np.zeros(0, np.float32), np.zeros(0, np.int32), np.int32(0)
     *before, longest = index
     inputs = [

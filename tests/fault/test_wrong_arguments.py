@@ -63,6 +63,7 @@ OWN = {
     "close": "takes nothing", "finish": "takes what `pool` made", "chunk_pool": "takes what `chunk` made",
     **dict.fromkeys(("embed", "embed_iter", "pool", "run", "multivectors"), "takes what `items` or `tokenize` made"),
     "pool_chunks": "the server's, takes what `chunk` made", "chunk": "through encode_chunks",
+    "own": "the server's, takes what `items` made",
 }  # fmt: skip
 CASES = [
     pytest.param(method, param, value, id=f"{method}-{param}-{value!r:.20}")

@@ -69,7 +69,8 @@ def make(source: Path, tmp_path: Path, model: Path, embedder: Embedder, monkeypa
     monkeypatch.setattr(Embedder, "load", lambda *_, **__: embedder)
 
     def run(given: Any = None, out: str = "out", **changes: Any) -> bulk.Outcome:
-        how = {name: changes.pop(name) for name in list(changes) if name in bulk.RunOptions.__dataclass_fields__}
+        options = bulk.RunOptions.__dataclass_fields__.keys() - bulk.JobSpec.__dataclass_fields__.keys()
+        how = {name: changes.pop(name) for name in list(changes) if name in options}
         settings: dict[str, Any] = {"model": str(model), "backend": "reference", "shard_rows": 2}
         spec = bulk.JobSpec(**settings | changes)
         return bulk.run([str(given or source)], tmp_path / out, spec, bulk.RunOptions(**how))
@@ -435,7 +436,7 @@ def test_the_torch_engine_takes_pictures_too(
     monkeypatch.undo()
     own = Embedder.load(model, engine="torch", device="cpu", threads=1)
     monkeypatch.setattr(Embedder, "load", lambda *_, **__: own)
-    assert make(backend="torch").rows == len(NAMES)
+    assert make(backend="torch", device="cpu").rows == len(NAMES)
     found = result(tmp_path / "out")
     np.testing.assert_allclose(np.stack([found[name] for name in NAMES]), embedder.encode_image(FILES), atol=1e-5)
 

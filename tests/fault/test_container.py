@@ -179,7 +179,9 @@ def test_a_container_serves_is_loaded_drained_and_restarted(cache: Path, limits:
     container, before = Container(cache, limits), state(cache)
     answers: list[list[bytes]] = []
     for _ in range(2):
-        with container.server() as (child, url), ThreadPoolExecutor(CLIENTS) as pool:
+        with ThreadPoolExecutor(CLIENTS + 1) as pool, container.server() as (child, url):
+            assert child.stderr
+            log = pool.submit(child.stderr.read)  # as it is written: a full pipe would stop the server
             check_identity(child.pid, container, limits)
             with httpx.Client(timeout=60) as client:
                 answers.append([embedded(client, url, "starter", text) for text in TEXTS])
@@ -191,11 +193,10 @@ def test_a_container_serves_is_loaded_drained_and_restarted(cache: Path, limits:
             while metric(url, 'nestling_requests_total{path="/v1/embeddings",status="200"}') < 8 * CLIENTS:
                 time.sleep(0.05)
             child.send_signal(signal.SIGTERM)
-            assert child.wait(60) == 0, child.stderr and child.stderr.read()
+            assert child.wait(60) == 0, log.result()
             codes = [code for one in clients for code in one.result()]
             assert set(codes) == {200}
-            assert child.stderr
-            said = [json.loads(line) for line in child.stderr.read().splitlines()]
+            said = [json.loads(line) for line in log.result().splitlines()]
         assert {"model loaded", "model unloaded", "request"} <= {line["event"] for line in said}
         assert not [line for line in said if line["level"] != "info"]
     assert answers[0] == answers[1], "the same bytes from the same cache"

@@ -127,7 +127,7 @@ def _pooled(file: GGUFFile, items: list[Item], arithmetic: Arithmetic, on: Place
     with patch.object(torch_engine, "choose", lambda *_: choice.Choice(arithmetic, "")):
         engine = TorchEngine(file, on=on)
     found = np.empty((len(items), Hyperparameters.of(file).hidden), np.float32)
-    for places in batching.plan([len(item) for item in items], engine.token_budget):
+    for places in batching.plan([len(item) for item in items], engine.token_budget, spare_pairs=engine.spare_pairs):
         found[places] = engine.pool([items[place] for place in places])
     return found
 

@@ -49,7 +49,7 @@ def transformers(plan: Plan) -> dict[str, Any]:
 def _padded(items: Sequence[Item], device: torch.device) -> list[tuple[Tensor, Tensor]]:
     """Batches of ids and masks, on the device."""
     found = []
-    for places in batching.plan([len(item) for item in items], BUDGET):
+    for places in batching.plan([len(item) for item in items], BUDGET, spare_pairs=batching.SPARE_PAIRS):
         rows = [torch.from_numpy(items[place].ids).long() for place in places]
         ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
         mask = torch.arange(ids.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]

@@ -105,7 +105,7 @@ def ids(length: int, seed: int) -> TokenIds:
 
 def in_batches(engine: TorchEngine, items: list[Item]) -> None:
     """Pool items as a server would."""
-    for places in batching.plan([len(item) for item in items], engine.token_budget):
+    for places in batching.plan([len(item) for item in items], engine.token_budget, spare_pairs=engine.spare_pairs):
         engine.pool([items[index] for index in places])
 
 

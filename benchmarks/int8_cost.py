@@ -102,7 +102,7 @@ def _pooled(
 ) -> Floats:
     loaded, items = load_engine(GGUFFile.open(path), name=engine, arithmetic=arithmetic), plain(ids)
     rows: dict[int, Floats] = {}
-    for places in batching.plan([len(item) for item in items], loaded.token_budget):
+    for places in batching.plan([len(item) for item in items], loaded.token_budget, spare_pairs=loaded.spare_pairs):
         rows.update(zip(places, loaded.pool([items[place] for place in places]), strict=True))
     return np.stack([rows[place] for place in range(len(items))])
 

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import cycle, product
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,7 @@ class Instant:
     """An engine that looks its answers up: rows of a table, by a checksum of the ids."""
 
     name, reason = "instant", "a benchmark's"
-    token_budget = batching.TOKEN_BUDGET
+    token_budget, spare_pairs = batching.TOKEN_BUDGET, inf
 
     def __init__(self, width: int) -> None:
         self._rows: Floats = np.random.default_rng(1).standard_normal((4096, width), np.float32)

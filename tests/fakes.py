@@ -20,6 +20,7 @@ class FakeEngine:
 
     name = "fake"
     token_budget = batching.TOKEN_BUDGET
+    spare_pairs: float = batching.SPARE_PAIRS
     reason = "a test's"
 
     def __init__(self, width: int, answer: Callable[[TokenIds, int], Floats] = distinct) -> None:
@@ -54,6 +55,6 @@ def token_states(engine: Engine, texts: Sequence[TokenIds]) -> list[Floats]:
 def pool(engine: Engine, texts: Sequence[TokenIds]) -> Floats:
     """Pooled states of texts that need several batches, as an embedder asks for them: B -> (B, D)."""
     found: dict[int, Floats] = {}
-    for places in batching.plan([len(ids) for ids in texts], engine.token_budget):
+    for places in batching.plan([len(ids) for ids in texts], engine.token_budget, spare_pairs=engine.spare_pairs):
         found.update(zip(places, engine.pool(plain([texts[place] for place in places])), strict=True))
     return np.stack([found[place] for place in range(len(texts))])

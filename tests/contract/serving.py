@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nestling.engine import batching
 from nestling.engine.protocol import Item
 from nestling.errors import TextError, UsageError
 from nestling.models.embedder import Embedder
@@ -72,6 +73,7 @@ class FakeEngine:
 
     name: str = "fake"
     token_budget: int = 1 << 20
+    spare_pairs: float = batching.SPARE_PAIRS
     reason: str = "a test's"
     delay_s: float = 0.0
     poison: bytes | None = None

@@ -19,6 +19,7 @@ import logging
 import threading
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, cast
 
 import httpx
@@ -343,7 +344,7 @@ def test_an_image_takes_the_tower_of_the_device_that_computes_it() -> None:
     loop = asyncio.new_event_loop()
     job = Job(model, [item, text(5)], loop.create_future())
     loop.close()
-    image, plain = Batch(model, Limits(9, 9), [(job, 0), (job, 1)]).works("cpu:1")
+    image, plain = Batch(model, Limits(9, 9, inf), [(job, 0), (job, 1)]).works("cpu:1")
     assert isinstance(image.item, ImageItem)
     assert image.item.vision is mine
     assert plain.item is job.items[1]

@@ -1,4 +1,5 @@
 from itertools import pairwise
+from math import inf
 
 import pytest
 from hypothesis import given
@@ -12,33 +13,40 @@ BUDGETS = st.integers(1, 30) | st.integers(1, 4096)
 
 @given(LENGTHS, BUDGETS)
 def test_every_text_is_in_one_batch(lengths: list[int], budget: int) -> None:
-    batches = plan(lengths, budget)
+    batches = plan(lengths, budget, spare_pairs=SPARE_PAIRS)
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
     assert all(batches)
 
 
 @given(LENGTHS, BUDGETS)
 def test_only_a_single_text_may_exceed_the_budget(lengths: list[int], budget: int) -> None:
-    for batch in plan(lengths, budget):
+    for batch in plan(lengths, budget, spare_pairs=SPARE_PAIRS):
         assert sum(lengths[index] for index in batch) <= budget or len(batch) == 1
 
 
 @given(LENGTHS, BUDGETS)
 def test_longest_first_and_equal_lengths_in_their_order(lengths: list[int], budget: int) -> None:
-    order = [index for batch in plan(lengths, budget) for index in batch]
+    order = [index for batch in plan(lengths, budget, spare_pairs=SPARE_PAIRS) for index in batch]
     assert order == sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
 
 
 @given(LENGTHS, BUDGETS)
 def test_padding_is_bounded(lengths: list[int], budget: int) -> None:
-    for batch in plan(lengths, budget):
+    for batch in plan(lengths, budget, spare_pairs=SPARE_PAIRS):
         assert padding([lengths[index] for index in batch]) <= SPARE_PAIRS
+
+
+@given(LENGTHS, BUDGETS)
+def test_an_engine_that_pads_nothing_takes_a_batch_of_any_lengths(lengths: list[int], budget: int) -> None:
+    batches = plan(lengths, budget, spare_pairs=inf)
+    for batch, after in pairwise(batches):
+        assert sum(lengths[index] for index in (*batch, after[0])) > budget
 
 
 @given(LENGTHS, BUDGETS)
 def test_no_batch_could_have_taken_the_next_text(lengths: list[int], budget: int) -> None:
     """Batches are not smaller than they must be."""
-    for batch, after in pairwise(plan(lengths, budget)):
+    for batch, after in pairwise(plan(lengths, budget, spare_pairs=SPARE_PAIRS)):
         larger = [lengths[index] for index in (*batch, after[0])]
         assert sum(larger) > budget or padding(larger) > SPARE_PAIRS
 
@@ -61,4 +69,4 @@ def padding(lengths: list[int]) -> int:
     ],
 )
 def test_examples(lengths: list[int], budget: int, batches: list[list[int]]) -> None:
-    assert plan(lengths, budget) == batches
+    assert plan(lengths, budget, spare_pairs=SPARE_PAIRS) == batches

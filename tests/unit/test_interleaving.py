@@ -17,6 +17,7 @@ import pytest
 from tests import tiny_gguf
 from tests.contract.serving import ROWS, WIDTH, FakeEngine, fake_embedder
 
+from nestling.engine import batching
 from nestling.engine.hyperparameters import Hyperparameters
 from nestling.engine.openvino import engine as openvino_engine
 from nestling.engine.openvino import packing
@@ -293,7 +294,7 @@ def test_a_batch_is_chosen_once_and_from_a_window() -> None:
             looked.append(1)
             return super().__len__()
 
-    queue, one, limits = Queue(), model(InPieces()), Limits(1024, 1024)
+    queue, one, limits = Queue(), model(InPieces()), Limits(1024, 1024, batching.SPARE_PAIRS)
     loop = asyncio.new_event_loop()
     items = [Counted(np.full(64, 97, np.int32)) for _ in range(20_000)]
     queue.add(Job(one, items, loop.create_future()))
@@ -306,7 +307,7 @@ def test_a_batch_is_chosen_once_and_from_a_window() -> None:
 def test_a_steady_stream_of_queries_and_a_long_text_share_the_engine() -> None:
     """By tokens of work, to a quantum: neither takes more than its half over any longer time."""
     queue, one = Queue(), model(InPieces())
-    long, limits = job(one, 32_768), Limits(1024, 1024)
+    long, limits = job(one, 32_768), Limits(1024, 1024, batching.SPARE_PAIRS)
     queue.add(long)
     assert queue.take(lambda _model: limits) is not None
     spent = {"long": 0, "queries": 0}
@@ -339,6 +340,7 @@ class Logged:
 
     inner: Any
     token_budget: int = 64
+    spare_pairs: float = batching.SPARE_PAIRS
     log: list[str] = field(default_factory=list)
     after: dict[str, Hook] = field(default_factory=dict)
     name: str = "logged"

@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.contract.serving import ROWS, WIDTH, ByteTokenizer, FakeEngine, fake_embedder, fake_spec
 
+from nestling.engine import batching
 from nestling.engine.protocol import Item
 from nestling.errors import EngineError
 from nestling.models.embedder import Embedder
@@ -39,7 +41,7 @@ def model(name: str = "m", engine: FakeEngine | None = None) -> Model:
 
 
 def take(queue: Queue, budget: int) -> Batch:
-    batch = queue.take(lambda _model: Limits(budget, budget))
+    batch = queue.take(lambda _model: Limits(budget, budget, batching.SPARE_PAIRS))
     assert batch is not None
     return batch
 
@@ -78,7 +80,18 @@ def test_requests_of_one_kind_share_a_batch() -> None:
     for each in jobs:
         queue.add(each)
     assert [part[0] for part in take(queue, 80).parts] == jobs
-    assert queue.take(lambda _model: Limits(80, 80)) is None
+    assert queue.take(lambda _model: Limits(80, 80, batching.SPARE_PAIRS)) is None
+
+
+def test_an_engine_that_pads_nothing_gets_full_batches_of_any_lengths() -> None:
+    queue, one = Queue(), model()
+    queue.add(job(one, 700, 10, 10, 10))
+    assert take(queue, 1000).tokens == 700
+    queue = Queue()
+    queue.add(job(one, 700, 10, 10, 10))
+    batch = queue.take(lambda _model: Limits(1000, 1000, inf))
+    assert batch is not None
+    assert batch.tokens == 730
 
 
 def test_a_batch_is_of_one_model_and_the_other_comes_next() -> None:
@@ -114,7 +127,7 @@ def test_every_text_is_taken_once_within_the_budget(requests: list[list[int]], b
     for each in jobs:
         queue.add(each)
     taken: list[tuple[int, int]] = []
-    while batch := queue.take(lambda _model: Limits(budget, budget)):
+    while batch := queue.take(lambda _model: Limits(budget, budget, batching.SPARE_PAIRS)):
         assert batch.tokens <= budget or len(batch.parts) == 1
         taken += [(id(part), index) for part, index in batch.parts]
     assert sorted(taken) == sorted((id(each), n) for each in jobs for n in range(len(each.items)))
@@ -274,6 +287,7 @@ class FakeAdapted:
 
     name = "fake"
     token_budget = 1000
+    spare_pairs: float = batching.SPARE_PAIRS
     reason = "a test's"
 
     def pool(self, items: Sequence[Item], *, adapters: Sequence[int] = ()) -> Any:

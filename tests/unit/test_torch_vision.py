@@ -5,6 +5,7 @@ memory. What all towers promise is tested with them (test_towers, test_image_emb
 """
 
 import asyncio
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -117,7 +118,7 @@ def test_a_replica_runs_its_own_tower(vision_checkpoint: Path, tmp_path: Path) -
     loop = asyncio.new_event_loop()
     job = Job(model, first.items(["a", PICTURES["noise 20x20"]()]), loop.create_future())
     loop.close()
-    batch = Batch(model, Limits(64, 64), [(job, 0), (job, 1)])
+    batch = Batch(model, Limits(64, 64, inf), [(job, 0), (job, 1)])
     for device, replica in model.replicas.items():
         text, image = (work.item for work in batch.works(device))
         assert text is job.items[0]

@@ -16,6 +16,7 @@ import tempfile
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ class LlamaCppEngine:
 
     name = "llamacpp"
     token_budget = SMALLEST_BATCH
+    spare_pairs = inf
     reason = "asked for by name"
 
     def __init__(

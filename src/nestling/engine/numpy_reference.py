@@ -9,6 +9,7 @@ and width as in Qwen2-VL), grouped-query causal attention, SwiGLU.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Protocol
 
 import numpy as np
@@ -64,6 +65,7 @@ class ReferenceEngine:
 
     name = "reference"
     token_budget = TOKEN_BUDGET
+    spare_pairs = inf
     reason = "asked for by name"
 
     def __init__(self, file: GGUFFile, *, pooling: Pooling = Pooling.MEAN, adapters: Sequence[Adapter] = ()) -> None:

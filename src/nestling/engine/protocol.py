@@ -89,12 +89,15 @@ def pool_states(pooling: Pooling, states: Floats, items: Sequence[Item]) -> Floa
 class Engine(Protocol):
     """One loaded model. Calls from several threads are served one after another.
 
-    `token_budget`: most tokens of a batch. `adapters`: for a base with LoRA adapters, each item's adapter, as an index
-    into the list that the engine was loaded with; empty without adapters. `reason`: why this engine was chosen.
+    `token_budget`: most tokens of a batch. `spare_pairs`: most pairs of a query and a key in a batch that may be
+    padding (`batching.plan`); inf for an engine that pads nothing. `adapters`: for a base with LoRA adapters, each
+    item's adapter, as an index into the list that the engine was loaded with; empty without adapters. `reason`: why
+    this engine was chosen.
     """
 
     name: str
     token_budget: int
+    spare_pairs: float
     reason: str
 
     def pool(self, items: Sequence[Item], *, adapters: Sequence[int] = ()) -> Floats:

@@ -44,7 +44,8 @@ class Compute:
 
     def planned(self, works: Sequence[Work]) -> Iterator[tuple[list[int], list[Floats]]]:
         """Run all works in batches of similar length, longest first: yields their indices and results."""
-        for places in batching.plan([len(work) for work in works], self.engine.token_budget):
+        lengths, engine = [len(work) for work in works], self.engine
+        for places in batching.plan(lengths, engine.token_budget, spare_pairs=engine.spare_pairs):
             yield places, list(self.batch([works[place] for place in places]))
 
     def batch(self, works: Sequence[Work]) -> Sequence[Floats] | Floats:

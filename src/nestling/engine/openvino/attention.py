@@ -63,6 +63,11 @@ class Attention(Protocol):
         ...
 
     @property
+    def spare_pairs(self) -> float:
+        """See `Engine`."""
+        ...
+
+    @property
     def cost(self) -> float:
         """Multiplications of int8 matrix products that take as long as one of attention, measured at full width."""
         ...

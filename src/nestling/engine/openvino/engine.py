@@ -101,6 +101,7 @@ class OpenVINOEngine:
         self.reason = f"in {choice.name}: {choice.reason}"
         self._output_norm = tensor(file, "output_norm.weight")
         self._attention = _attention(self._shape, self._arithmetic)
+        self.spare_pairs = self._attention.spare_pairs
         layer_bytes = PAST_TOKENS * 2 * self._shape.kv_heads * self._shape.head_dim * self._attention.kept.size
         self._groups = packing.layer_groups(self._shape.layers, layer_bytes=layer_bytes, most_bytes=PAST_BYTES)
         with expanded(file, self._arithmetic, adapters=adapters, threads=threads) as products:

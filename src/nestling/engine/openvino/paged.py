@@ -89,6 +89,7 @@ class Paged:
     kept: ClassVar[ov.Type] = ov.Type.bf16
     score_bytes: ClassVar[float] = inf
     """The kernel holds the scores of 32 tokens a thread."""
+    spare_pairs: ClassVar[float] = inf
     cost: ClassVar[float] = 2.7
     """Attending to 7,000 past tokens takes as long as a token's matrix products."""
 

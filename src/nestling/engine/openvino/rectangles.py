@@ -11,6 +11,7 @@ from typing import ClassVar, Self
 import numpy as np
 
 from nestling._util.memory import give_back_freed
+from nestling.engine import batching
 from nestling.engine.hyperparameters import Hyperparameters
 from nestling.engine.openvino import packing
 from nestling.engine.openvino.attention import Feed
@@ -75,6 +76,7 @@ class Rectangles:
 
     score_bytes: ClassVar[float] = 136 << 20
     """The kernel holds all scores: with 16 heads, 64 tokens that attend to 32,768."""
+    spare_pairs: ClassVar[float] = batching.SPARE_PAIRS
     cost: ClassVar[float] = 2.3
     """Attending to 8,192 past tokens takes as long as a token's matrix products."""
 

@@ -120,7 +120,7 @@ def _pieces(windows: Index) -> Iterator[tuple[Index, Index]]:
 def _images(images: Index) -> Iterator[tuple[Index, Index]]:
     """Batches of images of similar size: the places of their patches, and their lengths."""
     starts = np.cumsum(images) - images
-    for run in batching.plan(images.tolist(), TOGETHER):
+    for run in batching.plan(images.tolist(), TOGETHER, spare_pairs=batching.SPARE_PAIRS):
         yield np.concatenate([starts[image] + np.arange(images[image]) for image in run]), images[run]
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 
 import numpy as np
 import torch
@@ -58,6 +59,7 @@ class TorchEngine:
     """
 
     name = "torch"
+    spare_pairs = inf
 
     def __init__(
         self,

@@ -110,10 +110,11 @@ class DeviceThread:
                 self._fail(job, EngineError("the server is stopping"))
 
     def _limits(self, model: Model) -> Limits:
-        whole, speed = model.replicas[self._device].engine.token_budget, self._speeds.get(model.reference)
+        engine, speed = model.replicas[self._device].engine, self._speeds.get(model.reference)
+        whole = engine.token_budget
         largest = min(whole, self._largest or whole)
         wanted = largest if speed is None else int(speed * BATCH_S)
-        return Limits(min(max(wanted, SMALLEST_BATCH), largest), whole)
+        return Limits(min(max(wanted, SMALLEST_BATCH), largest), whole, engine.spare_pairs)
 
     def _begin(self, batch: Batch) -> None:
         start = time.perf_counter()

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from nestling.engine import batching
 from nestling.engine.protocol import Item
 from nestling.models.compute import Make, Work
 from nestling.server.core.replicas import Model
@@ -77,10 +76,14 @@ Part = tuple[Job, int]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """A model's limits in tokens: `budget` of a batch now, `whole` of the longest text that is not run in chunks."""
+    """A model's limits, in tokens: `budget` of a batch now, `whole` of the longest text that is not run in chunks.
+
+    `spare_pairs`: see `Engine`.
+    """
 
     budget: int
     whole: int
+    spare_pairs: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +203,7 @@ class Queue:
             own = len(job.items[place])
             most_long, sum_squares = max(longest, own), squares + own**2
             padding = (len(chosen) + 1) * most_long**2 - sum_squares
-            if tokens + own <= limits.budget and padding <= batching.SPARE_PAIRS:
+            if tokens + own <= limits.budget and padding <= limits.spare_pairs:
                 chosen.append((job, place))
                 tokens, longest, squares = tokens + own, most_long, sum_squares
         return chosen

@@ -21,7 +21,7 @@ from starter_recipe.evaluate import CUTOFF, mean_and_error, ndcg
 from starter_recipe.exclude import read_jsonl
 from starter_recipe.eyes.export import load_tower
 from starter_recipe.eyes.losses import PREFIXES
-from starter_recipe.eyes.seeing import Eyes
+from starter_recipe.eyes.seeing import Eyes, Reader
 from starter_recipe.eyes.tower import CELL
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    eyes = Eyes(load_tower(options.work / "eyes.safetensors"), options.checkpoint, [TASK])
+    eyes = Eyes(load_tower(options.work / "eyes.safetensors"), {TASK: Reader(options.checkpoint, TASK)})
     report_emoji(eyes, ImageSet.load(options.sets / "emoji-names"))
     report_pages(eyes, ImageSet.load(options.sets / "pages-en"))
 

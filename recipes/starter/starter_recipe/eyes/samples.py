@@ -96,7 +96,7 @@ class Texts:
         texts, wanted = self._texts[cjk], size[0] * size[1] // 160
         parts: list[str] = []
         while sum(map(len, parts)) < wanted:
-            parts.append(texts[random.integers(len(texts))][:400])
+            parts.append(texts[random.integers(len(texts))][: min(400, 2 * wanted)])
         return draw("\n".join(parts), size, random_look(self._fonts[cjk], random), self._tokenizer)
 
     def batch(self, count: int, size: tuple[int, int], random: np.random.Generator) -> list[Drawn]:

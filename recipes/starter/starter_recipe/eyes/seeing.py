@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from starter_recipe.checkpoint import load_model
 from starter_recipe.eyes.tower import CELL, VisionTower
-from starter_recipe.model import TASKS, Embedder, pool
+from starter_recipe.model import Embedder, pool
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -109,9 +109,8 @@ class Reader(nn.Module):
 class Eyes:
     """A vision tower and the readers of all tasks."""
 
-    def __init__(self, tower: VisionTower, folder: Path, tasks: Sequence[str] = TASKS) -> None:
-        self.tower = tower
-        self.readers = {task: Reader(folder, task) for task in tasks}
+    def __init__(self, tower: VisionTower, readers: dict[str, Reader]) -> None:
+        self.tower, self.readers = tower, readers
 
     def vectors(self, pixels: Tensor, task: str) -> Tensor:
         """Unit vectors of (B, H, W, 3) uint8 images of one size, sides multiples of 28: (B, D)."""

@@ -1,7 +1,8 @@
 """The vision tower in torch, in the layout of Qwen2.5-VL; its state dict is what goes to disk (after `visual.`).
 
 Windows of 8 x 8 patches, blocks with attention over the whole image, rotary positions by row and column, a merger of
-2 x 2 patches. Every image of a batch has the same grid; windows that the image's edge cuts are padded and masked.
+2 x 2 patches. Every image of a batch has the same grid. Windows that the image's edge cuts are padded and masked,
+except along a side that has less than a window: there the windows are as small as the image.
 """
 
 from __future__ import annotations
@@ -44,11 +45,13 @@ class TowerShape:
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where the patches of a (rows, columns) grid go: windows one after another, each padded to 64 places.
+    """Where the patches of a (rows, columns) grid go: windows one after another, all of L places.
 
-    `patches` (P,): the patch at each place; `real` (W, 64): False for padding, or None if there is none; `cosine` and
-    `sine` (P, head); `tokens` (T,): the group of four places that is each merged token, row by row.
+    `window` is L; `patches` (P,): the patch at each place; `real` (W, L): False for padding, or None if there is none;
+    `cosine` and `sine` (P, head); `tokens` (T,): the group of four places that is each merged token, row by row.
     """
+
+    window: int
 
     patches: Tensor
     real: Tensor | None
@@ -60,8 +63,9 @@ class Places:
     @cache
     def of(cls, grid: tuple[int, int], head: int) -> Self:
         """Return the places of one grid."""
-        rows, columns = (-(-side // SIDE) * SIDE for side in grid)
-        row, column = (_window_order(values) for values in np.mgrid[:rows, :columns])
+        window = (min(SIDE, grid[0]), min(SIDE, grid[1]))
+        rows, columns = (-(-side // part) * part for side, part in zip(grid, window, strict=True))
+        row, column = (_window_order(values, window) for values in np.mgrid[:rows, :columns])
         real = (row < grid[0]) & (column < grid[1])
         group = (row // MERGE * (grid[1] // MERGE) + column // MERGE) * MERGE**2
         patch = np.where(real, group + row % MERGE * MERGE + column % MERGE, 0)
@@ -71,15 +75,17 @@ class Places:
         speeds = _THETA ** (-np.arange(head // 4) / (head // 4))
         angles = np.concatenate((np.outer(row, speeds), np.outer(column, speeds)), 1)
         angles = torch.from_numpy(np.tile(angles, 2)).float()
-        mask = None if real.all() else torch.from_numpy(real.reshape(-1, SIDE**2))
-        return cls(torch.from_numpy(patch), mask, angles.cos(), angles.sin(), torch.from_numpy(tokens))
+        mask = None if real.all() else torch.from_numpy(real.reshape(-1, window[0] * window[1]))
+        return cls(
+            window[0] * window[1], torch.from_numpy(patch), mask, angles.cos(), angles.sin(), torch.from_numpy(tokens)
+        )
 
 
-def _window_order(values: NDArray[np.int64]) -> NDArray[np.int64]:
+def _window_order(values: NDArray[np.int64], window: tuple[int, int]) -> NDArray[np.int64]:
     """Reorder a grid by windows, within a window by groups of 2 x 2, row by row: (R, C) -> (R * C,)."""
     rows, columns = values.shape
-    half = SIDE // MERGE
-    split = values.reshape(rows // SIDE, half, MERGE, columns // SIDE, half, MERGE)
+    high, wide = window
+    split = values.reshape(rows // high, high // MERGE, MERGE, columns // wide, wide // MERGE, MERGE)
     return split.transpose(0, 3, 1, 4, 2, 5).ravel()
 
 
@@ -117,7 +123,7 @@ class Attention(nn.Module):
         batch, count, hidden = states.shape
         query, key, value = self.qkv(states).view(batch, count, 3, self.heads, -1).unbind(2)
         query, key = (_rotate(side, places) for side in (query, key))
-        runs = batch if self.full else batch * count // SIDE**2
+        runs = batch if self.full else batch * count // places.window
         split = [
             side.reshape(runs, -1, self.heads, hidden // self.heads).transpose(1, 2) for side in (query, key, value)
         ]
@@ -216,17 +222,19 @@ class VisionTower(nn.Module):
             elif parameter.dim() > 1:
                 nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
 
-    def states(self, pixels: Tensor) -> tuple[Tensor, Places]:
-        """Return the last block's states, (B, P, hidden) in window order, of (B, H, W, 3) uint8 pixels."""
+    def states(self, pixels: Tensor) -> tuple[list[Tensor], Places]:
+        """Return every block's states, (B, P, hidden) in window order, of (B, H, W, 3) uint8 pixels."""
         grid = (pixels.shape[1] // PATCH, pixels.shape[2] // PATCH)
         places = Places.of(grid, self.shape.hidden // self.shape.heads)
         states = self.patch_embed(to_patches(pixels)[:, places.patches])
+        found = []
         for block in self.blocks:
             states = block(states, places)
-        return states, places
+            found.append(states)
+        return found, places
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Map (B, H, W, 3) uint8 pixels to (B, T, output) rows."""
         states, places = self.states(pixels)
-        rows: Tensor = self.merger(states, places.tokens)
+        rows: Tensor = self.merger(states[-1], places.tokens)
         return rows

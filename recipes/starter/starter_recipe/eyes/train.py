@@ -17,18 +17,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
+from starter_recipe.eyes.helpers import Helpers
 from starter_recipe.eyes.losses import Losses
 from starter_recipe.eyes.samples import Pictures, Texts
-from starter_recipe.eyes.seeing import Eyes
+from starter_recipe.eyes.seeing import Eyes, Reader
+from starter_recipe.eyes.start import start
 from starter_recipe.eyes.tower import VisionTower
+from starter_recipe.model import TASKS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
 
-RATE, DECAY, BETAS = 1e-3, 0.01, (0.9, 0.98)
+RATE, DECAY, BETAS = 2e-3, 0.01, (0.9, 0.98)
 WARM_UP_STEPS = 200
 COOL_SHARE, FLOOR = 0.25, 0.02
 """The last share of the steps, in which the rate falls to this part."""
@@ -54,39 +58,46 @@ def kind_of(step: int, steps: int, random: np.random.Generator) -> str:
     return str(random.choice(list(mix), p=list(mix.values())))
 
 
+def optimiser_of(module: nn.Module) -> torch.optim.Optimizer:
+    """AdamW, without decay of biases and norms."""
+    groups: dict[bool, list[nn.Parameter]] = {False: [], True: []}
+    for parameter in module.parameters():
+        groups[parameter.dim() > 1].append(parameter)
+    parts = [{"params": groups[True], "weight_decay": DECAY}, {"params": groups[False], "weight_decay": 0.0}]
+    return torch.optim.AdamW(parts, lr=RATE, betas=BETAS)
+
+
 @dataclass(slots=True)
 class Training:
-    """A tower in training and how far it is."""
+    """A tower and its helpers in training, and how far they are."""
 
     work: Path
     tower: VisionTower
+    helpers: Helpers
     optimiser: torch.optim.Optimizer
     step: int = 0
     sums: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
     @classmethod
-    def resume(cls, work: Path) -> Training:
+    def resume(cls, work: Path, pictures: Pictures, texts: Texts) -> Training:
         """Start anew, or where the last run stopped."""
         tower = VisionTower().train()
-        groups = {False: [], True: []}
-        for parameter in tower.parameters():
-            groups[parameter.dim() > 1].append(parameter)
-        optimiser = torch.optim.AdamW(
-            [{"params": groups[True], "weight_decay": DECAY}, {"params": groups[False], "weight_decay": 0.0}],
-            lr=RATE,
-            betas=BETAS,
-        )
-        training = cls(work, tower, optimiser)
+        helpers = Helpers(tower.shape, len(pictures.names))
+        training = cls(work, tower, helpers, optimiser_of(nn.ModuleList((tower, helpers))))
         if (work / "training.pt").exists():
             state = torch.load(work / "training.pt", weights_only=True)
             tower.load_state_dict(state["tower"])
-            optimiser.load_state_dict(state["optimiser"])
+            helpers.load_state_dict(state["helpers"])
+            training.optimiser.load_state_dict(state["optimiser"])
             training.step = state["step"]
+        else:
+            start(tower, pictures, texts)
         return training
 
     def save(self) -> None:
         """Write the tower, and everything that resuming needs."""
-        state = {"tower": self.tower.state_dict(), "optimiser": self.optimiser.state_dict(), "step": self.step}
+        parts = {"tower": self.tower, "helpers": self.helpers, "optimiser": self.optimiser}
+        state = {name: part.state_dict() for name, part in parts.items()} | {"step": self.step}
         torch.save(state, self.work / "training.pt.part")
         (self.work / "training.pt.part").replace(self.work / "training.pt")
         save_file(self.tower.state_dict(), self.work / "eyes.safetensors")
@@ -106,7 +117,8 @@ class Training:
             loss = steps[kind](random)
             self.optimiser.zero_grad(set_to_none=True)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.tower.parameters(), 1.0)
+            for part in (self.tower, self.helpers):
+                torch.nn.utils.clip_grad_norm_(part.parameters(), 1.0)
             self.optimiser.step()
             self.sums[kind].append(loss.item())
             self.step += 1
@@ -125,10 +137,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    training = Training.resume(options.work)
-    eyes = Eyes(training.tower, options.checkpoint)
-    texts = Texts(options.rows, options.work, eyes.readers["retrieval"].tokenizer)
-    losses = Losses(eyes, Pictures(options.work), texts)
+    readers = {task: Reader(options.checkpoint, task) for task in TASKS}
+    pictures = Pictures(options.work)
+    texts = Texts(options.rows, options.work, readers["retrieval"].tokenizer)
+    training = Training.resume(options.work, pictures, texts)
+    losses = Losses(Eyes(training.tower, readers), training.helpers, pictures, texts)
     steps = {kind: getattr(losses, kind) for kind in ("picture", "cells", "strip", "page")}
     training.run(steps, options.until or options.steps, options.steps)
 

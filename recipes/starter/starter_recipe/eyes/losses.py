@@ -105,7 +105,7 @@ class Losses:
         return (1 - cosines.diagonal()).mean() + contrast + letters + SPELLED_SHARE * spelled
 
     def _spelled(self, rows: Tensor, images: list[Drawn], random: np.random.Generator) -> Tensor:
-        """Each cell's row against the sum of the embeddings drawn in it, and by softmax over embeddings."""
+        """Each cell's row against the sum of the embeddings drawn in it, scaled to their norm, and by softmax over them."""
         table = next(iter(self.eyes.readers.values())).embeddings
         count, flat = rows.shape[1], rows.flatten(0, 1)
         parts = [
@@ -115,6 +115,7 @@ class Losses:
         ]
         cells, ids, shares = (torch.from_numpy(np.concatenate(column)) for column in zip(*parts, strict=True))
         wanted = torch.zeros_like(flat).index_add_(0, cells, shares[:, None] * table[ids])
+        wanted = functional.normalize(wanted, dim=-1) * table[ids].norm(dim=-1).mean()
         squares = (flat - wanted).square().mean()
         others = torch.from_numpy(random.integers(0, len(table), OTHER_TOKENS))
         known, place = torch.unique(torch.cat((ids, others)), return_inverse=True)

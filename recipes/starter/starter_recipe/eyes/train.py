@@ -39,8 +39,8 @@ COOL_SHARE, FLOOR = 0.25, 0.02
 SAVE_EVERY = 100
 SEED = 5
 PHASES = (
-    (0.25, {"picture": 0.5, "cells": 0.5}),
-    (0.6, {"picture": 0.45, "cells": 0.25, "strip": 0.3}),
+    (0.5, {"picture": 0.4, "cells": 0.6}),
+    (0.75, {"picture": 0.45, "cells": 0.25, "strip": 0.3}),
     (1.0, {"picture": 0.4, "strip": 0.3, "page": 0.3}),
 )
 """Until which part of the steps, and the share of each kind of step in it."""

@@ -105,7 +105,7 @@ class Losses:
         return (1 - cosines.diagonal()).mean() + contrast + letters + SPELLED_SHARE * spelled
 
     def _spelled(self, rows: Tensor, images: list[Drawn], random: np.random.Generator) -> Tensor:
-        """Each cell's row against the sum of the embeddings drawn in it, scaled to their norm, and by softmax over them."""
+        """Each cell's row against the sum of the embeddings drawn in it, scaled to their norm, and by softmax."""
         table = next(iter(self.eyes.readers.values())).embeddings
         count, flat = rows.shape[1], rows.flatten(0, 1)
         parts = [

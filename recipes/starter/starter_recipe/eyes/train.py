@@ -23,7 +23,6 @@ from starter_recipe.eyes.helpers import Helpers
 from starter_recipe.eyes.losses import Losses
 from starter_recipe.eyes.samples import Pictures, Texts
 from starter_recipe.eyes.seeing import Eyes, Reader
-from starter_recipe.eyes.start import start
 from starter_recipe.eyes.tower import VisionTower
 from starter_recipe.model import TASKS
 
@@ -79,10 +78,10 @@ class Training:
     sums: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
     @classmethod
-    def resume(cls, work: Path, pictures: Pictures, texts: Texts) -> Training:
+    def resume(cls, work: Path, concepts: int) -> Training:
         """Start anew, or where the last run stopped."""
         tower = VisionTower().train()
-        helpers = Helpers(tower.shape, len(pictures.names))
+        helpers = Helpers(tower.shape, concepts)
         training = cls(work, tower, helpers, optimiser_of(nn.ModuleList((tower, helpers))))
         if (work / "training.pt").exists():
             state = torch.load(work / "training.pt", weights_only=True)
@@ -90,8 +89,6 @@ class Training:
             helpers.load_state_dict(state["helpers"])
             training.optimiser.load_state_dict(state["optimiser"])
             training.step = state["step"]
-        else:
-            start(tower, pictures, texts)
         return training
 
     def save(self) -> None:
@@ -140,7 +137,7 @@ def main() -> None:
     readers = {task: Reader(options.checkpoint, task) for task in TASKS}
     pictures = Pictures(options.work)
     texts = Texts(options.rows, options.work, readers["retrieval"].tokenizer)
-    training = Training.resume(options.work, pictures, texts)
+    training = Training.resume(options.work, len(pictures.names))
     losses = Losses(Eyes(training.tower, readers), training.helpers, pictures, texts)
     steps = {kind: getattr(losses, kind) for kind in ("picture", "cells", "strip", "page")}
     training.run(steps, options.until or options.steps, options.steps)

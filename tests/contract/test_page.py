@@ -23,6 +23,9 @@ from tests.contract.serving import running
 from tests.picture_files import png, saved
 from tests.pictures import bars, gradient
 
+from nestling.server import pages
+from nestling.server.pages import TRIES
+
 CHROMIUM = shutil.which("chromium")
 BROWSER_REQUIRED = bool(os.environ.get("NESTLING_TEST_BROWSER"))
 SCREENSHOTS = os.environ.get("NESTLING_SCREENSHOTS")
@@ -121,6 +124,57 @@ def test_the_command_that_is_shown_gives_the_same(page: Page) -> None:
     done = subprocess.run(page.locator("#curl").inner_text(), shell=True, capture_output=True, check=True)
     left, right = (item["embedding"] for item in json.loads(done.stdout)["data"])
     assert sum(a * b for a, b in zip(left, right, strict=True)) == pytest.approx(cosines(page)[0][1], abs=2e-3)
+
+
+def test_every_try_is_one_click_and_right(page: Page) -> None:
+    buttons = page.locator("#tries button")
+    expect(buttons).to_have_count(5)
+    titles = buttons.all_inner_texts()
+    for one in json.loads(TRIES.read_text("utf-8")):
+        page.get_by_role("button", name=one["title"]).click()
+        expect(page.locator("#answer-title")).to_have_text(f"{one['title']}: {one['query']}")
+        expect(page.locator("#told")).to_contain_text(f"{one['shows']} Right: 0.")
+        items, right = page.locator("#shown li").all(), len(one["answers"])
+        marked = [item.get_attribute("class") == "sought" for item in items]
+        assert marked == [True] * right + [False] * (len(items) - right)
+        expect(page.locator("#task")).to_have_value(one["task"])
+        expect(page.locator("#answer")).to_be_in_viewport()
+    assert titles == [one["title"] for one in json.loads(TRIES.read_text("utf-8"))]
+    keep(page, "try")
+    page.get_by_role("button", name="Search").click()
+    expect(page.locator("#answer-title")).to_have_text("Passages, nearest first")
+    expect(page.locator("#told")).to_be_hidden()
+
+
+def test_a_try_that_cannot_hold_is_not_offered_and_a_wrong_one_is_said(
+    browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a tower, for a task that is not served, and where the model finds something else."""
+    search = {
+        "task": "retrieval",
+        "shows": "It shows something.",
+        "query": "aa",
+        "passages": ["bb", "aa"],
+        "images": [],
+    }
+    picture = "sets/emoji-names/images/e52.png"
+    rows = [
+        {**search, "title": "Holds", "answers": [1]},
+        {**search, "title": "Fails", "answers": [0]},
+        {**search, "title": "Task", "answers": [1], "task": "code"},
+        {**search, "title": "Pictures", "answers": [0], "passages": [], "images": [picture]},
+    ]
+    monkeypatch.setattr(pages, "TRIES", tmp_path / "tries.json")
+    pages.TRIES.write_text(json.dumps(rows), "utf-8")
+    with running(model=("fake-retrieval",)) as server:
+        for page in opened(browser, server.url):
+            expect(page.locator("#tries button")).to_have_text(["Holds", "Fails"])
+            expect(page.locator("#tries-note")).to_contain_text("no vision tower")
+            expect(page.locator("#tries-note")).to_contain_text("not for the task code")
+            for name, said in (("Holds", "Right: "), ("Fails", "Wrong with this model.")):
+                page.get_by_role("button", name=name).click()
+                expect(page.locator("#told")).to_contain_text(f"It shows something. {said}")
+            keep(page, "tries-not-offered")
 
 
 def test_what_goes_wrong_is_said(browser: Browser, served: Served) -> None:

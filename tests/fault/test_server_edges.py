@@ -30,7 +30,7 @@ ROUTES = [route for dialect in DIALECTS for route in dialect.routes]
 POSTS = sorted({path for route in ROUTES if route.body for path in (route.path, *route.also)})
 GETS = [
     *sorted({path for route in ROUTES if not route.body for path in (route.path, *route.also) if "{" not in path}),
-    *("/", "/docs", "/openapi.json", "/health", "/ready", "/metrics", "/v1/models/fake", "/models/fake"),
+    *("/", "/docs", "/tries", "/openapi.json", "/health", "/ready", "/metrics", "/v1/models/fake", "/models/fake"),
 ]
 BODIES: dict[str, dict[str, Any]] = {
     "/v1/embeddings": {"input": "a"},

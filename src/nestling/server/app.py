@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic_core import to_json
@@ -31,15 +30,12 @@ from nestling.server.http.auth import KeyRing, Keys
 from nestling.server.http.hosts import Hosts, guarded
 from nestling.server.http.limits import Bodies
 from nestling.server.http.problems import Problem, Respond, problem_of
+from nestling.server.pages import PAGES
 from nestling.server.settings import ServeSettings
 
 if TYPE_CHECKING:
     from nestling.server.http.tracing import Tracing  # needs an extra
 
-PAGES = Path(__file__).parent / "playground"
-POLICY = (
-    "default-src 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'"
-)
 _JSON = "application/json"
 
 
@@ -66,7 +62,8 @@ def create_app(
             await asyncio.to_thread(tracing.close)
 
     respond, keys = _writer(dialects, settings.dialect), KeyRing(settings.api_key)
-    routes = [*_watching(service, dialects), *_pages(), *_spoken(dialects, service)]  # matched in this order
+    pages = [NamedRoute(path, page) for path, page in PAGES.items()]
+    routes = [*_watching(service, dialects), *pages, *_spoken(dialects, service)]  # matched in this order
     paths = [(route.path, method) for route in routes for method in route.methods or ()]
     assert len(set(paths)) == len(paths), "two routes have the same path"
     app = Starlette(
@@ -177,20 +174,3 @@ def _watching(service: Service, dialects: Sequence[Dialect]) -> list[NamedRoute]
         return Response(shown, media_type=_JSON)
 
     return [NamedRoute("/openapi.json", openapi), *(NamedRoute(path, work) for path, (work, _) in watching.items())]
-
-
-def _pages() -> list[NamedRoute]:
-    def page(path: str, file: str) -> NamedRoute:
-        async def show(_request: Request) -> Response:
-            return Response((PAGES / file).read_bytes(), headers=_PAGE_HEADERS, media_type="text/html; charset=utf-8")
-
-        return NamedRoute(path, show)
-
-    return [page("/", "index.html"), page("/docs", "docs.html")]
-
-
-_PAGE_HEADERS = {
-    "content-security-policy": POLICY,
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-}

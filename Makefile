@@ -7,7 +7,8 @@ MINUTES ?= 60
 # A process for each usable processor; the tests of one file stay together, and so do their servers and models.
 PYTEST := $(BIN)/pytest -q -n auto --maxprocesses 8 --dist loadfile
 
-.PHONY: serve test check quick lint nightly constraints lower-bounds wheels clients chromium fuzz fuzz-server kills soak clean
+.PHONY: serve test check quick lint nightly constraints lower-bounds wheels clients chromium fuzz fuzz-server kills soak \
+        starter-records clean
 
 serve: $(VENV)/ready
 	$(BIN)/nestling serve --port $(PORT)
@@ -84,6 +85,11 @@ fuzz-server: $(VENV)/ready-dev
 # Builds and corpus jobs killed at random moments; writes benchmarks/results/kills.json.
 kills: $(VENV)/ready-dev
 	$(BIN)/python -m benchmarks.kills
+
+# After the starter's checkpoint was replaced: every vector, ranking, figure and table that hangs on its weights, anew.
+# REFERENCE is a Python with the packages of tests/golden/record_vectors.py.
+starter-records: $(VENV)/ready-dev
+	$(BIN)/python -m benchmarks.starter_records $(if $(REFERENCE),--reference $(REFERENCE))
 
 # Mixed load for MINUTES; fails for a wrong vector, a server error, or memory that grows; writes benchmarks/results/server-soak.json.
 soak: $(VENV)/ready-dev

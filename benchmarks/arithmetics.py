@@ -1,6 +1,7 @@
 """Every arithmetic of the OpenVINO engine on this processor: tokens a second of processor time, one thread.
 
     [ONEDNN_MAX_CPU_ISA=AVX2_VNNI] python -m benchmarks.arithmetics FILE [--cost MODEL ...]
+    python -m benchmarks.arithmetics --cost MODEL ...   (speeds, and costs of other models, are kept)
 
 FILE has the full model's width (`cpu_speed` makes such). Arithmetics are interleaved in rounds of new texts; the best
 round of each counts. Times are processor time of one thread, which other load on the machine affects less; only ratios
@@ -11,6 +12,7 @@ float32 with the same file. A decoder of the `llama` architecture is rewritten f
 """
 
 import argparse
+import json
 import time
 from collections.abc import Callable
 from functools import partial
@@ -43,10 +45,20 @@ EVERY, LONGEST = 5, 200
 def main() -> None:
     """Measure and write `benchmarks/results/arithmetics-KIND.json`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("file", type=Path)
+    parser.add_argument("file", type=Path, nargs="?")
     parser.add_argument("--cost", type=Path, nargs="*", default=[], metavar="MODEL")
     asked = parser.parse_args()
-    file, kind = GGUFFile.open(asked.file), processor.kind()
+    costs = [_costs(GGUFFile.open(path)) for path in asked.cost]
+    name = f"arithmetics-{measuring.slug(processor.kind())}"
+    if asked.file:
+        print(measuring.write(name, _speeds(GGUFFile.open(asked.file)) | {"cost": costs}).read_text())
+        return
+    old = {one["model"]: one for one in json.loads((measuring.RESULTS / f"{name}.json").read_text("utf-8"))["cost"]}
+    new = {one["model"]: one for one in costs}
+    print(measuring.renew(name, {"cost": list((old | new).values())}).read_text())
+
+
+def _speeds(file: GGUFFile) -> dict[str, Any]:
     engines = {name: made for name in NAMES if (made := _loaded(file, name))}
     seconds: dict[tuple[str, int], list[float]] = {(name, length): [] for name in engines for length in LENGTHS}
     reading, rng, block = list[float](), np.random.default_rng(0), np.ones(READ_BYTES // 4, np.float32)
@@ -58,9 +70,7 @@ def main() -> None:
                 seconds[name, length].append(_spent(partial(engine.pool, items)))
     speed = READ_BYTES / min(reading) / 1e9
     rows = [_row(file, name, {length: min(seconds[name, length][1:]) for length in LENGTHS}, speed) for name in engines]
-    costs = [_costs(GGUFFile.open(path)) for path in asked.cost]
-    result = {"kind": kind, "file": file.path.name, "read_gb_per_s": speed, "rows": rows, "cost": costs}
-    print(measuring.write(f"arithmetics-{measuring.slug(kind)}", result).read_text())
+    return {"kind": processor.kind(), "file": file.path.name, "read_gb_per_s": speed, "rows": rows}
 
 
 def _loaded(file: GGUFFile, name: ArithmeticName) -> OpenVINOEngine | None:

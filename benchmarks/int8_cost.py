@@ -1,6 +1,7 @@
 """What int8 arithmetic costs in the vector: the OpenVINO engine against float32 with the same file.
 
-    python -m benchmarks.int8_cost [--decoder FILE]
+    python -m benchmarks.int8_cost --decoder FILE
+    python -m benchmarks.int8_cost                      (the starter alone; rows of other models are kept)
 
 Runs the starter's retrieval model in several file types and, with `--decoder`, any real GGUF file of the `llama`
 architecture: a language model's, whose hidden states are pooled as an embedding model's are. It is rewritten as a
@@ -11,6 +12,7 @@ that engine too, on rounded numbers, the last group of a row being shorter. For 
 """
 
 import argparse
+import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,7 +61,13 @@ def main() -> None:
         if asked.decoder:
             models[asked.decoder.stem] = rewritten(asked.decoder, Path(name) / "decoder-F32.gguf")
         rows = [row for model, path in models.items() for row in _rows(model, path, Path(name))]
-    print(measuring.write("int8-cost", {"rows": rows, "nDCG@10": _rankings()}).read_text())
+    found = {"rows": rows, "nDCG@10": _rankings()}
+    if asked.decoder:
+        path = measuring.write("int8-cost", found)
+    else:
+        old = json.loads((measuring.RESULTS / "int8-cost.json").read_text("utf-8"))["rows"]
+        path = measuring.renew("int8-cost", found | {"rows": rows + [row for row in old if row["model"] != STARTER]})
+    print(path.read_text())
 
 
 def _rows(model: str, base: Path, folder: Path) -> list[dict[str, Any]]:

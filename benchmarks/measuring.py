@@ -110,6 +110,15 @@ def _shown(argument: str) -> str:
     return "DIR" if Path(argument).is_absolute() else argument
 
 
+def renew(name: str, part: dict[str, Any]) -> Path:
+    """Write a result of which only `part` was measured now; the rest is kept, and `earlier` tells where it is from."""
+    origin = ("command", "commit", "machine")
+    old: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
+    earlier = old.get("earlier") or {key: old[key] for key in origin}
+    kept = {key: value for key, value in old.items() if key not in origin}
+    return write(name, kept | {"earlier": earlier} | part)
+
+
 def write(name: str, result: dict[str, Any]) -> Path:
     """Write a result with the machine, the commit and the command that made it."""
     path = RESULTS / f"{name}.json"

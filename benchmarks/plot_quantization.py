@@ -1,6 +1,9 @@
-"""Draw `docs/quantization.svg` and write the figures into `docs/quantization.md`, from the benchmark's result.
+"""Draw `docs/quantization.svg` and write the figures into `docs/quantization.md`, from result files.
 
-python -m benchmarks.plot_quantization
+    python -m benchmarks.plot_quantization
+
+Mixes are those of `benchmarks.quantization`; stock file types are those of `nestling eval quality` in `results/starter`
+and of `benchmarks.agreement`.
 """
 
 import json
@@ -10,10 +13,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from benchmarks.agreement import LADDER
 from benchmarks.judging import COMPARISONS
 from benchmarks.measuring import RESULTS
+from nestling.evaluation import results
 from nestling.evaluation.figures import Figure, Point, Series
 from nestling.evaluation.plots import draw
+from nestling.evaluation.results import QualityResult
 
 DOCS = Path(__file__).parents[1] / "docs"
 LABELLED = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M", "IQ3_XXS", "Q2_K", "IQ2_M", "IQ2_XXS", "IQ1_S")
@@ -25,7 +31,7 @@ Mixes = dict[tuple[str, str], list[dict[str, Any]]]
 def main() -> None:
     """Draw and write."""
     result = json.loads((RESULTS / "quantization.json").read_text("utf-8"))
-    ladder = [_mean_row(kind, result) for kind in dict.fromkeys(row["file_type"] for row in result["ladder"])]
+    ladder = _ladder_rows()
     quantized = [row for row in ladder if row["bits"] < 16]
     mixes: Mixes = {(row["stock"], row["mix"]): [] for row in result["mixes"]}
     for row in result["mixes"]:
@@ -55,15 +61,24 @@ def main() -> None:
     )
 
 
-def _mean_row(kind: str, result: dict[str, Any]) -> dict[str, Any]:
-    rows = [row for row in result["ladder"] if row["file_type"] == kind]
+def _ladder_rows() -> list[dict[str, Any]]:
+    """A row a file type, over the tasks on their own sets: size, nearness to F16 and between the engines."""
+    every = results.read_all([RESULTS / "starter"])
+    own = [one for one in every if isinstance(one, QualityResult) and one.model.task in one.benchmark.tasks]
+    files = json.loads((RESULTS / "agreement.json").read_text("utf-8"))["files"]
+    engines = {kind: [row for row in files if row["file_type"] == kind] for kind in LADDER}
+    return [_row([one for one in own if one.model.file_type == kind], engines[kind]) for kind in LADDER]
+
+
+def _row(measured: list[QualityResult], engines: list[dict[str, Any]]) -> dict[str, Any]:
+    cosines = [cosine for one in measured if one.against for cosine in one.against.cosines]
     return {
-        "type": kind,
-        "bits": fmean(row["bits_per_weight"] for row in rows),
-        "mib": fmean(row["size_bytes"] for row in rows) / 2**20,
-        "cosine": fmean(row["cosine_mean"] for row in rows),
-        "lowest": min(row["cosine_lowest"] for row in rows),
-        "llamacpp": min(row["llamacpp_lowest"] for row in rows),
+        "type": engines[0]["file_type"],
+        "bits": fmean(one.model.bits_per_weight or 0 for one in measured),
+        "mib": fmean(one.model.size_bytes or 0 for one in measured) / 2**20,
+        "cosine": fmean(cosines or [1.0]),  # none: this is what others are compared with
+        "lowest": min(cosines or [1.0]),
+        "llamacpp": min(row["openvino_llamacpp"]["lowest"] for row in engines),
     }
 
 

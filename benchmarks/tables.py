@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import cpu_speed
+from benchmarks import cpu_speed, starter_tables
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -259,6 +259,8 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "long texts": long_texts,
     },
     "docs/moving.md": {"clients": tried},
+    "docs/evaluation.md": {"images": starter_tables.images},
+    "docs/multivectors.md": {"maxsim": starter_tables.maxsim},
     "docs/server.md": {"load": server, "instant": instant},
 }
 

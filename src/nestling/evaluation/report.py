@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from importlib import resources
 from pathlib import Path
+from textwrap import fill
 
 from nestling._util.files import atomic_write
 from nestling.evaluation import extras, figures, tables
@@ -16,6 +17,8 @@ from nestling.evaluation.results import QualityResult, Result, SpeedResult
 from nestling.evaluation.tables import Table
 
 TITLE = "Quality and speed"
+WIDTH = 120
+"""Of a line of Markdown's text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +96,18 @@ def markdown(sections: Sequence[Section]) -> str:
     parts = [f"# {TITLE}"]
     for section in sections:
         parts.append(f"## {section.heading}")
-        parts += section.text if section.tables else ["\n".join(f"- {line}" for line in section.text)]
+        parts += (
+            map(_wrapped, section.text)
+            if section.tables
+            else ["\n".join(_wrapped(f"- {line}") for line in section.text)]
+        )
         parts += [f"![{figure.title}](figures/{figure.slug}.svg)" for figure in section.drawings]
         parts += [_markdown_table(table) for table in section.tables]
     return "\n\n".join(parts) + "\n"
+
+
+def _wrapped(text: str) -> str:
+    return fill(text, WIDTH, subsequent_indent="  " if text.startswith("- ") else "", break_on_hyphens=False)
 
 
 def _markdown_table(table: Table) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import cpu_speed, starter_tables
+from benchmarks import cpu_speed, starter_battery, starter_tables
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -262,6 +262,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/evaluation.md": {"images": starter_tables.images},
     "docs/multivectors.md": {"maxsim": starter_tables.maxsim},
     "docs/server.md": {"load": server, "instant": instant},
+    "docs/starter.md": {"battery": starter_battery.table},
 }
 
 

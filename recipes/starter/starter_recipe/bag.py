@@ -1,4 +1,4 @@
-"""Step 6: train token embeddings as a bag of tokens, which costs minutes where the tower costs hours.
+"""From scratch only: train token embeddings as a bag of tokens, which costs minutes where the tower costs hours.
 
 A text's vector is then the mean over its tokens of norm(embedding) * scale: what the tower computes while its layers
 add nothing. From scratch all embeddings are trained. With --start only tokens are trained that occur almost only in
@@ -110,7 +110,7 @@ def main() -> None:
     weights = Embedder().state_dict() if options.start is None else read_base(options.start)
     if options.start is None:
         torch.nn.init.normal_(weights[_EMBEDDING], std=0.5)
-    rows = Rows.load(options.work)
+    rows = Rows.load(options.work / "rows.npz")
     with np.load(options.work / "targets.npz") as archive:
         targets, usable = torch.from_numpy(archive["targets"]), archive["usable"]
     allowed = usable[rows.anchors]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 DISTIL_TOKENS = 2048
 PAIR_TOKENS = 4096
-MOST_ROWS = 256
+MOST_ROWS = 384
 MOST_PAIRS = 128
 MOST_LATE = 32
 PASSAGE_CAP = 160
@@ -48,8 +49,9 @@ class BatchLosses:
             self.targets = torch.from_numpy(archive["targets"])
             self.usable: NDArray[np.bool_] = archive["usable"]
             self._near: NDArray[np.int32] = archive["near"]
+        self.rows = Rows.load(work / "rows.npz")
+        self.everyday = self._load_everyday(work / "everyday.npz")
         self._available = np.flatnonzero(self.usable)
-        self.rows = Rows.load(work)
         self.pairs = {kind: Pairs.load(work, kind) for kind in PairKind}
         # a function's passable target is its docstring's vector and the other way round
         self.pairs[PairKind.CODE] = self.pairs[PairKind.CODE].with_stand_ins(self.usable)
@@ -57,16 +59,27 @@ class BatchLosses:
         self._collate = Collator(tokenizer)
         self._generator = np.random.default_rng(seed)
 
-    def distil(self, roles: tuple[str, ...] = ("query", "passage")) -> Step:
+    def _load_everyday(self, path: Path) -> Rows:
+        """Read everyday texts, their anchors' targets put behind the others."""
+        rows, offset = Rows.load(path), len(self.targets)
+        with np.load(path) as archive:
+            self.targets = torch.cat((self.targets, torch.from_numpy(archive["targets"])))
+            near = archive["near"]
+        self.usable = np.concatenate((self.usable, np.ones(len(near), bool)))
+        self._near = np.concatenate((self._near, np.where(near >= 0, near + offset, -1).astype(np.int32)))
+        return replace(rows, anchors=rows.anchors + offset)
+
+    def distil(self, roles: tuple[str, ...] = ("query", "passage"), rows: Rows | None = None) -> Step:
         """Return a step that pulls texts to the targets of their anchors; every text gets one of the roles."""
-        weights = group_weights(self.rows.group, self.usable[self.rows.anchors])
-        stream = self._stream(self.rows.tokens.lengths, weights, tokens=DISTIL_TOKENS, most=MOST_ROWS)
+        rows = rows or self.rows
+        weights = group_weights(rows.group, self.usable[rows.anchors])
+        stream = self._stream(rows.tokens.lengths, weights, tokens=DISTIL_TOKENS, most=MOST_ROWS)
 
         def step() -> Tensor:
             members = next(stream)
             chosen = self._generator.choice(roles, len(members)).tolist()
-            vectors = self._pooled(self._rows(members, chosen))
-            anchors = self.rows.anchors[members]
+            vectors = self._pooled(self._collate([rows.tokens[index] for index in members], chosen))
+            anchors = rows.anchors[members]
             return distillation(vectors, self._target(anchors), self._bank(anchors, BANK_NEAR, BANK_RANDOM))
 
         return step

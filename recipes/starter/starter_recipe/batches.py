@@ -35,9 +35,9 @@ class Rows:
     groups: list[str]
 
     @classmethod
-    def load(cls, work: Path) -> Rows:
-        """Read WORK/rows.npz."""
-        with np.load(work / "rows.npz") as archive:
+    def load(cls, path: Path) -> Rows:
+        """Read an archive of rows."""
+        with np.load(path) as archive:
             tokens = Tokens(archive["flat"], archive["offsets"])
             groups = archive["groups"].tolist()
             return cls(tokens, archive["anchors"], archive["english"], archive["group"], groups)

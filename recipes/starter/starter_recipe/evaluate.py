@@ -1,4 +1,4 @@
-"""Step 9: judge checkpoints: nDCG@10 on the three benchmark sets, and the published sunset example.
+"""Step 10: judge checkpoints: nDCG@10 on the three benchmark sets, and the published sunset example.
 
 Reads checkpoints in the jina-embeddings-v4 layout and the sets (BEIR layout). With two checkpoints the last column is
 the second minus the first, paired by query, with its standard error. `--maxsim` adds the multi-vector head.

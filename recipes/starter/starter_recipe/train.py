@@ -1,4 +1,4 @@
-"""Step 7: train the base, then the adapters on the frozen base, then the multi-vector projector.
+"""Step 8: train the base, then the adapters on the frozen base, then the multi-vector projector.
 
 Reads  --start, or WORK/base.safetensors from the step before; WORK/rows.npz, WORK/pairs-*.npz and WORK/targets.npz.
 Writes WORK/base.safetensors, WORK/state.pt (a rerun of `base` resumes it: delete it to start anew),
@@ -37,10 +37,10 @@ FLOOR = 0.03
 REPORT_S = 60
 SAVE_S = 300
 # share of the batches of each kind
-BASE_MIX = {"distil": 0.5, "retrieval": 0.22, "code": 0.16, "translate": 0.06, "keep": 0.06}
+BASE_MIX = {"distil": 0.17, "everyday": 0.37, "retrieval": 0.2, "code": 0.14, "translate": 0.08, "keep": 0.04}
 ADAPTER_MIX = {
     "retrieval": {"distil": 0.35, "retrieval": 0.65},
-    "text-matching": {"distil": 0.6, "translate": 0.4},
+    "text-matching": {"distil": 0.3, "everyday": 0.35, "translate": 0.35},
     "code": {"distil": 0.2, "code": 0.8},
 }
 PROJECTOR_MIX = {"retrieval": "retrieval", "text-matching": "translate", "code": "code"}
@@ -116,9 +116,10 @@ def fit(
 
 
 def make_steps(losses: BatchLosses, roles: tuple[str, ...]) -> dict[str, Step]:
-    """Return the four kinds of step that base and adapters share."""
+    """Return the five kinds of step that base and adapters share."""
     return {
         "distil": losses.distil(roles),
+        "everyday": losses.distil(roles, losses.everyday),
         "retrieval": losses.answer(PairKind.RETRIEVAL),
         "code": losses.answer(PairKind.CODE),
         "translate": losses.translate(),

@@ -20,11 +20,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from torch import Tensor
 
-SIDES = ((64, 84), (64, 112), (64, 112), (64, 112), (28, 168), (16, 224))
-"""How many pictures are a batch, and the pixels along their side; one of these a batch."""
-ICON_SHARE = 0.25
-SHORTEST = 60
-SHARE_CJK = 0.1
+ICON_SHARE = 0.1
+SHARE_CJK = 0.05
 WHITE_SHARE, GREY_SHARE = 0.7, 0.1
 """Of pictures: on white, and without colour."""
 Pixels = NDArray[np.uint8]
@@ -51,9 +48,8 @@ class Pictures:
         self.emoji = sum(len(names) == len(LANGUAGES) for names in self.names)
         self._groups = [np.flatnonzero(self.concepts < self.emoji), np.flatnonzero(self.concepts >= self.emoji)]
 
-    def batch(self, random: np.random.Generator) -> PictureBatch:
-        """Draw pictures at random, moved, scaled and recoloured at random."""
-        count, side = SIDES[random.integers(len(SIDES))]
+    def batch(self, count: int, side: int, random: np.random.Generator) -> PictureBatch:
+        """Draw pictures at random, moved, scaled and recoloured at random, of `side` pixels along each side."""
         icons = random.random(count) < ICON_SHARE
         chosen = [int(random.choice(self._groups[int(icon)])) for icon in icons]
         pixels = np.stack([placed(self.pixels[one], side, random) for one in chosen])

@@ -37,8 +37,8 @@ PICTURES = ((80, 84), (80, 84), (80, 84), (48, 112))
 """How many pictures are a batch, and the pixels along their side; one of these a batch."""
 OTHER_LANGUAGES = 3
 CROPS = ((48, (112, 112)), (24, (112, 224)))
-STRIPS = ((16, (112, 448)), (10, (224, 336)), (12, (112, 560)), (21, (112, 336)))
-PAGES = ((2, (784, 560)), (3, (560, 560)), (4, (560, 448)))
+STRIPS = ((11, (112, 448)), (7, (224, 336)), (9, (112, 560)), (15, (112, 336)))
+PAGES = ((1, (784, 560)), (2, (560, 560)), (3, (560, 448)))
 """How many images of which (height, width) are a batch."""
 
 

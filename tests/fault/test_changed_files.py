@@ -93,7 +93,7 @@ def test_a_starter_file_that_changed_is_refused_in_a_cache_that_cannot_be_writte
     monkeypatch.setattr(local, "_build_starter", unwritable)
     change(folder / FILES["model"])
     with pytest.raises(
-        BuildError, match=r"Q8_0.gguf: changed since it was built, and .* cannot be written: Permission denied"
+        BuildError, match=r"Q8_0.gguf: changed, or of an earlier starter, and .* cannot be written: Permission denied"
     ):
         local.resolve("starter-retrieval:Q8_0")
 

@@ -183,7 +183,7 @@ def test_a_starter_that_is_whole_is_neither_locked_nor_built_again(
     assert local.resolve("starter-retrieval") == starter_q8
 
 
-@pytest.mark.parametrize("spoil", ["cut", "no card", "another version's", "no head"])
+@pytest.mark.parametrize("spoil", ["cut", "no card", "another version's", "no head", "old", "old head", "old tower"])
 def test_a_starter_that_is_not_whole_is_built_again(starter_q8: Path, spoil: str) -> None:
     card, head = starter_q8.with_suffix(".json"), starter_q8.with_name("starter-text-retrieval-multivector.gguf")
     whole = starter_q8.read_bytes(), card.read_bytes(), head.read_bytes()
@@ -193,6 +193,10 @@ def test_a_starter_that_is_not_whole_is_built_again(starter_q8: Path, spoil: str
         head.unlink()
     elif spoil == "no card":
         card.unlink()
+    elif spoil.startswith("old"):  # of an earlier starter
+        stems = {"old": card.stem, "old head": head.stem, "old tower": "mmproj-starter-BF16"}
+        old = card.with_name(stems[spoil] + ".json")
+        old.write_text(old.read_text().replace('"sha256:', '"sha256:0'))
     else:
         card.write_text(card.read_text().replace("nestling ", "nestling 99."))
     assert local.resolve("starter-retrieval") == starter_q8

@@ -161,10 +161,11 @@ def _hint(family: str, task: Task | None, quant: str) -> str:
 
 
 def _starter(task: Task | None, quant: str, steps: Steps) -> Path:
-    """The starter's file: built if missing or damaged; a complete one is used without write access."""
+    """The starter's file: built if missing, damaged or of another starter; a right one is used without write access."""
     folder = family_folder(STARTER)
     path = model_path(folder, family=STARTER, task=task, file_type=quant)
-    if all(map(is_whole, [path, *_companions(folder, task)])):
+    source = Checkpoint.open(starter_checkpoint()).source
+    if all(is_whole(file, source) for file in [path, *_companions(folder, task)]):
         return path
     try:
         return _build_starter(task, quant, steps)
@@ -172,9 +173,9 @@ def _starter(task: Task | None, quant: str, steps: Steps) -> Path:
         if error.errno not in _UNWRITABLE:
             raise
         raise BuildError(
-            f"{path.name}: {'changed since it was built' if path.is_file() else 'not built yet'}, and {folder} cannot "
-            f"be written: {error.strerror}; build it as a user who can write there, or set {CACHE_VARIABLE} to another "
-            "folder"
+            f"{path.name}: {'changed, or of an earlier starter' if path.is_file() else 'not built yet'}, and {folder} "
+            f"cannot be written: {error.strerror}; build it as a user who can write there, or set {CACHE_VARIABLE} to "
+            "another folder"
         ) from None
 
 
@@ -184,13 +185,13 @@ def _companions(folder: Path, task: Task | None) -> list[Path]:
     return [tower_path(folder, STARTER), *heads, *([] if task else [adapter_path(folder, one) for one in Task])]
 
 
-def is_whole(path: Path) -> bool:
-    """True for a file of this version with the hash on its card."""
+def is_whole(path: Path, source: str) -> bool:
+    """True for a file that this version made of these weights (`Checkpoint.source`), with the hash on its card."""
     try:
         card = Card.read(path) if path.is_file() else None
     except FileFormatError:
         return False
-    if card is None or (card.made_by, card.size_bytes) != (made_by(), path.stat().st_size):
+    if card is None or (card.made_by, card.source, card.size_bytes) != (made_by(), source, path.stat().st_size):
         return False
     return card.sha256 == sha256_of(path)
 

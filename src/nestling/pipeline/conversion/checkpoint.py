@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-from nestling._util.files import sha256_file
+from nestling._util.hashes import sha256_of
 from nestling._util.text import read_text
 from nestling.errors import CheckpointError, FileFormatError
 from nestling.formats.model_card import read_front_matter
@@ -74,13 +74,13 @@ class Checkpoint:
     def source(self) -> str:
         """The identity of the weights: `org/name@revision` for a hub snapshot, else a hash of the files' contents.
 
-        The hash is computed once, over every byte.
+        The hash is over every byte; those of files that have not changed since are remembered.
         """
         if self.folder.revision:
             return f"{self.folder.repository}@{self.folder.revision}"
         shards = sorted({tensor.path for tensor in self.tensors.values()})
         names = [self.folder.file(name) for name in ("config.json", "tokenizer.json", ADAPTER_CONFIG, ADAPTER_MODEL)]
-        return "sha256:" + hashlib.sha256("".join(map(sha256_file, [*names, *shards])).encode()).hexdigest()
+        return "sha256:" + hashlib.sha256("".join(map(sha256_of, [*names, *shards])).encode()).hexdigest()
 
     def licence(self) -> dict[str, str]:
         """`license`, `license_name` and `license_link` of the README's YAML front matter, where present.

@@ -82,6 +82,11 @@ def _maxsim(result: dict[str, Any]) -> Figures:
         yield f"{row['set']}, {row['task']}, MaxSim nDCG@10", row["float32"]["nDCG@10"]["mean"]
 
 
+def _card(result: dict[str, Any]) -> Figures:
+    for task, found in result["sunset"].items():
+        yield f"sunset, {task}, gap", found["gap"]
+
+
 READERS: dict[str, Callable[[dict[str, Any]], Figures]] = {
     "starter-accuracy": _accuracy,
     "agreement": _agreement,
@@ -89,4 +94,5 @@ READERS: dict[str, Callable[[dict[str, Any]], Figures]] = {
     "adapters": _losses,
     "int8-cost": _int8,
     "multivector": _maxsim,
+    "starter-card": _card,
 }

@@ -247,6 +247,7 @@ def _clients(api: str) -> dict[str, Any]:
     return {name: one for name, one in _read("clients")["clients"].items() if one["api"] == api}
 
 
+CARD = "data/src/nestling_data/starter/checkpoint/README.md"
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"fast": fast, "clients": clients, "file types": file_types},
     "docs/performance.md": {
@@ -260,9 +261,22 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     },
     "docs/moving.md": {"clients": tried},
     "docs/evaluation.md": {"images": starter_tables.images},
+    CARD: {
+        "parameters": starter_tables.parameters,
+        "quality": starter_tables.quality,
+        "file types": starter_tables.file_types,
+        "images": starter_tables.images,
+        "sunset": starter_tables.sunset,
+        "maxsim": starter_tables.maxsim,
+        "battery": starter_tables.battery,
+    },
     "docs/multivectors.md": {"maxsim": starter_tables.maxsim},
     "docs/server.md": {"load": server, "instant": instant},
-    "docs/starter.md": {"battery": starter_battery.table},
+    "docs/starter.md": {
+        "battery": starter_battery.table,
+        "verdict": starter_battery.sentence,
+        "images": starter_tables.images,
+    },
 }
 
 

@@ -14,6 +14,7 @@ import json
 import math
 import os
 import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -34,6 +35,8 @@ PICTURED = 2
 """How many of the five have pictures, if so many hold."""
 LEAST = 0.05
 """The least gap that is called holding: other processors' arithmetic moves a cosine by a hundredth at most."""
+OFTEN = 0.5
+"""The least share of a kind's candidates that are right: the best of a kind that is mostly wrong would be luck."""
 CLAIMED = 0.8
 """The share of the measured gap that is claimed."""
 FAMILY = "candidate"
@@ -69,16 +72,39 @@ def _asked(url: str, **body: object) -> list[NDArray[np.float64]]:
 
 
 def chosen(measured: Sequence[tuple[Try, float]]) -> list[dict[str, Any]]:
-    """The best try of each kind that holds: at most two with pictures, five in all, in the candidates' order."""
+    """The best try of each kind that holds, five in all, in the candidates' order.
+
+    Two have pictures, if so many hold, not the same: a page if one does, and emoji. A kind is `what: more about it`.
+    """
     best: dict[str, tuple[Try, float]] = {}
-    for one, found in measured:
-        if found >= LEAST and found > best.get(one.kind, (one, -1.0))[1]:
-            best[one.kind] = (one, found)
-    ranked = sorted(best.values(), key=lambda pair: -pair[1])
-    pictured = [pair for pair in ranked if pair[0].images][:PICTURED]
+    for kind, found in by_kind(measured).items():
+        used = {picture for one, _ in best.values() for picture in _sought(one)}
+        one, most = max((pair for pair in found if not used & _sought(pair[0])), key=lambda pair: pair[1])
+        if most >= LEAST and often(found) >= OFTEN:
+            best[kind] = (one, most)
+    ranked = sorted((pair for pair in best.values() if pair[0].images), key=lambda pair: pair[1])
+    firsts = {pair[0].kind.partition(":")[0]: pair for pair in ranked}  # the best of each: later ones replace
+    pictured = sorted(ranked, key=lambda pair: (pair not in firsts.values(), -pair[1]))[:PICTURED]
     texts = [pair for pair in best.values() if not pair[0].images]  # kinds in the candidates' order: the first matter
     kept = [*texts[: SHOWN - len(pictured)], *pictured]
     return [_claimed(one, found) for one, found in kept]
+
+
+def _sought(one: Try) -> set[str]:
+    return {one.images[answer - len(one.passages)] for answer in one.answers if answer >= len(one.passages)}
+
+
+def by_kind(measured: Sequence[tuple[Try, float]]) -> dict[str, list[tuple[Try, float]]]:
+    """Kind -> its candidates with their gaps."""
+    found: dict[str, list[tuple[Try, float]]] = {}
+    for one, one_gap in measured:
+        found.setdefault(one.kind, []).append((one, one_gap))
+    return found
+
+
+def often(measured: Sequence[tuple[Try, float]]) -> float:
+    """The share of candidates whose right answer is first."""
+    return sum(found > 0 for _, found in measured) / len(measured)
 
 
 def _claimed(one: Try, found: float) -> dict[str, Any]:
@@ -88,11 +114,11 @@ def _claimed(one: Try, found: float) -> dict[str, Any]:
 
 
 def measure(checkpoint: Path) -> list[tuple[Try, float]]:
-    """Build a checkpoint's three tasks, serve them, and measure every candidate; nan without a vision tower."""
+    """Build a checkpoint's three tasks, serve them, and measure every candidate."""
     with tempfile.TemporaryDirectory() as cache:
         os.environ["NESTLING_CACHE"] = cache
-        build = ("build", str(checkpoint), "--family", FAMILY, "--quant", "Q8_0")
-        subprocess.run(["nestling", *build], check=True, stdout=subprocess.DEVNULL)
+        build = (sys.executable, "-c", NESTLING, "build", str(checkpoint), "--family", FAMILY, "--quant", "Q8_0")
+        subprocess.run(build, check=True, stdout=subprocess.DEVNULL)
         with process(NESTLING, "serve", "--port", "0", "--model", FAMILY) as (_, url):
             return [(one, gap(url, FAMILY, asdict(one))) for one in CANDIDATES]
 
@@ -105,7 +131,9 @@ def main() -> None:
     given = parser.parse_args()
     measured = measure(given.checkpoint.resolve())
     for one, found in measured:
-        print(f"{found:+.3f}  {'holds' if found >= LEAST else '     '}  {one.kind:16}  {one.query}")
+        print(f"{found:+.3f}  {'holds' if found >= LEAST else '     '}  {one.kind:24}  {one.query}")
+    for kind, found_of in by_kind(measured).items():
+        print(f"{kind}: the right answer is first in {often(found_of):.0%} of {len(found_of)}")
     rows = chosen(measured)
     print("\nchosen:", *(f"{row['gap']:.2f}  {row['title']}: {row['query']}" for row in rows), sep="\n")
     if given.write:

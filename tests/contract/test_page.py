@@ -142,7 +142,7 @@ def test_every_try_is_one_click_and_right(page: Page) -> None:
     assert titles == [one["title"] for one in json.loads(TRIES.read_text("utf-8"))]
     keep(page, "try")
     page.get_by_role("button", name="Search").click()
-    expect(page.locator("#answer-title")).to_have_text("Passages, nearest first")
+    expect(page.locator("#answer-title")).to_have_text(f"{'Images' if one['images'] else 'Passages'}, nearest first")
     expect(page.locator("#told")).to_be_hidden()
 
 
@@ -281,7 +281,7 @@ def test_the_command_for_images_gives_the_same(page: Page, tmp_path: Path) -> No
     page.get_by_label("Texts, one a line").fill('"quotes", it\'s $HOME and `id` \\n')
     page.get_by_role("button", name="Compare", exact=True).click()
     expect(page.locator("#shown tbody tr")).to_have_count(3)
-    expect(page.get_by_text("Run it where the image files are.")).to_be_visible()
+    expect(page.get_by_text("Run it where the image files are")).to_be_visible()
     command = page.locator("#curl").inner_text()
     done = subprocess.run(["sh", "-c", command], capture_output=True, check=True, cwd=tmp_path)
     rows = [item["embedding"] for item in json.loads(done.stdout)["data"]]

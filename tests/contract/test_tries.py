@@ -32,9 +32,10 @@ def test_the_server_hands_out_the_tries_with_their_pictures(served: Served) -> N
     assert [len(one["images"]) for one in given] == [len(one["images"]) for one in TRIES]
 
 
-def test_five_of_all_tasks() -> None:
+def test_five_for_search_and_code_two_of_them_with_pictures() -> None:
     assert len(TRIES) == SHOWN
-    assert {one["task"] for one in TRIES} == set(Task)
+    assert {one["task"] for one in TRIES} >= {Task.RETRIEVAL, Task.CODE}
+    assert sum(bool(one["images"]) for one in TRIES) == PICTURED
 
 
 def test_without_the_data_there_are_no_tries_with_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,16 +58,25 @@ def test_candidates_are_whole() -> None:
         assert not [file for file in one.images if not (data / file).is_file()], one
 
 
+def _shown(kind: str, n: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Passages or pictures, the first of which is sought: those of p and q are the same."""
+    return (("x", "y"), ()) if len(kind) == 1 else ((), (f"{kind[:5]}{n}", "z"))
+
+
 def test_the_best_of_each_kind_is_chosen_and_none_that_does_not_hold() -> None:
-    kinds = ("a", "b", "c", "d", "e", "f", "p", "q", "r")
-    every = [
-        Try(kind, f"{kind}{n}", "", "code", "", (0,), ("x", "y"), ("z",) if kind in "pqr" else ())
-        for kind in kinds
-        for n in range(2)
-    ]
-    gaps = dict.fromkeys((one.title for one in every), 0.2) | {"b1": 0.3, "c0": 0.0, "c1": LEAST / 2, "q1": 0.5}
+    kinds = ("a", "b", "c", "d", "e", "f", "emoji: p", "emoji: q", "page")
+    every = [Try(kind, f"{kind[-1]}{n}", "", "code", "", (0,), *_shown(kind, n)) for kind in kinds for n in range(3)]
+    gaps = dict.fromkeys((one.title for one in every), 0.2)
+    gaps |= {"b1": 0.3, "p1": 0.3, "q1": 0.5, "q2": 0.4} | dict.fromkeys(
+        ("c0", "c1", "c2"), LEAST / 2
+    )  # c does not hold
+    gaps |= {"d0": -0.1, "d1": -0.1, "d2": 0.9}  # d is mostly wrong
     rows = chosen([(one, gaps[one.title]) for one in every])
-    assert [row["title"] for row in rows] == ["a0", "b1", "d0", "q1", "p0"]
-    assert [row["gap"] for row in rows] == [0.16, 0.24, 0.16, 0.4, 0.16]
+    assert [row["title"] for row in rows] == ["a0", "b1", "e0", "q2", "e0"], "q1 has p1's picture"
+    assert [row["gap"] for row in rows] == [0.16, 0.24, 0.16, 0.32, 0.16]
     assert rows[0].keys() == asdict(every[0]).keys() - {"kind"} | {"gap"}
-    assert sum(bool(row["images"]) for row in rows) == PICTURED
+    assert [bool(row["images"]) for row in rows] == [False] * 3 + [True] * 2, "an emoji and a page"
+    rows = chosen([(one, gaps[one.title]) for one in every if one.kind != "page"])
+    assert [row["title"] for row in rows] == ["a0", "b1", "e0", "q2", "p1"]
+    rows = chosen([(one, gaps[one.title]) for one in every if not one.images])
+    assert [row["title"] for row in rows] == ["a0", "b1", "e0", "f0"], "all that hold"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from benchmarks import agreement, measuring, starter_figures, starter_records
+from benchmarks.starter_card import renamed
 from benchmarks.starter_records import Records, Step, steps
 
 
@@ -18,7 +19,7 @@ def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Records:
     (tmp_path / "results" / "starter").mkdir(parents=True)
     monkeypatch.setattr(starter_records, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(starter_records, "REPORT", tmp_path / "report")
-    return Records(tmp_path / "run")
+    return Records(tmp_path / "run", "tower 1")
 
 
 def test_no_step_waits_for_a_later_one(tmp_path: Path) -> None:
@@ -32,28 +33,38 @@ def test_no_step_waits_for_a_later_one(tmp_path: Path) -> None:
 def test_a_failed_step_ends_what_needs_it_and_a_rerun_resumes(records: Records, tmp_path: Path) -> None:
     one, two, three = (tmp_path / name for name in ("one", "two", "three"))
     every = [Step("one", writes(one), ()), Step("two", writes(two, code=3), ()), Step("three", writes(three), ("two",))]
-    records.begin()
+    records.begin(every)
     records.run(every, [0])
     assert set(records.done) == {"one"}
     assert not three.exists()
-    again = Records(records.folder)
-    again.begin()
+    again = Records(records.folder, "tower 1")
+    again.begin(every)
     again.run([*every[:1], Step("two", writes(two), ()), every[2]], [0, 0])
     assert set(again.done) == {"one", "two", "three"}
     assert (one.read_text(), two.read_text(), three.read_text()) == ("x", "xx", "x")
+
+
+def test_another_tower_runs_again_what_sees(records: Records, tmp_path: Path) -> None:
+    text, image = tmp_path / "text", tmp_path / "image"
+    every = [Step("text", writes(text), ()), Step("image", writes(image), (), sees=True)]
+    for tower in ("tower 1", "tower 1", "tower 2"):
+        again = Records(records.folder, tower)
+        again.begin(every)
+        again.run(every, [0])
+    assert (text.read_text(), image.read_text()) == ("x", "xx")
 
 
 def test_old_results_are_kept_aside_and_only_those_of_models_removed(records: Records, tmp_path: Path) -> None:
     results = tmp_path / "results"
     for name in ("starter/quality-a.json", "starter/speed-a.json", "kills.json"):
         (results / name).write_text("{}")
-    records.begin()
+    records.begin([])
     assert sorted(path.name for path in records.before.rglob("*.json")) == [
         "kills.json", "quality-a.json", "speed-a.json",
     ]  # fmt: skip
     assert sorted(path.name for path in results.rglob("*.json")) == ["kills.json", "speed-a.json"]
     (results / "starter" / "quality-a.json").write_text("{}")
-    Records(records.folder).begin()
+    Records(records.folder, "tower 2").begin([])
     assert (results / "starter" / "quality-a.json").exists(), "a rerun removes nothing"
 
 
@@ -82,3 +93,12 @@ def test_a_renewed_result_tells_where_the_rest_is_from(tmp_path: Path, monkeypat
     for _ in range(2):
         found = json.loads(measuring.renew("x", {"loss": 3}).read_text())
         assert (found["speed"], found["loss"], found["earlier"]) == (1, 3, origin)
+
+
+def test_the_batterys_checkpoints_have_no_places() -> None:
+    gap = {"mean": 0.1, "low": 0.0, "high": 0.2}
+    row = {"figures": {"/a/new": 3, "b": 1, "c": 2, "BM25": 0}, "differences": {"b": gap, "c": gap}, "name": "s"}
+    found = renamed({"sets": [row], "summaries": [{"against": "b"}, {"against": "c"}]})
+    assert found["sets"][0]["figures"] == {"this": 3, "first": 1, "second": 2, "BM25": 0}
+    assert set(found["sets"][0]["differences"]) == {"first", "second"}
+    assert [one["against"] for one in found["summaries"]] == ["first", "second"]

@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,6 @@ from nestling.evaluation.results import QualityResult
 from nestling.evaluation.settings import QualitySettings as Settings
 from nestling.models.embedder import Embedder
 from nestling.models.hub import datasets
-from nestling.models.towers import UNTRAINED
 from nestling.pipeline.conversion.checkpoint import Checkpoint
 from nestling.pipeline.pipeline import Pipeline, model_path
 from nestling.spec import Role, Task
@@ -327,16 +325,6 @@ def test_the_figure_shows_them_side_by_side(measured: list[QualityResult], tmp_p
     report.write(measured, tmp_path)
     assert "pages (3 queries, 5 documents)" not in (tmp_path / "report.md").read_text()
     assert "Images and OCR text" in (tmp_path / "report.md").read_text()
-
-
-def test_the_starters_figures_on_images_are_said_to_mean_nothing(measured: list[QualityResult]) -> None:
-    assert not any(UNTRAINED in table.notes for table in tables.quality(measured))
-    starter = [replace(one, model=replace(one.model, family=one.model.family and "starter")) for one in measured]
-    assert UNTRAINED in tables.quality(starter)[0].notes
-    assert UNTRAINED in tables.published(starter)[0].notes
-    assert all(table.title.count("; vision tower untrained") == 1 for table in tables.quality(starter))
-    assert all(figure.title.endswith("; vision tower untrained") for figure in figures.quality(starter))
-    assert not any(UNTRAINED in table.notes for table in tables.quality(starter[1:])), "texts alone"
 
 
 def test_the_command(lines: Path, model: Path, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 Reads  WORK/base.safetensors, WORK/adapter-TASK.safetensors and a folder with the tokenizer files.
 Writes a folder of two BF16 shards (older tensor naming) and their index, the flat file of the three adapters, the
-       configuration files and the tokenizer files. The vision tower has random weights: it is there to be stripped.
+       configuration files and the tokenizer files. The vision tower has random weights, which `eyes` replaces.
 """
 
 from __future__ import annotations

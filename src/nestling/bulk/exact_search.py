@@ -27,7 +27,6 @@ from nestling.errors import BuildError, FileFormatError, InputError, UsageError
 from nestling.inputs.image import ImageLike
 from nestling.models import local
 from nestling.models.embedder import Embedder
-from nestling.models.towers import is_untrained
 from nestling.spec import Role
 from nestling.vectors import Floats
 
@@ -51,15 +50,11 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The nearest rows, best first, and how many of the job's rows have been embedded and searched.
-
-    `untrained`: images were compared by a vision tower that was never trained, so that their scores mean nothing.
-    """
+    """The nearest rows, best first, and how many of the job's rows have been embedded and searched."""
 
     hits: list[Hit]
     rows: int
     rows_total: int
-    untrained: bool = False
 
 
 def search(
@@ -82,22 +77,19 @@ def search(
     job = Job.read(dest)
     if device is not None:
         check_device(EngineName.parse(job.what.backend), parse_device(device))
-    vector, family = _query(job, query, model, (device or job.what.device, threads))
-    untrained = is_untrained(family) and bool(job.model.tower or not isinstance(query, str))
+    vector = _query(job, query, model, (device or job.what.device, threads))
     if (dest / manifest.TABLE_DONE).exists() and job.what.embedding_type != VectorType.INT8:
         hits = need("nestling.bulk.lance", wanted_for="searching a LanceDB table", extra="lance").search(
             job, vector, top
         )
-        return Found([Hit(*one) for one in hits], job.plan.rows, job.plan.rows, untrained)
+        return Found([Hit(*one) for one in hits], job.plan.rows, job.plan.rows)
     log = Log(job, append=False)
     hits = [_hit(job, *best) for best in nearest(job, log, vector, top=top)]
-    return Found(hits, log.rows, job.plan.rows - log.rejected, untrained)
+    return Found(hits, log.rows, job.plan.rows - log.rejected)
 
 
-def _query(
-    job: Job, query: str | ImageLike, model: str | None, where: tuple[str | None, int | None]
-) -> tuple[Floats, str]:
-    """The query's vector, and the family of the model that made it. `where`: the device and its threads."""
+def _query(job: Job, query: str | ImageLike, model: str | None, where: tuple[str | None, int | None]) -> Floats:
+    """The query's vector. `where`: the device and its threads."""
     path = local.resolve(model or job.model.reference)
     if sha256_file(path) != job.model.sha256:
         raise BuildError(f"{path}: not the model file that {job.folder} was made with; give that one's path as `model`")
@@ -112,7 +104,8 @@ def _query(
             items = embedder.items([query], prompt_name=prompt)
         except InputError as error:
             raise UsageError(f"query: {error.reason}", param="query") from None
-        return embedder.embed(items, dimension=job.model.dimensions)[0], embedder.spec.family
+        found: Floats = embedder.embed(items, dimension=job.model.dimensions)[0]
+        return found
 
 
 def nearest(job: Job, log: Log, query: Floats, *, top: int) -> list[tuple[float, str, int]]:

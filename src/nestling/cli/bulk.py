@@ -19,7 +19,6 @@ from nestling.cli.options import DeviceOption, DimensionsOption, JsonOption, Mod
 from nestling.engine.names import DEVICES, kind_of, parse_devices
 from nestling.errors import UsageError
 from nestling.models import local
-from nestling.models.towers import UNTRAINED
 from nestling.spec import Task
 
 if TYPE_CHECKING:
@@ -214,8 +213,6 @@ def search(
         kept = list(found.hits[0].kept) if found.hits else []
         rows = [[f"{hit.score:.4f}", str(hit.id), *(_short(hit.kept[name]) for name in kept)] for hit in found.hits]
         show_table("", ["score", "id", *kept], rows)
-    if found.untrained:
-        typer.echo(UNTRAINED, err=True)
     if found.rows < found.rows_total:
         typer.echo(f"unfinished: {found.rows:,} of {found.rows_total:,} rows were searched", err=True)
 

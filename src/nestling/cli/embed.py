@@ -38,7 +38,6 @@ from nestling.errors import ImageError, NestlingError, TextError, UsageError
 from nestling.models import local
 from nestling.models.embedder import Embedder
 from nestling.models.families import read_spec
-from nestling.models.towers import UNTRAINED, is_untrained
 from nestling.spec import DEFAULT_ROLE, Task
 from nestling.vectors import Floats, cosine
 
@@ -193,12 +192,6 @@ def load(
     return embedder.for_task(task) if task else embedder
 
 
-def say_untrained(embedder: Embedder, images: list[Path] | None) -> None:
-    """Beside scores of images: whether what saw them was ever trained."""
-    if images and is_untrained(embedder.spec.family):
-        typer.echo(UNTRAINED, err=True)
-
-
 def similarity(
     texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts; at least two inputs.")] = None,
     image: ImagesOption = None,
@@ -221,7 +214,6 @@ def similarity(
             embedder = embedder.for_task(Task.TEXT_MATCHING)  # of a base
         with naming(rows, lines_of=None):
             vectors = embedder.embed(embedder.items(rows, prompt_name=prompt), dimension=dimensions)
-    say_untrained(embedder, image)
     names, matrix = [*map(str, rows)], cosine(vectors, vectors)
     if as_json:
         typer.echo(json.dumps({"texts": names, "cosine": matrix.tolist()}, ensure_ascii=False))

@@ -8,7 +8,7 @@ import typer
 
 from nestling._util.files import check_output_folder
 from nestling.cli.console import Bars, show_table
-from nestling.cli.embed import Backend, load, naming, read_inputs, say_untrained
+from nestling.cli.embed import Backend, load, naming, read_inputs
 from nestling.cli.hub import open_checkpoint
 from nestling.cli.options import (
     ArithmeticOption,
@@ -59,7 +59,6 @@ def rerank(
         embedder = load(reference, task, Backend(engine, device, arithmetic), spec, bars)
         with naming(rows, lines_of=None if documents else file or Path("-")):
             best = embedder.rerank(query, rows, top_n=top_n, scoring=scoring, truncate=truncate)
-    say_untrained(embedder, image)
     if as_json:
         results = [{"index": one.index, "relevance_score": one.score, "text": str(rows[one.index])} for one in best]
         typer.echo(json.dumps({"model": reference, "scoring": scoring, "results": results}, ensure_ascii=False))

@@ -8,7 +8,6 @@ from nestling.evaluation.data import Form
 from nestling.evaluation.metrics import LEVEL, MEASURES, SPEARMAN, Interval
 from nestling.evaluation.results import ModelFacts, QualityResult, SpeedResult
 from nestling.evaluation.scoring import difference
-from nestling.models.towers import UNTRAINED, is_untrained
 
 MIB = 2**20
 MOST_IN_PAIRS = 4
@@ -57,12 +56,11 @@ def title(group: Sequence[QualityResult]) -> str:
 
 
 def subject(group: Sequence[QualityResult]) -> str:
-    """A benchmark, the measured task and family, and whether the vision tower is untrained."""
+    """A benchmark, the measured task and family."""
     foreign = "" if _fits(group[0]) else " (a set for other tasks)"
     families = {one.model.family for one in group if one.model.family}
     of = f", {next(iter(families))}" if len(families) == 1 else ""
-    random = "; vision tower untrained" if untrained(group) else ""
-    return f"{group[0].benchmark.name}{foreign}{of}, {group[0].model.task}{random}"
+    return f"{group[0].benchmark.name}{foreign}{of}, {group[0].model.task}"
 
 
 def headline(result: QualityResult) -> str:
@@ -88,12 +86,6 @@ def _form(result: QualityResult | SpeedResult) -> str:
     return f", {form}" if form else ""
 
 
-def untrained(group: Sequence[QualityResult]) -> list[str]:
-    """A note on the starter's figures on images, if there are any."""
-    meaningless = any(one.benchmark.form == Form.IMAGES and is_untrained(one.model.family) for one in group)
-    return [UNTRAINED] if meaningless else []
-
-
 def _measures(group: Sequence[QualityResult]) -> Table:
     main = headline(group[0])
     names = [SPEARMAN] if main == SPEARMAN else list(MEASURES)
@@ -103,7 +95,7 @@ def _measures(group: Sequence[QualityResult]) -> Table:
         for label, one in zip(labels(group), group, strict=True)
     ]
     note = f"In brackets the {LEVEL:.0%} bootstrap interval; compare models by the paired differences below."
-    return Table(f"{subject(group)}: measures", columns, rows, [note, *untrained(group)])
+    return Table(f"{subject(group)}: measures", columns, rows, [note])
 
 
 def _measure(result: QualityResult, name: str, main: str) -> str:
@@ -173,7 +165,7 @@ def published(results: Sequence[QualityResult], measure: str = "nDCG@5") -> list
             _size_cells(key[0], facts) + [cells.get((key, name), NOTHING) for name in sets]
             for key, facts in models.items()
         ]
-        found.append(Table(f"{measure}, {task}", ["model", "MiB", "bits/weight", *sets], rows, untrained(group)))
+        found.append(Table(f"{measure}, {task}", ["model", "MiB", "bits/weight", *sets], rows))
     return found
 
 

@@ -12,15 +12,8 @@ from nestling.formats.mmproj import tower_path
 from nestling.models import hub
 from nestling.models.families import FAMILIES, known_family
 from nestling.models.hub_models import TOWER_NAME
-from nestling.models.local import STARTER, family_folder
+from nestling.models.local import family_folder
 from nestling.spec import ModelSpec, Task
-
-UNTRAINED = "The starter's vision tower has random weights, so its figures on images are meaningless."
-
-
-def is_untrained(family: str | None) -> bool:
-    """True for the family whose vision tower was never trained; whoever shows scores of its images says `UNTRAINED`."""
-    return family == STARTER
 
 
 def tower_of(model: Path, spec: ModelSpec) -> Path:

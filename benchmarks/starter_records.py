@@ -84,6 +84,7 @@ def steps(reference: str, built: Path) -> list[Step]:
         Step("report", (*NESTLING, "report", *OUT[1:], "--out", "docs/report"), measured, sees=True),
         Step("plot of quantization", _benchmark("plot_quantization"), measured),
         Step("table of adapters", _benchmark("adapters", "table"), measured),
+        Step("tables of scale", _benchmark("scale"), measured),
         Step("tables", _benchmark("tables"), measured, sees=True),
     ]
 

@@ -38,7 +38,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/ready: pyproject.toml data/pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable data --editable '.[serve]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable data --editable '.[images,serve]'
 	touch $@
 
 $(VENV)/ready-dev: pyproject.toml data/pyproject.toml constraints.txt | $(VENV)/bin/python

@@ -48,6 +48,12 @@ def test_without_the_data_there_are_no_tries_with_pictures(monkeypatch: pytest.M
     assert pages.whole(rows) == rows[:1]
 
 
+def test_without_pillow_there_are_no_tries_with_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = json.loads(pages.TRIES.read_text("utf-8"))
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    assert pages.whole(rows) == [one for one in rows if not one["images"]]
+
+
 def test_candidates_are_whole() -> None:
     data = data_folder(".", wanted_for="this test")
     for one in CANDIDATES:

@@ -1,7 +1,8 @@
 """The server's own pages, and the tries that its first page offers: examples with known answers, one click each.
 
 The texts of the tries are in `playground/tries.json`; their pictures are files of nestling-data, so without that
-package tries with pictures are left out. Whether a try holds depends on the model: the page says what it found.
+package, or without Pillow, which decodes them, tries with pictures are left out. Whether a try holds depends on the
+model: the page says what it found.
 """
 
 import base64
@@ -14,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from nestling._util.data import data_folder
+from nestling._util.extras import need
 from nestling.errors import UsageError
 
 FOLDER = Path(__file__).parent / "playground"
@@ -44,8 +46,9 @@ async def tries(_request: Request) -> Response:
 
 
 def whole(listed: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Tries as the page gets them: each picture with its bytes; those with pictures need nestling-data."""
+    """Tries as the page gets them: each picture with its bytes; those with pictures need nestling-data and Pillow."""
     try:
+        need("PIL", wanted_for="the pictures of the page's tries", extra="images")
         data = data_folder(".", wanted_for="the pictures of the page's tries")
     except UsageError:
         return [one for one in listed if not one["images"]]
